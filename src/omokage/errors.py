@@ -1,0 +1,62 @@
+"""The exception tree. Catch `OmokageError` to catch them all.
+
+    OmokageError
+    ├── InputError              something the user gave cannot be used
+    │   ├── MediaError          a picture, video or sound file cannot be read
+    │   ├── NoFaceError         no usable face where one is needed
+    │   ├── CaptureRefusedError the recording is hopeless for an avatar (see `omokage check`)
+    │   └── BundleError         an avatar file is damaged, foreign or from a newer version
+    ├── OutputError             a result cannot be written (no room, no permission, bad suffix)
+    ├── MissingDependencyError  an optional package or a system library is not there
+    └── InternalError           a promise between our own stages was broken
+
+Every message is one sentence or two that say what was got, what is needed and what to do.
+"""
+
+from __future__ import annotations
+
+
+class OmokageError(Exception):
+    """Base of all errors that omokage raises on purpose; `exit_code` is the command line's status."""
+
+    exit_code = 1
+
+
+class InputError(OmokageError):
+    """Something the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class MediaError(InputError):
+    """A picture, video or sound file cannot be read."""
+
+
+class NoFaceError(InputError):
+    """No usable face where one is needed."""
+
+
+class CaptureRefusedError(InputError):
+    """The recording is hopeless for an avatar; the message names the worst findings."""
+
+
+class BundleError(InputError):
+    """An avatar file is damaged, foreign or from a newer version."""
+
+
+class OutputError(OmokageError):
+    """A result cannot be written: no room, no permission, a suffix that names no known format."""
+
+    exit_code = 3
+
+
+class MissingDependencyError(OmokageError):
+    """An optional package or a system library is not there; the message names the install command."""
+
+    exit_code = 4
+
+
+class InternalError(OmokageError):
+    """A promise between our own stages was broken: a defect of omokage, not of the input."""
+
+    exit_code = 70

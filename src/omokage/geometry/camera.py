@@ -1,0 +1,75 @@
+"""The one camera of omokage, and rotations of the head in front of it.
+
+Axes (OpenCV): x to the right of the picture, y down, z away from the camera. Units: centimetres in space, pixels in
+the picture, radians for angles. A head at rest (rotation 0) looks straight into the camera, that is along -z; its
+own x axis points to the right of the picture (the subject's left).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Camera:
+    """Pinhole without distortion; the principal point is the centre of the picture.
+
+    `focal_px`: focal length in pixels; `width`, `height`: picture in pixels. The x of pixel centres is 0.5, 1.5, ...
+    """
+
+    focal_px: float
+    width: int
+    height: int
+
+    @classmethod
+    def for_image(cls, width: int, height: int) -> Camera:
+        """The stated default: focal length 2 x the longer side (28 degrees), typical of a portrait."""
+        return cls(focal_px=2.0 * max(width, height), width=width, height=height)
+
+    def project(self, points: Float) -> Float:
+        """Points (..., 3) in cm -> (..., 3): x, y in pixels and the depth z in cm."""
+        z = points[..., 2]
+        x = self.focal_px * points[..., 0] / z + self.width / 2
+        y = self.focal_px * points[..., 1] / z + self.height / 2
+        return np.stack([x, y, z], axis=-1)
+
+
+def rotation_matrix(axis_angle: Float) -> Float:
+    """Axis-angle (..., 3) in radians -> rotation matrices (..., 3, 3) (Rodrigues)."""
+    axis_angle = np.asarray(axis_angle, dtype=np.float64)
+    angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
+    x, y, z = np.moveaxis(axis_angle, -1, 0)
+    zero = np.zeros_like(x)
+    cross = np.stack([zero, -z, y, z, zero, -x, -y, x, zero], axis=-1).reshape(*x.shape, 3, 3)
+    # sinc keeps both factors smooth at angle 0.
+    first = np.sinc(angle / np.pi)
+    second = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
+    return np.eye(3) + first * cross + second * (cross @ cross)
+
+
+def axis_angle(rotation: Float) -> Float:
+    """Rotation matrices (..., 3, 3) -> axis-angle (..., 3) in radians, angle in [0, pi]."""
+    from scipy.spatial.transform import Rotation
+
+    flat = Rotation.from_matrix(np.asarray(rotation).reshape(-1, 3, 3)).as_rotvec()
+    return np.asarray(flat.reshape(*np.shape(rotation)[:-2], 3), dtype=np.float64)
+
+
+def yaw_pitch_roll(rotation: Float) -> Float:
+    """Axis-angle (..., 3) -> yaw, pitch, roll (..., 3) in radians.
+
+    Yaw > 0: the face turns to the right of the picture; pitch > 0: it looks up; roll > 0: the head tilts clockwise
+    as seen in the picture.
+    """
+    matrix = rotation_matrix(rotation)
+    forward = -matrix[..., :, 2]
+    right = matrix[..., :, 0]
+    yaw = np.arctan2(forward[..., 0], -forward[..., 2])
+    pitch = np.arcsin(np.clip(-forward[..., 1], -1, 1))
+    roll = np.arctan2(right[..., 1], np.hypot(right[..., 0], right[..., 2]))
+    return np.stack([yaw, pitch, roll], axis=-1)

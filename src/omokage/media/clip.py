@@ -1,0 +1,53 @@
+"""Records of media: a frame, what a clip is, a sound track."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]  # (H, W, 3) RGB
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One decoded picture.
+
+    `image`: uint8 (H, W, 3) RGB, upright, square pixels. `index` counts from 0 in the stream that was asked
+    for; `time_s` is the exact presentation time in seconds from the start of the clip.
+    """
+
+    index: int
+    time_s: float
+    image: Image
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInfo:
+    """What a video file holds, from its headers and packet time stamps (no pictures decoded).
+
+    `width`, `height` are of the upright picture with square pixels (px). `frame_rate` is the constant rate to
+    which `read_frames` brings the clip by default; `is_variable_rate` says that the file's own spacing varies.
+    """
+
+    path: Path
+    width: int
+    height: int
+    frame_rate: Fraction
+    frame_count: int
+    duration_s: float
+    rotation_deg: int
+    is_variable_rate: bool
+    pixel_format: str
+    has_audio: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Audio:
+    """A sound track: `samples` float32 (S, channels) in [-1, 1] at `sample_rate` Hz; sample 0 plays at time 0."""
+
+    samples: NDArray[np.float32]
+    sample_rate: int

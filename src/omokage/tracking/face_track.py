@@ -1,0 +1,128 @@
+"""The record of what a person's face did: one `Subject`, and the state of every frame.
+
+A frame without a face stays in the track, marked by `is_tracked`, so that frame numbers and times are never lost.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.errors import InputError
+from omokage.geometry.camera import Camera
+
+FORMAT_VERSION = 1
+
+# The 52 names of ARKit's ARFaceAnchor.BlendShapeLocation without `tongueOut`, then `tongueOut`: the order in which phone
+# capture apps write them. `expression[:, i]` belongs to BLENDSHAPES[i].
+BLENDSHAPES: tuple[str, ...] = (
+    "eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft",
+    "eyeWideLeft", "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight",
+    "eyeSquintRight", "eyeWideRight", "jawForward", "jawLeft", "jawRight", "jawOpen", "mouthClose",
+    "mouthFunnel", "mouthPucker", "mouthLeft", "mouthRight", "mouthSmileLeft", "mouthSmileRight",
+    "mouthFrownLeft", "mouthFrownRight", "mouthDimpleLeft", "mouthDimpleRight", "mouthStretchLeft",
+    "mouthStretchRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper",
+    "mouthPressLeft", "mouthPressRight", "mouthLowerDownLeft", "mouthLowerDownRight", "mouthUpperUpLeft",
+    "mouthUpperUpRight", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight",
+    "cheekPuff", "cheekSquintLeft", "cheekSquintRight", "noseSneerLeft", "noseSneerRight", "tongueOut",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A person's own face model: what the morphable model becomes once identity is solved.
+
+    neutral: float32 (V, 3), face without expression in head space, cm.
+    blendshapes: float32 (52, V, 3), displacement at weight 1, cm, in the order of `BLENDSHAPES`.
+    identity: float32 (K,), coefficients of the morphable model behind `neutral`.
+    """
+
+    neutral: NDArray[np.float32]
+    blendshapes: NDArray[np.float32]
+    identity: NDArray[np.float32]
+
+    def vertices(self, expression: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Weights (..., 52) -> vertices (..., V, 3) in head space, cm. Gaze is applied by `morphable`."""
+        flat = self.blendshapes.reshape(self.blendshapes.shape[0], -1).astype(np.float64)
+        moved = np.asarray(expression, dtype=np.float64) @ flat
+        return self.neutral + moved.reshape(*moved.shape[:-1], *self.neutral.shape)
+
+
+@dataclass(frozen=True)
+class FaceTrack:
+    """Head pose, expression and gaze over time. All arrays have the length T of the clip.
+
+    frame_index: int64 (T,), number of the frame in the clip.  time_s: float64 (T,), seconds.
+    is_tracked: bool (T,), False where no face was found; such rows hold the last known state.
+    confidence: float32 (T,) in [0, 1].
+    rotation: float64 (T, 3), axis-angle, head to camera.  translation: float64 (T, 3), cm, of the head's origin.
+    expression: float32 (T, 52) in [0, 1], order of `BLENDSHAPES`.
+    gaze: float32 (T, 2, 2), yaw and pitch in radians in head space, of the picture's left and right eye.
+    torso: float32 (T, 4): shift x, y in head widths, log scale and roll of the shoulders against the clip's mean.
+    landmarks: float32 (T, 478, 3), x, y in pixels of the clip's picture, z of the same scale (MediaPipe's order).
+    """
+
+    frame_index: NDArray[np.int64]
+    time_s: NDArray[np.float64]
+    is_tracked: NDArray[np.bool_]
+    confidence: NDArray[np.float32]
+    rotation: NDArray[np.float64]
+    translation: NDArray[np.float64]
+    expression: NDArray[np.float32]
+    gaze: NDArray[np.float32]
+    torso: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+    camera: Camera
+    subject: Subject
+
+    def __post_init__(self) -> None:
+        length = len(self.frame_index)
+        for name in FRAME_ARRAYS:
+            if len(getattr(self, name)) != length:
+                raise InputError(
+                    f"a face track needs {length} rows in '{name}', got {len(getattr(self, name))}; track the clip again"
+                )
+
+    def __len__(self) -> int:
+        return len(self.frame_index)
+
+    def select(self, rows: NDArray[np.integer] | NDArray[np.bool_] | slice) -> Self:
+        """The same track at some rows only (numbers and times are kept)."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in FRAME_ARRAYS})
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file, atomically."""
+        from safetensors.numpy import save
+
+        tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in FRAME_ARRAYS}
+        tensors |= {f"subject.{f.name}": np.ascontiguousarray(getattr(self.subject, f.name)) for f in fields(Subject)}
+        camera = {"focal_px": self.camera.focal_px, "width": self.camera.width, "height": self.camera.height}
+        metadata = {"format": "omokage.face_track", "version": str(FORMAT_VERSION), "camera": json.dumps(camera)}
+        partial = path.with_name(path.name + ".part")
+        partial.write_bytes(save(tensors, metadata))
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file of `save`. Raises InputError when it is something else or damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("format") != "omokage.face_track" or int(metadata["version"]) > FORMAT_VERSION:
+                raise InputError(f"{path} is not a face track that this version reads; track the clip again")
+            camera = Camera(**json.loads(metadata["camera"]))
+            subject = Subject(**{f.name: tensors.pop(f"subject.{f.name}") for f in fields(Subject)})
+            return cls(**tensors, camera=camera, subject=subject)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} is not a readable face track ({error}); track the clip again") from error
+
+
+FRAME_ARRAYS: tuple[str, ...] = tuple(f.name for f in fields(FaceTrack) if f.name not in ("camera", "subject"))
