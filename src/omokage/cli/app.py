@@ -1,0 +1,301 @@
+"""The command line: parse, call one pipeline, say what was made. Errors become one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+from omokage import OmokageError, OutputError, __version__
+from omokage.cli.progress import ProgressBar
+
+INTERRUPTED = 130  # what a shell reports after Ctrl-C
+TERMINATED = 143
+STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
+STOPPED_CREATE = (
+    "stopped; what is done so far is kept beside the output, and the same command goes on from there"
+)
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FilePath = click.Path(path_type=Path)
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+size_option = click.option(
+    "--size",
+    type=click.Choice([128, 256, 512]),
+    default=256,
+    show_default=True,
+    help="Picture side in pixels.",
+)
+
+
+def output_option(help_text: str, *, is_required: bool = True) -> Callable[[Command], Command]:
+    return click.option("-o", "--output", type=FilePath, required=is_required, help=help_text)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="omokage %(version)s")
+@click.option("--debug", is_flag=True, help="Show the traceback when something goes wrong, and log more.")
+def app(debug: bool) -> None:
+    """One ordinary recording of a person becomes an avatar that repeats anybody's movement.
+
+    Everything runs on this machine; nothing is sent anywhere. Start with `omokage demo`.
+    """
+    logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+
+
+@app.command()
+@click.argument("recording", type=FilePath)
+@output_option("Folder for the contact sheet and the report as text and JSON.", is_required=False)
+@json_option
+@quiet_option
+def check(recording: Path, output: Path | None, as_json: bool, quiet: bool) -> int:
+    """Is RECORDING good enough, and what to change.
+
+    Looks at the face, light, sharpness, movement, cuts and sound, and says what to do about each finding.
+    The exit status is 0 when the verdict is good or usable, 2 when it is refuse.
+    """
+    from omokage.pipelines.check import check as check_pipeline
+
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        report = check_pipeline(recording, output=output, on_progress=on_progress)
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+    return 2 if report.verdict == "refuse" else 0
+
+
+@app.command()
+@click.argument("video", type=FilePath)
+@output_option("The avatar file to write, such as me.avatar.")
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Training time."
+)
+@size_option
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
+@click.option("--force", is_flag=True, help="Train even when `omokage check` refuses the recording.")
+@click.option(
+    "--evaluate/--no-evaluate", default=True, show_default=True, help="Measure the result at the end."
+)
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
+)
+@click.option("--label", help="A visible text on every picture that is made of this person.")
+@quiet_option
+def create(
+    video: Path,
+    output: Path,
+    minutes: float,
+    size: int,
+    seed: int,
+    force: bool,
+    evaluate: bool,
+    resume: bool,
+    label: str | None,
+    quiet: bool,
+) -> None:
+    """Make an avatar from one recording.
+
+    VIDEO shows one person in one take. It is checked, tracked, trained from and measured; a stopped run goes on
+    when the same command is given again.
+    """
+    refuse_same_file(output, video)
+    from omokage.pipelines.create import CreateConfig, create_avatar
+
+    config = CreateConfig(
+        minutes=minutes, size=size, seed=seed, force=force, evaluate=evaluate, resume=resume, label=label
+    )
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        create_avatar(video, output=output, config=config, on_progress=on_progress)
+    click.echo(f"avatar: {output}")
+
+
+@app.command()
+@click.argument("avatar", type=FilePath)
+@click.argument("driver", type=FilePath)
+@output_option("The video to write: .mp4, or .webm for a transparent background.")
+@click.option("--expression-strength", type=click.FloatRange(0, 2), default=1.0, show_default=True)
+@click.option("--pose-strength", type=click.FloatRange(0, 2), default=1.0, show_default=True)
+@click.option(
+    "--mouth-only", is_flag=True, help="Move the mouth and jaw; head, eyes and shoulders stay at rest."
+)
+@click.option(
+    "--gaze",
+    type=click.Choice(["driver", "camera"]),
+    default="driver",
+    show_default=True,
+    help="Follow the driver's eyes, or look into the camera.",
+)
+@click.option(
+    "--blink",
+    type=click.FloatRange(0, 2),
+    default=1.0,
+    show_default=True,
+    help="Strength of blinks; 0 for none.",
+)
+@click.option(
+    "--background",
+    default="own",
+    show_default=True,
+    help="own, transparent, a color as #rrggbb, or a picture file.",
+)
+@click.option("--label", help="A visible text on every picture.")
+@click.option(
+    "--runtime",
+    type=click.Choice(["auto", "torch", "onnxruntime", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="What computes the pictures.",
+)
+@quiet_option
+def reenact(avatar: Path, driver: Path, output: Path, quiet: bool, **controls: Any) -> None:
+    """Let AVATAR repeat the movement of DRIVER.
+
+    DRIVER is a video, a saved face track (.track) or the blendshape table of a phone capture app (.csv).
+    """
+    refuse_same_file(output, avatar, driver)
+    from omokage.pipelines.reenact import ReenactConfig
+    from omokage.pipelines.reenact import reenact as reenact_pipeline
+
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        result = reenact_pipeline(
+            avatar, driver, output=output, config=ReenactConfig(**controls), on_progress=on_progress
+        )
+    for sentence in result.warnings:
+        click.echo(f"note: {sentence}", err=True)
+    click.echo(f"video: {output}")
+
+
+@app.command()
+@click.argument("avatar", type=FilePath)
+@click.option("--recording", type=FilePath, help="The recording it was made from; needed when it was moved.")
+@output_option("Folder for the report (default: <avatar>-report beside it).", is_required=False)
+@json_option
+@quiet_option
+def evaluate(avatar: Path, recording: Path | None, output: Path | None, as_json: bool, quiet: bool) -> None:
+    """Measure AVATAR on held-out frames.
+
+    The report has numbers, pictures and plots of the part of the recording that was never trained on.
+    """
+    from omokage.pipelines.evaluate import evaluate_avatar
+
+    folder = output or avatar.with_name(f"{avatar.stem}-report")
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        result = evaluate_avatar(avatar, recording=recording, output=folder, on_progress=on_progress)
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else f"{result.to_text()}\nreport: {folder}")
+
+
+@app.command()
+@click.argument("photo", type=FilePath)
+@output_option("The video to write, such as clip.mp4.")
+@click.option(
+    "--seconds", type=click.FloatRange(5, 300), default=30.0, show_default=True, help="Length of the clip."
+)
+@quiet_option
+def rehearse(photo: Path, output: Path, seconds: float, quiet: bool) -> None:
+    """Animate one PHOTO into a short clip.
+
+    The clip is enough for `omokage create`; such an avatar has only ever seen one picture.
+    """
+    refuse_same_file(output, photo)
+    from omokage.pipelines.rehearse import rehearse as rehearse_pipeline
+
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        rehearse_pipeline(photo, output=output, seconds=seconds, on_progress=on_progress)
+    click.echo(f"video: {output}")
+
+
+@app.command()
+@size_option
+@json_option
+@quiet_option
+def bench(size: int, as_json: bool, quiet: bool) -> None:
+    """Measure what this machine can do.
+
+    Frames a second, latency, minutes of training and memory.
+    """
+    from omokage.pipelines.bench import bench as bench_pipeline
+
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        report = bench_pipeline(size=size, on_progress=on_progress)
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+
+
+@app.command()
+@click.option(
+    "-o", "--output", type=FilePath, default="demo-output", show_default=True, help="Folder for the results."
+)
+@click.option(
+    "--minutes", type=click.FloatRange(min=0.1), default=3.0, show_default=True, help="Training time."
+)
+@quiet_option
+def demo(output: Path, minutes: float, quiet: bool) -> None:
+    """Do all of it with the sample portrait.
+
+    Rehearse, create, reenact and evaluate, then the list of files to open.
+    """
+    from omokage.pipelines.demo import demo as demo_pipeline
+
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        result = demo_pipeline(output, minutes=minutes, on_progress=on_progress)
+    click.echo("Open these files:")
+    for file in result.files:
+        click.echo(f"  {file}")
+
+
+def refuse_same_file(output: Path, *inputs: Path) -> None:
+    """Never let a result replace what it is made from."""
+    for given in inputs:
+        if output.exists() and given.exists() and output.samefile(given):
+            raise OutputError(f"the output {output} is also an input; give -o another name")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line; returns the exit code. Prints at most one sentence about what went wrong."""
+    try:
+        status = app.main(list(arguments), prog_name="omokage", standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.Abort:  # what click makes of KeyboardInterrupt
+        return complain(STOPPED_CREATE if "create" in arguments else STOPPED, INTERRUPTED)
+    except Exception as error:
+        if "--debug" in arguments:
+            logging.getLogger("omokage").exception("the traceback, because of --debug")
+        return complain(*describe(error))
+
+
+def describe(error: Exception) -> tuple[str, int]:
+    """One sentence for people and the exit code for scripts."""
+    match error:
+        case OmokageError():
+            return str(error), error.exit_code
+        case click.ClickException():
+            context = getattr(error, "ctx", None)
+            hint = f" (see '{context.command_path} --help')" if context else ""
+            return error.format_message().rstrip(".") + hint, error.exit_code
+        case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the disk is full; make room and run the same command again", OutputError.exit_code
+        case OSError() if error.filename:
+            return f"cannot use {error.filename}: {error.strerror}", OutputError.exit_code
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
+        return "this machine ran out of memory; close other programs or choose a smaller --size", 71
+    cause = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"unexpected error ({cause}); run again as 'omokage --debug ...' and report what it shows", 70
+
+
+def complain(sentence: str, exit_code: int) -> int:
+    click.echo(f"omokage: {sentence}", err=True)
+    return exit_code
+
+
+def main() -> NoReturn:
+    """The `omokage` command."""
+    # A stop by the system runs the same clean-up as Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    sys.exit(run(sys.argv[1:]))
