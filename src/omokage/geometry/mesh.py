@@ -1,7 +1,7 @@
 """Triangle meshes: normals, edges, boundary loops and Laplacians.
 
 Legend: V vertices, F faces. `vertices` (V, 3), `triangles` int32 (F, 3). The normal of a triangle is
-(b - a) x (c - a); our face meshes are wound so that it points out of the head, towards the camera (negative z).
+(b - a) x (c - a); our face meshes are wound so that it points out of the head, to the camera (negative z).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def vertex_normals(vertices: NDArray[np.floating], triangles: Triangles) -> Floa
     return normals
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _vertex_normals(points, triangles):  # type: ignore[no-untyped-def]
     normals = np.zeros_like(points)
     for f in range(triangles.shape[0]):

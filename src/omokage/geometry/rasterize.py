@@ -38,8 +38,8 @@ class Raster:
 def rasterize(vertices_px: NDArray[np.floating], triangles: Triangles, height: int, width: int) -> Raster:
     """Draw a mesh, both sides of its triangles, nearest first.
 
-    vertices_px: (V, 3), x and y in pixels and the depth z > 0, as `Camera.project` gives them. Triangles with a
-    corner at z <= 0 are left out. Where two triangles are equally near, the one with the lower index wins.
+    vertices_px: (V, 3), x and y in pixels and the depth z > 0, as `Camera.project` gives it. Triangles with a
+    corner at z <= 0 are left out. Where two are equally near, the one with the lower index wins.
     """
     points = np.ascontiguousarray(vertices_px, dtype=np.float64)
     triangle_id = np.full((height, width), -1, dtype=np.int32)
@@ -48,7 +48,7 @@ def rasterize(vertices_px: NDArray[np.floating], triangles: Triangles, height: i
     return Raster(triangle_id, barycentric)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _rasterize(points, triangles, triangle_id, barycentric):  # type: ignore[no-untyped-def]
     height, width = triangle_id.shape
     nearness = np.zeros((height, width))  # 1 / z: linear in the picture, 0 = nothing yet
@@ -133,7 +133,7 @@ def interpolate(
     return picture
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@njit(cache=True, nogil=True)
 def _interpolate(triangle_id, barycentric, triangles, values, picture):  # type: ignore[no-untyped-def]
     height, width, channels = picture.shape
     for row in range(height):
