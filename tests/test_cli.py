@@ -1,0 +1,364 @@
+"""The command line with fakes in place of the pipelines: flags, messages, exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from omokage.cli import app as cli
+from omokage.cli.progress import ProgressBar
+from omokage.config import Progress
+from omokage.errors import (
+    CaptureRefusedError,
+    InternalError,
+    MissingDependencyError,
+    NoFaceError,
+    OutputError,
+)
+
+# Every command and flag. Whoever changes one changes it here, in README and in CHANGELOG.
+FLAGS = {
+    "": ["--debug", "--help", "--version", "-h"],
+    "bench": ["--help", "--json", "--quiet", "--size", "-h"],
+    "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
+    "create": [
+        "--evaluate", "--force", "--help", "--label", "--minutes", "--no-evaluate", "--no-resume", "--output",
+        "--quiet", "--resume", "--seed", "--size", "-h", "-o", "VIDEO",
+    ],
+    "demo": ["--help", "--minutes", "--output", "--quiet", "-h", "-o"],
+    "evaluate": ["--help", "--json", "--output", "--quiet", "--recording", "-h", "-o", "AVATAR"],
+    "reenact": [
+        "--background", "--blink", "--expression-strength", "--gaze", "--help", "--label", "--mouth-only", "--output",
+        "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
+    ],
+    "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
+}  # fmt: skip
+
+
+@dataclass
+class Config:
+    """A stand-in for a pipeline's configuration: remembers what it was given."""
+
+    values: dict[str, Any]
+
+    def __init__(self, **values: Any) -> None:
+        self.values = values
+
+
+class Calls:
+    """Fake pipelines: remembers how they were called, and lets a test decide what they do."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.arguments: tuple[Any, ...] = ()
+        self.keywords: dict[str, Any] = {}
+        self.result: Any = None
+        self.act: Callable[[], None] = lambda: None
+        names = {
+            "check": "check", "create": "create_avatar", "reenact": "reenact", "evaluate": "evaluate_avatar",
+            "rehearse": "rehearse", "bench": "bench", "demo": "demo",
+        }  # fmt: skip
+        for module_name, function in names.items():
+            module = ModuleType(f"omokage.pipelines.{module_name}")
+            setattr(module, function, self)
+            module.CreateConfig = module.ReenactConfig = Config  # type: ignore[attr-defined]
+            monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        self.arguments, self.keywords = arguments, keywords
+        keywords["on_progress"](Progress("working", 1, 2))
+        self.act()
+        return self.result
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    return Calls(monkeypatch)
+
+
+def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    code = cli.run(line.split())
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_flags_are_frozen() -> None:
+    commands = {"": cli.app, **cli.app.commands}
+    found = {}
+    for name, command in commands.items():
+        parameters = command.get_params(cli.click.Context(command))
+        shown = [
+            p.make_metavar(cli.click.Context(command)) for p in parameters if p.param_type_name == "argument"
+        ]
+        options = [o for p in parameters for o in p.opts + p.secondary_opts if p.param_type_name == "option"]
+        found[name] = {*options, *shown, "-h", "--help"}
+    assert found == {name: set(flags) for name, flags in FLAGS.items()}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_help_needs_nothing_heavy(command: str) -> None:
+    script = (
+        "import sys; from omokage.cli.app import run; code = run(sys.argv[1:]); "
+        "heavy = {'torch', 'cv2', 'mediapipe', 'av', 'numpy', 'scipy', 'numba', 'onnxruntime'} & set(sys.modules); "
+        "sys.exit(code or bool(heavy) and f'{heavy} loaded')"
+    )
+    arguments = [*command.split(), "--help"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Usage: omokage")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from omokage import __version__
+
+    assert run("--version", capsys) == (0, f"omokage {__version__}\n", "")
+
+
+def test_check(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.result = SimpleNamespace(
+        verdict="good", to_text=lambda: "all is well", to_json=lambda: '{"verdict": "good"}'
+    )
+    assert run("check me.mp4 --quiet", capsys) == (0, "all is well\n", "")
+    assert calls.arguments == (Path("me.mp4"),)
+    assert calls.keywords["output"] is None
+    code, out, _ = run("check me.mp4 --json -o sheets", capsys)
+    assert (code, json.loads(out)) == (0, {"verdict": "good"})
+    assert calls.keywords["output"] == Path("sheets")
+    calls.result.verdict = "refuse"
+    assert run("check me.mp4 --quiet", capsys)[0] == 2
+
+
+def test_create(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("create me.mp4 -o me.avatar --quiet", capsys) == (0, "avatar: me.avatar\n", "")
+    assert calls.arguments == (Path("me.mp4"),)
+    assert calls.keywords["output"] == Path("me.avatar")
+    defaults = {
+        "minutes": 10.0,
+        "size": 256,
+        "seed": 0,
+        "force": False,
+        "evaluate": True,
+        "resume": True,
+        "label": None,
+    }
+    assert calls.keywords["config"].values == defaults
+    run("create a -o b --minutes 1 --size 128 --seed 7 --force --no-evaluate --no-resume --label hi", capsys)
+    assert calls.keywords["config"].values == {
+        "minutes": 1.0,
+        "size": 128,
+        "seed": 7,
+        "force": True,
+        "evaluate": False,
+        "resume": False,
+        "label": "hi",
+    }
+
+
+def test_reenact(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.result = SimpleNamespace(warnings=("yaw was limited",))
+    code, out, err = run("reenact me.avatar d.mp4 -o out.mp4 --quiet", capsys)
+    assert (code, out, err) == (0, "video: out.mp4\n", "note: yaw was limited\n")
+    assert calls.arguments == (Path("me.avatar"), Path("d.mp4"))
+    assert calls.keywords["config"].values == {
+        "expression_strength": 1.0, "pose_strength": 1.0, "mouth_only": False, "gaze": "driver", "blink": 1.0,
+        "background": "own", "label": None, "runtime": "auto",
+    }  # fmt: skip
+    run("reenact a b -o c --gaze camera --blink 0 --background #00ff00 --mouth-only --runtime torch", capsys)
+    values = calls.keywords["config"].values
+    assert (values["gaze"], values["blink"], values["background"]) == ("camera", 0, "#00ff00")
+    assert (values["mouth_only"], values["runtime"]) == (True, "torch")
+
+
+def test_evaluate_rehearse_bench_demo(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.result = SimpleNamespace(
+        to_text=lambda: "numbers",
+        to_json=lambda: "{}",
+        files=(Path("demo-output/report.html"), Path("x.mp4")),
+    )
+    folder = Path("here/me-report")
+    assert run("evaluate here/me.avatar --quiet", capsys) == (0, f"numbers\nreport: {folder}\n", "")
+    assert calls.keywords["output"] == folder
+    assert run("evaluate me.avatar --quiet --json --recording me.mp4", capsys) == (0, "{}\n", "")
+    assert calls.keywords["recording"] == Path("me.mp4")
+    assert run("rehearse p.jpg -o c.mp4 --seconds 12 --quiet", capsys) == (0, "video: c.mp4\n", "")
+    assert calls.keywords["seconds"] == 12
+    assert run("bench --quiet --size 512", capsys) == (0, "numbers\n", "")
+    assert calls.keywords["size"] == 512
+    code, out, _ = run("demo --quiet", capsys)
+    assert (code, out) == (0, "Open these files:\n  demo-output/report.html\n  x.mp4\n")
+    assert (calls.arguments, calls.keywords["minutes"]) == ((Path("demo-output"),), 3.0)
+
+
+def fail(error: BaseException) -> Callable[[], None]:
+    def act() -> None:
+        raise error
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (NoFaceError("no face in me.mp4; record again"), 2, "no face in me.mp4; record again"),
+        (CaptureRefusedError("hopeless"), 2, "hopeless"),
+        (OutputError("no room"), 3, "no room"),
+        (MissingDependencyError("pip install it"), 4, "pip install it"),
+        (InternalError("broken promise"), 70, "broken promise"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x"),
+            3,
+            "the disk is full; make room and run the same",
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "locked/x"),
+            3,
+            "cannot use locked/x: Permission denied",
+        ),
+        (MemoryError(), 71, "ran out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), 71, "ran out of memory"),
+        (
+            ZeroDivisionError("float division\nby zero"),
+            70,
+            "unexpected error (ZeroDivisionError: float division)",
+        ),
+    ],
+)
+def test_errors_are_one_sentence_and_an_exit_code(
+    calls: Calls, capsys: pytest.CaptureFixture[str], error: Exception, code: int, message: str
+) -> None:
+    calls.act = fail(error)
+    got, out, err = run("create me.mp4 -o me.avatar --quiet", capsys)
+    assert (got, out) == (code, "")
+    assert err.startswith("omokage: ")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_debug_shows_the_traceback(calls: Calls, capsys: pytest.CaptureFixture[str], caplog: Any) -> None:
+    calls.act = fail(ZeroDivisionError("here"))
+    assert run("--debug bench --quiet", capsys)[0] == 70
+    assert "Traceback" in caplog.text
+    caplog.clear()
+    assert run("bench --quiet", capsys)[0] == 70
+    assert "Traceback" not in caplog.text
+
+
+def test_ctrl_c_says_what_is_kept(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.act = fail(KeyboardInterrupt())
+    code, out, err = run("create me.mp4 -o me.avatar --quiet", capsys)
+    assert (code, out) == (130, "")
+    assert "what is done so far is kept" in err
+    code, _, err = run("bench --quiet", capsys)
+    assert code == 130
+    assert "run the same command to start again" in err
+
+
+@pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_run_the_clean_up(tmp_path: Path, sent: signal.Signals, code: int) -> None:
+    script = f"""
+import sys, time, types
+from pathlib import Path
+def bench(**_):
+    try:
+        print("ready", flush=True)
+        time.sleep(30)
+    finally:
+        Path({str(tmp_path / "cleaned")!r}).touch()
+sys.modules["omokage.pipelines.bench"] = module = types.ModuleType("bench")
+module.bench = bench
+sys.argv = ["omokage", "bench", "--quiet"]
+from omokage.cli.app import main
+main()
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"ready\n"
+    process.send_signal(sent)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code
+    assert (tmp_path / "cleaned").exists()
+    assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("create", "Missing argument 'VIDEO' (see 'omokage create --help')"),
+        ("create me.mp4", "Missing option '-o' / '--output' (see 'omokage create --help')"),
+        ("create me.mp4 -o x --size 300", "'300' is not one of"),
+        ("create me.mp4 -o x --minutes 0", "0.0 is not in the range"),
+        ("reenact a b -o c --blink 5", "5.0 is not in the range"),
+        ("fly", "No such command 'fly'"),
+        ("check me.mp4 --loud", "No such option"),
+    ],
+)
+def test_a_wrong_command_line_is_one_sentence(
+    calls: Calls, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    code, out, err = run(line, capsys)
+    assert (code, out) == (2, "")
+    assert err.startswith("omokage: ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert calls.keywords == {}
+
+
+def test_a_result_never_replaces_its_input(
+    calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    driver = tmp_path / "driver.mp4"
+    driver.write_bytes(b"precious")
+    code, _, err = run("reenact me.avatar driver.mp4 -o ./driver.mp4", capsys)
+    assert code == 3
+    assert "is also an input" in err
+    assert calls.keywords == {}
+    assert driver.read_bytes() == b"precious"
+
+
+# Progress
+
+
+def test_progress_lines_in_a_log(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with ProgressBar(is_terminal=False) as show:
+        for done in range(101):
+            show(Progress("tracking", done, 100, f"frame {done}"))
+            now += 0.5
+        show(Progress("reading", 3, 0))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "tracking: 0 %, frame 0"
+    assert lines[1] == "tracking: 20 %, 00:40 left, frame 20"
+    assert lines[-2] == "tracking: 100 %, frame 100"
+    assert lines[-1] == "reading: 3"
+    assert len(lines) == 7
+
+
+def test_progress_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar(is_terminal=True) as show:
+        show(Progress("tracking", 1, 2))
+        show(Progress("tracking", 2, 2, "loss 0.1"))
+        show(Progress("training", 1, 4))
+    err = capsys.readouterr().err
+    assert "tracking: 100 %" in err
+    assert "left, loss 0.1" in err
+    assert "training:  25 %" in err
+
+
+def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressBar(is_quiet=True, is_terminal=True) as show:
+        show(Progress("tracking", 1, 2))
+    assert capsys.readouterr().err == ""
