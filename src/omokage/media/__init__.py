@@ -1,0 +1,1 @@
+"""Files to pictures and sound, and back. The only package that touches codecs."""

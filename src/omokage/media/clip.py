@@ -17,7 +17,8 @@ class Frame:
     """One decoded picture.
 
     `image`: uint8 (H, W, 3) RGB, upright, square pixels. `index` counts from 0 in the stream that was asked
-    for; `time_s` is the exact presentation time in seconds from the start of the clip.
+    for; `time_s` is the presentation time in seconds from the start of the clip (its first picture), to which
+    the sound is aligned as well.
     """
 
     index: int
@@ -27,10 +28,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class ClipInfo:
-    """What a video file holds, from its headers and packet time stamps (no pictures decoded).
+    """What a video file holds, from its headers, its packet time stamps and its first picture.
 
     `width`, `height` are of the upright picture with square pixels (px). `frame_rate` is the constant rate to
-    which `read_frames` brings the clip by default; `is_variable_rate` says that the file's own spacing varies.
+    which `read_frames` brings the clip by default and `frame_count` the number of frames it then yields;
+    `is_variable_rate` says that the file's own spacing varies. `rotation_deg` is the clockwise turn (0, 90, 180 or
+    270) that made the picture upright. `pixel_format` is the name of the decoded format, such as 'yuv420p10le'.
     """
 
     path: Path

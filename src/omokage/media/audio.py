@@ -1,0 +1,107 @@
+"""The sound of a clip, aligned to its first picture."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import gcd
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from scipy.signal import resample_poly
+
+from omokage.errors import MediaError
+from omokage.media.clip import Audio
+from omokage.media.container import open_container, video_stream
+from omokage.media.probe import scan
+
+_MAX_HOURS = 12
+_GAP_S = 0.04  # smaller jumps of time stamps are rounding, larger ones are real gaps
+
+
+def read_audio(path: Path, *, sample_rate: int | None = None) -> Audio | None:
+    """Read the first sound track, or None when there is none.
+
+    Sample 0 plays together with the first picture (of a pure sound file: it is the first sample); gaps in the
+    track become silence. More than two channels are mixed down to stereo. `sample_rate` (Hz) resamples.
+    Raises MediaError when the file or its sound is damaged, naming the time reached.
+    """
+    with open_container(path) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            return None
+        zero = None
+        if video_stream(container) is not None:
+            found = scan(path)
+            zero = found.zero * found.time_base
+        channels = min(2, stream.channels)
+        track = _Track(stream.rate, channels, zero, (container.duration or 0) / av.time_base)
+        converter = av.AudioResampler(format="flt", layout="mono" if channels == 1 else "stereo")
+        for packet in container.demux(stream):
+            try:
+                frames = [out for frame in packet.decode() for out in converter.resample(frame)]
+            except (av.FFmpegError, ValueError) as error:
+                if track.end == 0:
+                    continue  # many files begin with a packet that cannot be decoded alone
+                raise _damaged(path, track) from error
+            for frame in frames:
+                start = (
+                    None if frame.pts is None else frame.pts * (frame.time_base or Fraction(1, stream.rate))
+                )
+                if not track.put(frame.to_ndarray().reshape(-1, channels), start):
+                    raise _damaged(path, track)
+    return resample(Audio(track.samples(), track.rate), sample_rate or track.rate)
+
+
+def resample(audio: Audio, sample_rate: int) -> Audio:
+    """The same sound at another rate (Hz), without delay."""
+    if sample_rate == audio.sample_rate:
+        return audio
+    common = gcd(sample_rate, audio.sample_rate)
+    samples = resample_poly(audio.samples, sample_rate // common, audio.sample_rate // common, axis=0)
+    return Audio(np.asarray(samples, dtype=np.float32), sample_rate)
+
+
+def _damaged(path: Path, track: _Track) -> MediaError:
+    return MediaError(
+        f"the sound of {path} is damaged after {track.end / track.rate:.2f} s; copy or export the recording again"
+    )
+
+
+class _Track:
+    """A growing (S, channels) buffer into which decoded pieces are laid by their time stamps."""
+
+    def __init__(self, rate: int, channels: int, zero: Fraction | None, expected_s: float) -> None:
+        self.rate = rate
+        self.end = 0
+        self._zero = zero
+        capacity = int(min(expected_s + 1, _MAX_HOURS * 3600) * rate)
+        self._buffer = np.zeros((capacity, channels), dtype=np.float32)
+
+    def put(self, piece: NDArray[np.generic], start: Fraction | None) -> bool:
+        """Lay down a piece that starts at `start` (s, the file's clock). False: absurdly far away."""
+        position = self.end
+        if start is not None:
+            self._zero = start if self._zero is None else self._zero
+            stamped = round((start - self._zero) * self.rate)
+            if self.end == 0 or abs(stamped - self.end) > _GAP_S * self.rate:
+                position = stamped
+        if position < 0:
+            piece, position = piece[-position:], 0
+        end = position + len(piece)
+        if end > _MAX_HOURS * 3600 * self.rate:
+            return False
+        if end > len(self._buffer):
+            more = np.zeros(
+                (max(end - len(self._buffer), len(self._buffer) // 2), piece.shape[1]), dtype=np.float32
+            )
+            self._buffer = np.concatenate([self._buffer, more])
+        self._buffer[position:end] = piece
+        self.end = max(self.end, end)
+        return True
+
+    def samples(self) -> NDArray[np.float32]:
+        """What was laid down; lossy codecs overshoot a little, which players clip as well."""
+        samples = self._buffer[: self.end]
+        return np.clip(samples, -1, 1, out=samples)

@@ -1,0 +1,179 @@
+"""The one door out: every generated clip, picture and report leaves through here.
+
+A release draws the visible label, encodes, writes atomically, and says in the file's metadata that it is generated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Final
+from xml.sax.saxutils import escape
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.config import Config, Progress, ProgressCallback, ignore_progress
+from omokage.errors import InternalError, OutputError
+from omokage.media.clip import Audio
+from omokage.media.encode import (
+    ALPHA_SUFFIXES,
+    CLIP_SUFFIXES,
+    IMAGE_SUFFIXES,
+    ClipWriter,
+    output_error,
+    write_bytes,
+    write_image,
+)
+from omokage.trust.label import Corner, draw_label
+
+__all__ = [
+    "ALPHA_SUFFIXES",
+    "CLIP_SUFFIXES",
+    "IMAGE_SUFFIXES",
+    "ReleaseConfig",
+    "Released",
+    "check_writable",
+    "release_clip",
+    "release_image",
+    "release_text",
+]
+
+DISCLOSURE: Final = "AI-generated"
+# https://cv.iptc.org/newscodes/digitalsourcetype/ : made by a model trained on recordings.
+DIGITAL_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+
+
+@dataclass(frozen=True)
+class ReleaseConfig(Config):
+    """What a released file says about itself.
+
+    `label`: visible text on every picture, such as 'AI-generated', or None for none. `title` and `purpose` go into
+    the metadata when given. The hidden notice 'AI-generated' is always there.
+    """
+
+    label: str | None = None
+    label_corner: Corner = "lower left"
+    title: str = ""
+    purpose: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """A file that has left: `duration_s` is 0 for pictures and texts, `sha256` is hexadecimal, of the whole file."""
+
+    path: Path
+    frame_count: int
+    duration_s: float
+    sha256: str
+    label: str | None
+
+
+def release_clip(
+    frames: Iterable[NDArray[np.uint8]],
+    path: Path,
+    *,
+    frame_rate: Fraction,
+    audio: Audio | None = None,
+    config: ReleaseConfig | None = None,
+    frame_count: int | None = None,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Released:
+    """Label, encode and write a clip.
+
+    `frames`: uint8 (H, W, 3) RGB, or (H, W, 4) with straight alpha for a `.webm`, all of one size; they are consumed
+    one by one. `audio` starts with the first frame and is cut or padded to the clip's length. `frame_count`, when
+    known, gives progress a total. Raises OutputError, and passes on what `frames` raises; then no file is left.
+    """
+    config = config or ReleaseConfig()
+    source = iter(frames)
+    first = next(source, None)
+    if first is None:
+        raise InternalError(f"no frames came for {path}")
+    height, width, channels = first.shape
+    check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
+    writer = ClipWriter(
+        path,
+        width=width,
+        height=height,
+        frame_rate=frame_rate,
+        audio=audio,
+        alpha=channels == 4,
+        metadata=_metadata(config),
+    )
+    with writer:
+        for image in itertools.chain([first], source):
+            writer.write(_labeled(image, config))
+            on_progress(Progress("writing", writer.frame_count, frame_count or 0))
+    return _released(path, config.label, writer.frame_count, float(writer.frame_count / frame_rate))
+
+
+def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig | None = None) -> Released:
+    """Label and write a picture, uint8 (H, W, 3), or (H, W, 4) for a `.png`. Raises OutputError."""
+    config = config or ReleaseConfig()
+    check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
+    write_image(path, _labeled(image, config), _metadata(config) | {"xmp": _xmp(config)})
+    return _released(path, config.label, 1, 0.0)
+
+
+def release_text(text: str, path: Path) -> Released:
+    """Write a report (HTML, JSON, CSV, plain text) in UTF-8. Raises OutputError."""
+    write_bytes(path, text.encode())
+    return _released(path, None, 0, 0.0)
+
+
+def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path] = ()) -> None:
+    """Tell before long work, not after it, that `path` cannot be written.
+
+    Refuses a suffix outside `suffixes`, a missing folder, a folder without permission, a path that is a folder, and
+    one that is among the `inputs` (which would overwrite what the user gave). Raises OutputError.
+    """
+    if path.suffix.lower() not in suffixes:
+        given = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
+        raise OutputError(f"{path} has {given}; use {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; give a file name inside it")
+    if path.exists() and any(given.exists() and path.samefile(given) for given in inputs):
+        raise OutputError(
+            f"{path} is also an input, which is never overwritten; choose another name for the output"
+        )
+    try:
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as error:
+        raise output_error(path, error) from error
+
+
+def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint8]:
+    return image if config.label is None else draw_label(image, config.label, corner=config.label_corner)
+
+
+def _metadata(config: ReleaseConfig) -> dict[str, str]:
+    """Tags that MP4, MOV, WebM, PNG and JPEG all know."""
+    purpose = f" Purpose: {config.purpose}." if config.purpose else ""
+    comment = f"{DISCLOSURE} with omokage.{purpose} Digital source type: {DIGITAL_SOURCE_TYPE}"
+    return {"comment": comment} | ({"title": config.title} if config.title else {})
+
+
+def _xmp(config: ReleaseConfig) -> str:
+    """The notice as an XMP packet (IPTC Photo Metadata 2025.1, 'Digital Source Type')."""
+    description = escape(_metadata(config)["comment"])
+    return (
+        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+        '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" '
+        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
+        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>"
+        f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
+        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    )
+
+
+def _released(path: Path, label: str | None, frame_count: int, duration_s: float) -> Released:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Released(path=path, frame_count=frame_count, duration_s=duration_s, sha256=digest, label=label)
