@@ -128,7 +128,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_check(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     calls.result = SimpleNamespace(
-        verdict="good", to_text=lambda: "all is well", to_json=lambda: '{"verdict": "good"}'
+        verdict="good", to_text=lambda: "all is well", to_json=lambda: {"verdict": "good"}
     )
     assert run("check me.mp4 --quiet", capsys) == (0, "all is well\n", "")
     assert calls.arguments == (Path("me.mp4"),)
@@ -184,7 +184,7 @@ def test_reenact(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
 def test_evaluate_rehearse_bench_demo(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     calls.result = SimpleNamespace(
         to_text=lambda: "numbers",
-        to_json=lambda: "{}",
+        to_json=dict,
         files=(Path("demo-output/report.html"), Path("x.mp4")),
     )
     folder = Path("here/me-report")
@@ -362,3 +362,38 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar(is_quiet=True, is_terminal=True) as show:
         show(Progress("tracking", 1, 2))
     assert capsys.readouterr().err == ""
+
+
+# The check pipeline
+
+
+def test_check_releases_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from PIL import Image
+
+    from omokage.errors import MediaError
+    from omokage.pipelines import check as pipeline
+
+    report = SimpleNamespace(samples=(), to_text=lambda: "fine\n", to_json=lambda: {"verdict": "good"})
+    monkeypatch.setattr(pipeline, "check_recording", lambda *_, **__: report)
+    monkeypatch.setattr(pipeline, "contact_sheet", lambda *_: Image.new("RGB", (64, 32), "white"))
+    folder = tmp_path / "new" / "sheets"
+    pipeline.check(tmp_path / "me.mp4", output=folder)
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "capture.json",
+        "capture.txt",
+        "contact-sheet.png",
+    ]
+    assert json.loads((folder / "capture.json").read_text()) == {"verdict": "good"}
+    assert Image.open(folder / "contact-sheet.png").size == (64, 32)
+
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"cannot use .*file as a folder"):
+        pipeline.check(tmp_path / "me.mp4", output=tmp_path / "file")
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise MediaError("no video")
+
+    monkeypatch.setattr(pipeline, "check_recording", broken)
+    with pytest.raises(MediaError):
+        pipeline.check(tmp_path / "me.mp4", output=tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import signal
 import sys
@@ -67,7 +68,7 @@ def check(recording: Path, output: Path | None, as_json: bool, quiet: bool) -> i
 
     with ProgressBar(is_quiet=quiet) as on_progress:
         report = check_pipeline(recording, output=output, on_progress=on_progress)
-    click.echo(report.to_json() if as_json else report.to_text())
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
     return 2 if report.verdict == "refuse" else 0
 
 
@@ -188,7 +189,7 @@ def evaluate(avatar: Path, recording: Path | None, output: Path | None, as_json:
     folder = output or avatar.with_name(f"{avatar.stem}-report")
     with ProgressBar(is_quiet=quiet) as on_progress:
         result = evaluate_avatar(avatar, recording=recording, output=folder, on_progress=on_progress)
-    click.echo(result.to_json() if as_json else f"{result.to_text()}\nreport: {folder}")
+    click.echo(json.dumps(result.to_json(), indent=2) if as_json else f"{result.to_text()}\nreport: {folder}")
 
 
 @app.command()
@@ -224,7 +225,7 @@ def bench(size: int, as_json: bool, quiet: bool) -> None:
 
     with ProgressBar(is_quiet=quiet) as on_progress:
         report = bench_pipeline(size=size, on_progress=on_progress)
-    click.echo(report.to_json() if as_json else report.to_text())
+    click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
 
 
 @app.command()

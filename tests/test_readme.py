@@ -1,0 +1,97 @@
+"""What README tells people to type works: commands are parsed and run against stand-ins, Python is executed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest.mock import create_autospec
+
+import pytest
+
+import omokage
+from omokage.cli import app as cli
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+SHELL_LINES = [line for kind, text in BLOCKS if kind == "sh" for line in text.splitlines()]
+OMOKAGE_LINES = [line for line in SHELL_LINES if line.startswith("omokage ")]
+OMOKAGE_LINES += re.findall(r"^\| `(omokage [^`]+)`", README, flags=re.MULTILINE)
+PYTHON_BLOCKS = [text for kind, text in BLOCKS if kind == "python"]
+
+
+class AnyResult(SimpleNamespace):
+    """What a stand-in for a pipeline gives back."""
+
+    verdict = "good"
+    warnings = ("yaw was limited",)
+    files = (Path("report.html"),)
+
+    def to_text(self) -> str:
+        return "text"
+
+
+@pytest.mark.parametrize("line", sorted(set(OMOKAGE_LINES)))
+def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+
+    def pipeline(*_: Any, **__: Any) -> AnyResult:
+        ran.append(line)
+        return AnyResult()
+
+    class AnyModule(ModuleType):
+        CreateConfig = ReenactConfig = staticmethod(lambda **_: None)
+
+        def __getattr__(self, name: str) -> Any:
+            return pipeline
+
+    for name in ("check", "create", "reenact", "evaluate", "rehearse", "bench", "demo"):
+        monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
+    code = cli.run(shlex.split(line)[1:])
+    assert code == 0, capsys.readouterr().err
+    assert ran == [line]
+
+
+def test_every_command_is_in_the_table() -> None:
+    told = set(re.findall(r"^\| `omokage (\w+)", README, flags=re.MULTILINE))
+    assert told == set(cli.app.commands)
+
+
+def test_the_first_two_commands_are_the_two_make_targets() -> None:
+    assert SHELL_LINES[:2] == ["make demo", "make test"]
+    for line in SHELL_LINES[:2]:
+        done = subprocess.run(
+            [*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+        )
+        assert done.stdout.startswith("scripts/setup\n")
+
+
+@pytest.mark.parametrize("block", PYTHON_BLOCKS)
+def test_python_runs_with_the_real_signatures(
+    block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("check_recording", "create_avatar", "reenact"):
+        stand_in = create_autospec(getattr(omokage, name), return_value=AnyResult())
+        monkeypatch.setattr(omokage, name, stand_in)
+    exec(compile(block, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "text\nyaw was limited\n"
+
+
+def test_linked_files_exist() -> None:
+    for document in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text(encoding="utf-8")):
+            assert (ROOT / target).exists(), f"{document} links to {target}"
+
+
+def test_contributing_names_files_that_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in re.findall(
+        r"`((?:src/omokage|media|geometry|tracking|pipelines|render|trust|cli)/\w+\.py)`", text
+    ):
+        file = ROOT / name if name.startswith("src/") else ROOT / "src" / "omokage" / name
+        assert file.exists(), name
