@@ -1,0 +1,1 @@
+"""Held-out evaluation: splits and regions, baselines, scores, and the report."""
