@@ -342,7 +342,8 @@ def main() -> None:
     output = parser.parse_args().output
     mean, mirror = symmetric_mean(detections())
     triangles = oriented(skin_triangles(), mean)
-    solver = PlateSolver(plate_stiffness(triangles, mean), mirror)
+    stiffness = plate_stiffness(triangles, mean)
+    solver = PlateSolver(stiffness, mirror, mean)
     skin = close_mouth(mean, solver)
     skin = (skin + skin[mirror] * [-1, 1, 1]) / 2
     patches = Patches(skin, mirror)
@@ -372,7 +373,7 @@ def main() -> None:
         mirror=mirror,
         modes=modes.astype(np.float32),
         mode_frequency=frequency.astype(np.float32),
-        stiffness=solver.stiffness.astype(np.float32),
+        stiffness=stiffness.astype(np.float32),
     )
 
 

@@ -8,10 +8,10 @@ close exactly. Units: cm in head space (x to the subject's left, y down, z backw
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import solve
 
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES
@@ -27,30 +27,45 @@ _NEAR = (0.15, 0.26, 0.42, 0.62, 0.85, 1.0)
 _FAR = (0.15, 0.07, 0.0, 0.0, 0.0, 0.0)
 
 
-@dataclass(frozen=True)
 class PlateSolver:
     """Spreads handle displacements over the skin by the least bending energy.
 
     stiffness: (468, 468), the squared Laplacian of the skin. mirror: (468,), the vertex on the other side.
+    reference: (468, 3), the mean skin, on which distances are measured: so that what a handle does to the skin is
+    the same for every person and is solved only once.
     """
 
-    stiffness: Float
-    mirror: NDArray[np.int32]
+    def __init__(self, stiffness: Float, mirror: NDArray[np.int32], reference: Float) -> None:
+        self.mirror = mirror
+        self._stiffness = stiffness
+        self._reference = reference
+        self._reach: dict[tuple[bytes, bytes, float], tuple[NDArray[np.int64], Float]] = {}
 
-    def spread(self, handles: Handles, neutral: Float, radius: float) -> Float:
+    def spread(self, handles: Handles, radius: float) -> Float:
         """Displacements (468, 3) that meet the handles and vanish beyond `radius` cm from all of them."""
         rows = np.fromiter(handles, dtype=np.int64)
         moved = np.stack([handles[int(r)] for r in rows])
         active = rows[np.linalg.norm(moved, axis=1) > 1e-6]
-        distance = np.linalg.norm(neutral[:, None] - neutral[None, active], axis=2).min(axis=1)
+        key = (rows.tobytes(), active.tobytes(), radius)
+        if key not in self._reach:
+            self._reach[key] = self._solve(rows, active, radius)
+        free, influence = self._reach[key]
+        field = np.zeros((len(self._reference), 3))
+        field[rows] = moved
+        field[free] = influence @ moved
+        return field
+
+    def _solve(
+        self, rows: NDArray[np.int64], active: NDArray[np.int64], radius: float
+    ) -> tuple[NDArray[np.int64], Float]:
+        distance = np.linalg.norm(self._reference[:, None] - self._reference[None, active], axis=2).min(
+            axis=1
+        )
         is_fixed = distance > radius
         is_fixed[rows] = True
         free = np.flatnonzero(~is_fixed)
-        field = np.zeros_like(neutral)
-        field[rows] = moved
-        pull = self.stiffness[np.ix_(free, rows)] @ moved
-        field[free] = -np.linalg.solve(self.stiffness[np.ix_(free, free)], pull)
-        return field
+        pull = self._stiffness[np.ix_(free, rows)]
+        return free, -solve(self._stiffness[np.ix_(free, free)], pull, assume_a="pos")
 
 
 def sculpt(neutral: Float, solver: PlateSolver) -> Float:
@@ -103,7 +118,7 @@ class _Face:
         if both:
             for vertex, move in list(handles.items()):
                 handles.setdefault(int(self.mirror[vertex]), move * [-1.0, 1.0, 1.0])
-        return self.solver.spread(handles, self.neutral, radius)
+        return self.solver.spread(handles, radius)
 
     def gap(self, upper: int, lower: int) -> Float:
         """The vector from an upper to a lower vertex."""

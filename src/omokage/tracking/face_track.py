@@ -18,8 +18,8 @@ from omokage.geometry.camera import Camera
 
 FORMAT_VERSION = 1
 
-# The 52 names of ARKit's ARFaceAnchor.BlendShapeLocation without `tongueOut`, then `tongueOut`: the order in which phone
-# capture apps write them. `expression[:, i]` belongs to BLENDSHAPES[i].
+# The 52 names of ARKit's ARFaceAnchor.BlendShapeLocation, `tongueOut` last: the order in which phone capture apps
+# write them. `expression[:, i]` belongs to BLENDSHAPES[i].
 BLENDSHAPES: tuple[str, ...] = (
     "eyeBlinkLeft", "eyeLookDownLeft", "eyeLookInLeft", "eyeLookOutLeft", "eyeLookUpLeft", "eyeSquintLeft",
     "eyeWideLeft", "eyeBlinkRight", "eyeLookDownRight", "eyeLookInRight", "eyeLookOutRight", "eyeLookUpRight",
@@ -84,8 +84,9 @@ class FaceTrack:
         length = len(self.frame_index)
         for name in FRAME_ARRAYS:
             if len(getattr(self, name)) != length:
+                rows = len(getattr(self, name))
                 raise InputError(
-                    f"a face track needs {length} rows in '{name}', got {len(getattr(self, name))}; track the clip again"
+                    f"a face track needs {length} rows in '{name}', got {rows}; track the clip again"
                 )
 
     def __len__(self) -> int:
@@ -100,9 +101,15 @@ class FaceTrack:
         from safetensors.numpy import save
 
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in FRAME_ARRAYS}
-        tensors |= {f"subject.{f.name}": np.ascontiguousarray(getattr(self.subject, f.name)) for f in fields(Subject)}
+        tensors |= {
+            f"subject.{f.name}": np.ascontiguousarray(getattr(self.subject, f.name)) for f in fields(Subject)
+        }
         camera = {"focal_px": self.camera.focal_px, "width": self.camera.width, "height": self.camera.height}
-        metadata = {"format": "omokage.face_track", "version": str(FORMAT_VERSION), "camera": json.dumps(camera)}
+        metadata = {
+            "format": "omokage.face_track",
+            "version": str(FORMAT_VERSION),
+            "camera": json.dumps(camera),
+        }
         partial = path.with_name(path.name + ".part")
         partial.write_bytes(save(tensors, metadata))
         partial.replace(path)
@@ -122,7 +129,11 @@ class FaceTrack:
             subject = Subject(**{f.name: tensors.pop(f"subject.{f.name}") for f in fields(Subject)})
             return cls(**tensors, camera=camera, subject=subject)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is not a readable face track ({error}); track the clip again") from error
+            raise InputError(
+                f"{path} is not a readable face track ({error}); track the clip again"
+            ) from error
 
 
-FRAME_ARRAYS: tuple[str, ...] = tuple(f.name for f in fields(FaceTrack) if f.name not in ("camera", "subject"))
+FRAME_ARRAYS: tuple[str, ...] = tuple(
+    f.name for f in fields(FaceTrack) if f.name not in ("camera", "subject")
+)

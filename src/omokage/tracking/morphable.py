@@ -186,7 +186,7 @@ def _load() -> MorphableModel:
     skin = data["skin"].astype(np.float64)
     basis = _identity_basis(data["modes"], data["mode_frequency"])
     follow = np.einsum("pav,kva->kpa", weights, basis, optimize=True)
-    solver = PlateSolver(data["stiffness"].astype(np.float64), data["mirror"])
+    solver = PlateSolver(data["stiffness"].astype(np.float64), data["mirror"], skin)
     neutral = np.concatenate([skin, np.einsum("pav,va->pa", weights, skin) + offset])
     shell = MorphableModel(
         neutral=neutral.astype(np.float32),

@@ -1,0 +1,127 @@
+"""Finds faces and their 478 landmarks in pictures; the default backend is the network inside the mediapipe package.
+
+Another landmark network can replace it: it has to be a `LandmarkBackend` that speaks MediaPipe's numbering.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.errors import MissingDependencyError
+from omokage.media.clip import Image
+
+MAX_SIDE_PX = 640  # pictures are reduced to this before detection: the network looks at 256 pixels anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Landmarks:
+    """One face: `points` float32 (478, 3), x and y in pixels of the picture, z towards the back at the same scale."""
+
+    points: NDArray[np.float32]
+
+
+class LandmarkBackend(Protocol):
+    """Detects faces. In a stream, pictures follow each other in time and a face may be followed between them."""
+
+    def detect(self, image: Image) -> list[Landmarks]:
+        """Faces in a picture uint8 (H, W, 3) RGB, the surest first; empty when there is none."""
+        ...
+
+    def reset(self) -> None:
+        """Forget the stream: the next picture has nothing to do with the last."""
+        ...
+
+
+class MediaPipeLandmarks:
+    """MediaPipe's face mesh with refined lips, eyes and irises.
+
+    max_faces: how many to look for. is_stream: follow faces from picture to picture, which is faster and steadier;
+    otherwise every picture stands alone. Raises MissingDependencyError when mediapipe cannot be loaded.
+    """
+
+    def __init__(self, *, max_faces: int = 1, is_stream: bool = True, min_confidence: float = 0.5) -> None:
+        self._settings: dict[str, Any] = {
+            "static_image_mode": not is_stream,
+            "max_num_faces": max_faces,
+            "refine_landmarks": True,
+            "min_detection_confidence": min_confidence,
+            "min_tracking_confidence": min_confidence,
+        }
+        self._network: Any = None
+        load_solution("face_mesh")
+
+    def detect(self, image: Image) -> list[Landmarks]:
+        height, width = image.shape[:2]
+        if self._network is None:
+            with quiet():
+                self._network = load_solution("face_mesh").FaceMesh(**self._settings)
+                answer = self._network.process(reduced(image))
+        else:
+            answer = self._network.process(reduced(image))
+        size = np.array([width, height, width], dtype=np.float32)
+        return [
+            Landmarks(np.array([(p.x, p.y, p.z) for p in face.landmark], dtype=np.float32) * size)
+            for face in answer.multi_face_landmarks or []
+        ]
+
+    def reset(self) -> None:
+        if self._network is not None:
+            self._network.reset()
+
+
+def count_faces(image: Image, limit: int = 3) -> int:
+    """How many faces a single picture shows, at most `limit`."""
+    return len(MediaPipeLandmarks(max_faces=limit, is_stream=False).detect(image))
+
+
+def reduced(image: Image) -> Image:
+    """The picture with its longer side at most `MAX_SIDE_PX`, contiguous."""
+    scale = MAX_SIDE_PX / max(image.shape[:2])
+    if scale < 1:
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
+    return np.ascontiguousarray(image)
+
+
+def load_solution(name: str) -> Any:
+    """One module of mediapipe's solutions. Raises MissingDependencyError with the command that helps."""
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(f"mediapipe.python.solutions.{name}")
+        except ImportError as error:
+            if ".so" in str(error):
+                raise MissingDependencyError(
+                    f"The landmark network cannot start because the system lacks a library ({error}); "
+                    "run: sudo apt-get install -y libgl1 libglib2.0-0 libegl1 libgles2"
+                ) from error
+            raise MissingDependencyError(
+                f"The package mediapipe cannot be loaded ({error}); run: pip install mediapipe==0.10.14"
+            ) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Sends what native code writes to the error stream while starting up into the void."""
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.filterwarnings("ignore", message="SymbolDatabase.GetPrototype", category=UserWarning)
+    saved = os.dup(2)
+    sink = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(sink, 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(sink)

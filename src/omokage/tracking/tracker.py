@@ -1,0 +1,296 @@
+"""MAIN of tracking: a clip or a live camera in, a `FaceTrack` out.
+
+track_clip      observe every frame -> who is it -> state of every frame -> smooth without lag
+OnlineTracker   the same observation and the same fit, one frame at a time
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.config import Progress, ProgressCallback, ignore_progress
+from omokage.errors import NoFaceError
+from omokage.geometry.camera import Camera, yaw_pitch_roll
+from omokage.media.clip import Frame
+from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
+from omokage.tracking.fitting import FaceFit, FaceFitter
+from omokage.tracking.identity import key_frames, personalize, solve_identity
+from omokage.tracking.landmarks import LandmarkBackend, Landmarks, MediaPipeLandmarks
+from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.smoothing import CHANNELS, OneEuro, smooth_track
+from omokage.tracking.torso import TorsoTracker
+
+KEY_FRAMES = 32
+PERSONALIZE_FRAMES = 400
+MIN_PERSONALIZE_FRAMES = 40
+CALIBRATION_FRAMES = 30
+MAX_WARM_JUMP = 0.15  # of the face's size: a face that moved farther is fitted afresh
+_BAD_FIT = 0.03  # mean residual as a share of the face's size
+
+
+@dataclass(frozen=True, slots=True)
+class FaceState:
+    """One row of a `FaceTrack`, with the same names, units and shapes (without the leading T)."""
+
+    frame_index: int
+    time_s: float
+    is_tracked: bool
+    confidence: float
+    rotation: NDArray[np.float64]
+    translation: NDArray[np.float64]
+    expression: NDArray[np.float32]
+    gaze: NDArray[np.float32]
+    torso: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one frame shows before any model: `face` None when nobody is seen; `torso` (4,) against the first frame."""
+
+    frame_index: int
+    time_s: float
+    face: Landmarks | None
+    torso: NDArray[np.float32]
+
+
+def track_clip(
+    frames: Iterable[Frame],
+    *,
+    subject: Subject | None = None,
+    backend: LandmarkBackend | None = None,
+    smooth: bool = True,
+    on_progress: ProgressCallback = ignore_progress,
+) -> FaceTrack:
+    """Track one person through a clip. Frames are read once and not kept.
+
+    subject: the person, if known from another recording; otherwise solved from this one. smooth: zero-phase smoothing.
+    Raises NoFaceError when no frame shows a face.
+    """
+    observations, camera = _observe_all(frames, backend or MediaPipeLandmarks(), on_progress)
+    seen = np.array([o.face.points for o in observations if o.face is not None])
+    if camera is None or not len(seen):
+        raise NoFaceError(
+            f"No face was found in any of the {len(observations)} frames; record one person, the face toward the "
+            "camera, well lit and at least 100 pixels wide."
+        )
+    model = MorphableModel.load()
+    if subject is None:
+        on_progress(Progress("identity", 0, 1))
+        subject = identify(model, camera, seen)
+        on_progress(Progress("identity", 1, 1))
+    estimator = StateEstimator(model, subject, camera)
+    states = []
+    for observation in observations:
+        states.append(estimator.step(observation))
+        on_progress(Progress("fitting", len(states), len(observations)))
+    track = _centered(concatenate(_held_backwards(states), camera, subject))
+    return smooth_track(track) if smooth else track
+
+
+def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]) -> Subject:
+    """The person behind landmarks (N, 478, 3), from key frames, then corrected by all (or 400 of them)."""
+    subject = solve_identity(model, camera, points[key_frames(points, KEY_FRAMES)])
+    if len(points) < MIN_PERSONALIZE_FRAMES:
+        return subject
+    rows = np.unique(np.linspace(0, len(points) - 1, PERSONALIZE_FRAMES).astype(int))
+    return personalize(model, camera, subject, points[rows])
+
+
+class Observer:
+    """Landmarks and torso of frames in order."""
+
+    def __init__(self, backend: LandmarkBackend) -> None:
+        self._backend = backend
+        self._torso = TorsoTracker()
+        backend.reset()
+
+    def step(self, frame: Frame) -> Observation:
+        faces = self._backend.detect(frame.image)
+        face = max(faces, key=_size) if faces else None
+        return Observation(frame.index, frame.time_s, face, self._torso.step(frame.image, face))
+
+
+class StateEstimator:
+    """Observations in order -> states of a known person. Both offline and online tracking go through here."""
+
+    def __init__(self, model: MorphableModel, subject: Subject, camera: Camera) -> None:
+        self._fitter = FaceFitter(model, subject, camera)
+        self._last: FaceFit | None = None
+        self._held = FaceState(
+            frame_index=0,
+            time_s=0.0,
+            is_tracked=False,
+            confidence=0.0,
+            rotation=np.zeros(3),
+            translation=np.array([0.0, 0.0, 60.0]),
+            expression=np.zeros(len(BLENDSHAPES), dtype=np.float32),
+            gaze=np.zeros((2, 2), dtype=np.float32),
+            torso=np.zeros(4, dtype=np.float32),
+            landmarks=np.zeros((478, 3), dtype=np.float32),
+        )
+
+    def step(self, observation: Observation) -> FaceState:
+        if observation.face is None:
+            self._last = None
+            return replace(
+                self._held,
+                frame_index=observation.frame_index,
+                time_s=observation.time_s,
+                is_tracked=False,
+                confidence=0.0,
+                torso=observation.torso,
+            )
+        points, size = observation.face.points, _size(observation.face)
+        fit = self._fitter.fit(points, self._warm_start(points, size))
+        if fit.residual_px > _BAD_FIT * size and self._last is not None:
+            afresh = self._fitter.fit(points)
+            fit = min(fit, afresh, key=lambda f: f.residual_px)
+        self._last = fit
+        self._held = FaceState(
+            frame_index=observation.frame_index,
+            time_s=observation.time_s,
+            is_tracked=True,
+            confidence=_confidence(fit, size),
+            rotation=fit.rotation,
+            translation=fit.translation,
+            expression=fit.expression.astype(np.float32),
+            gaze=fit.gaze.astype(np.float32),
+            torso=observation.torso,
+            landmarks=points,
+        )
+        return self._held
+
+    def _warm_start(self, points: NDArray[np.float32], size: float) -> FaceFit | None:
+        if self._last is None:
+            return None
+        jump = np.linalg.norm((points[:, :2] - self._held.landmarks[:, :2]).mean(axis=0))
+        return self._last if jump < MAX_WARM_JUMP * size else None
+
+
+class OnlineTracker:
+    """Tracks a live camera, one frame at a time.
+
+    subject: the person, if known. Without one, the mean head is used for the first `calibration_frames` frames with a
+    face, then the person is solved from them (once, about a second) and `subject` changes.
+    """
+
+    def __init__(
+        self,
+        *,
+        subject: Subject | None = None,
+        backend: LandmarkBackend | None = None,
+        smooth: bool = True,
+        calibration_frames: int = CALIBRATION_FRAMES,
+    ) -> None:
+        self._model = MorphableModel.load()
+        self._backend = backend or MediaPipeLandmarks()
+        self._smooth = smooth
+        self._calibration_frames = calibration_frames if subject is None else 0
+        self.subject = subject or self._model.subject(np.zeros(len(self._model.id_basis)))
+        self.camera: Camera | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._observer = Observer(self._backend)
+        self._estimator: StateEstimator | None = None
+        self._seen: list[NDArray[np.float32]] = []
+        self._filters = {name: OneEuro(channel) for name, channel in CHANNELS.items()}
+        self.camera = None
+
+    @contextmanager
+    def streaming(self) -> Iterator[OnlineTracker]:
+        """A scope for one stream: what is remembered of the last stream is forgotten at its start."""
+        self._start()
+        yield self
+
+    def step(self, frame: Frame) -> FaceState:
+        """The state of one frame. All frames of a stream must have the same size."""
+        if self.camera is None or self._estimator is None:
+            self.camera = Camera.for_image(frame.image.shape[1], frame.image.shape[0])
+            self._estimator = StateEstimator(self._model, self.subject, self.camera)
+        observation = self._observer.step(frame)
+        if self._calibration_frames and observation.face is not None:
+            self._calibrate(observation.face, self.camera)
+        state = self._estimator.step(observation)
+        return self._smoothed(state) if self._smooth else state
+
+    def _calibrate(self, face: Landmarks, camera: Camera) -> None:
+        self._seen.append(face.points)
+        if len(self._seen) < self._calibration_frames:
+            return
+        points = np.array(self._seen)
+        self.subject = solve_identity(self._model, camera, points[key_frames(points, KEY_FRAMES // 2)])
+        self._estimator = StateEstimator(self._model, self.subject, camera)
+        self._calibration_frames = 0
+
+    def _smoothed(self, state: FaceState) -> FaceState:
+        if not state.is_tracked:
+            for low_pass in self._filters.values():
+                low_pass.reset()
+            return state
+        values = {
+            name: low_pass.step(getattr(state, name), state.time_s)
+            for name, low_pass in self._filters.items()
+        }
+        return replace(state, **values)
+
+
+def concatenate(states: Sequence[FaceState], camera: Camera, subject: Subject) -> FaceTrack:
+    """States in order -> a track."""
+    types = {"frame_index": np.int64, "time_s": np.float64, "is_tracked": np.bool_, "confidence": np.float32}
+    types |= {"rotation": np.float64, "translation": np.float64}
+    arrays = {
+        name: np.array([getattr(s, name) for s in states], types.get(name, np.float32))
+        for name in FRAME_ARRAYS
+    }
+    return FaceTrack(**arrays, camera=camera, subject=subject)
+
+
+def _observe_all(
+    frames: Iterable[Frame], backend: LandmarkBackend, on_progress: ProgressCallback
+) -> tuple[list[Observation], Camera | None]:
+    observer, camera = Observer(backend), None
+    observations: list[Observation] = []
+    for frame in frames:
+        camera = camera or Camera.for_image(frame.image.shape[1], frame.image.shape[0])
+        observations.append(observer.step(frame))
+        on_progress(Progress("landmarks", len(observations), 0))
+    return observations, camera
+
+
+def _held_backwards(states: list[FaceState]) -> list[FaceState]:
+    """Frames before the first face take its state."""
+    first = next(i for i, state in enumerate(states) if state.is_tracked)
+    for i in range(first):
+        states[i] = replace(
+            states[first],
+            frame_index=states[i].frame_index,
+            time_s=states[i].time_s,
+            is_tracked=False,
+            confidence=0.0,
+            torso=states[i].torso,
+        )
+    return states
+
+
+def _centered(track: FaceTrack) -> FaceTrack:
+    """Torso motion against the clip's mean instead of its first frame."""
+    return replace(track, torso=track.torso - track.torso[track.is_tracked].mean(axis=0))
+
+
+def _size(face: Landmarks) -> float:
+    """The larger side of the face's box, in pixels."""
+    return float((face.points[:, :2].max(axis=0) - face.points[:, :2].min(axis=0)).max())
+
+
+def _confidence(fit: FaceFit, size: float) -> float:
+    """1 for a close fit seen from the front; falls with the residual and beyond 45 degrees of yaw."""
+    yaw = abs(float(yaw_pitch_roll(fit.rotation)[0]))
+    turned = np.clip((np.radians(75) - yaw) / np.radians(30), 0.1, 1)
+    return float(np.exp(-((fit.residual_px / (0.02 * size)) ** 2)) * turned)
