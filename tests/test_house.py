@@ -135,11 +135,16 @@ def test_the_patterns_catch_what_they_should(rule: str, line: str) -> None:
 
 
 def test_pillow_saves_only_in_media_and_trust() -> None:
+    """Encoding into a memory `buffer`, for a page that is then released, is allowed."""
     found = []
     for file in SOURCES:
         text = file.read_text(encoding="utf-8")
         if file.relative_to(ROOT / "src" / "omokage").parts[0] not in ("media", "trust") and "PIL" in text:
-            found += [f"{file}: {line.strip()}" for line in text.splitlines() if ".save(" in line]
+            found += [
+                f"{file}: {line.strip()}"
+                for line in text.splitlines()
+                if re.search(r"\.save\((?!buffer\b)", line)
+            ]
     assert found == []
 
 
