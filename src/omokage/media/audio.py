@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from math import gcd
 from pathlib import Path
 
 import av
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 from omokage.errors import MediaError
 from omokage.media.clip import Audio
@@ -21,7 +19,7 @@ _GAP_S = 0.04  # smaller jumps of time stamps are rounding, larger ones are real
 
 
 def read_audio(path: Path, *, sample_rate: int | None = None) -> Audio | None:
-    """Read the first sound track, or None when there is none.
+    """Read the first sound track, or None when there is none or it is empty.
 
     Sample 0 plays together with the first picture (of a pure sound file: it is the first sample); gaps in the
     track become silence. More than two channels are mixed down to stereo. `sample_rate` (Hz) resamples.
@@ -36,31 +34,23 @@ def read_audio(path: Path, *, sample_rate: int | None = None) -> Audio | None:
             found = scan(path)
             zero = found.zero * found.time_base
         channels = min(2, stream.channels)
-        track = _Track(stream.rate, channels, zero, (container.duration or 0) / av.time_base)
-        converter = av.AudioResampler(format="flt", layout="mono" if channels == 1 else "stereo")
+        rate = sample_rate or stream.rate
+        track = _Track(rate, channels, zero, (container.duration or 0) / av.time_base)
+        converter = av.AudioResampler(format="flt", layout="mono" if channels == 1 else "stereo", rate=rate)
         for packet in container.demux(stream):
             try:
-                frames = [out for frame in packet.decode() for out in converter.resample(frame)]
+                pieces = [piece for frame in packet.decode() for piece in converter.resample(frame)]
             except (av.FFmpegError, ValueError) as error:
                 if track.end == 0:
                     continue  # many files begin with a packet that cannot be decoded alone
                 raise _damaged(path, track) from error
-            for frame in frames:
-                start = (
-                    None if frame.pts is None else frame.pts * (frame.time_base or Fraction(1, stream.rate))
-                )
-                if not track.put(frame.to_ndarray().reshape(-1, channels), start):
+            if packet.size == 0:  # the end: the converter still holds a few samples
+                pieces += converter.resample(None)
+            for piece in pieces:
+                start = None if piece.pts is None else piece.pts * (piece.time_base or Fraction(1, rate))
+                if not track.put(piece.to_ndarray().reshape(-1, channels), start):
                     raise _damaged(path, track)
-    return resample(Audio(track.samples(), track.rate), sample_rate or track.rate)
-
-
-def resample(audio: Audio, sample_rate: int) -> Audio:
-    """The same sound at another rate (Hz), without delay."""
-    if sample_rate == audio.sample_rate:
-        return audio
-    common = gcd(sample_rate, audio.sample_rate)
-    samples = resample_poly(audio.samples, sample_rate // common, audio.sample_rate // common, axis=0)
-    return Audio(np.asarray(samples, dtype=np.float32), sample_rate)
+    return Audio(track.samples(), rate) if track.end else None
 
 
 def _damaged(path: Path, track: _Track) -> MediaError:
