@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,18 +235,23 @@ class OnlineTracker:
             for low_pass in self._filters.values():
                 low_pass.reset()
             return state
-        values = {
-            name: low_pass.step(getattr(state, name), state.time_s)
-            for name, low_pass in self._filters.items()
-        }
+        values: dict[str, Any] = {}
+        for name, low_pass in self._filters.items():
+            raw = getattr(state, name)
+            values[name] = low_pass.step(raw.astype(np.float64), state.time_s).astype(raw.dtype)
         return replace(state, **values)
 
 
 def concatenate(states: Sequence[FaceState], camera: Camera, subject: Subject) -> FaceTrack:
     """States in order -> a track."""
-    types = {"frame_index": np.int64, "time_s": np.float64, "is_tracked": np.bool_, "confidence": np.float32}
+    types: dict[str, Any] = {
+        "frame_index": np.int64,
+        "time_s": np.float64,
+        "is_tracked": np.bool_,
+        "confidence": np.float32,
+    }
     types |= {"rotation": np.float64, "translation": np.float64}
-    arrays = {
+    arrays: dict[str, Any] = {
         name: np.array([getattr(s, name) for s in states], types.get(name, np.float32))
         for name in FRAME_ARRAYS
     }
