@@ -102,9 +102,8 @@ def _decode_from(
                 if picture.is_corrupt:
                     raise _damaged(path, reached)
                 stamp = picture.pts if picture.pts is not None else stamp + 1
-                if stamp >= found.zero:
-                    reached = (stamp - found.zero) * found.time_base
-                    yield reached, picture
+                reached = (stamp - found.zero) * found.time_base
+                yield reached, picture
     except av.FFmpegError as error:
         raise _damaged(path, reached) from error
     if (found.last - stamp) * found.time_base > _END_TOLERANCE_S:
