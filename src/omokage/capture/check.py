@@ -13,7 +13,7 @@ from omokage.capture.measurements import (
     FaceMeasurements,
     SoundMeasurements,
 )
-from omokage.capture.report import CaptureReport, Finding, Level, Verdict, format_number
+from omokage.capture.report import YES_OR_NO, CaptureReport, Finding, Level, Verdict, format_number
 from omokage.capture.thresholds import CaptureThresholds
 from omokage.config import ProgressCallback, ignore_progress
 
@@ -136,9 +136,10 @@ def _stillness(m: CaptureMeasurements, t: CaptureThresholds) -> list[Finding]:
 def _file(m: CaptureMeasurements, t: CaptureThresholds) -> list[Finding]:
     judge = _Judge("File")
     side = min(m.clip.width, m.clip.height)
+    variable = judge("variable frame rate", m.clip.is_variable_rate, YES_OR_NO, high=0)
     return [
         judge("frame rate", float(m.clip.frame_rate), "a second", low=t.min_frame_rate),
-        judge("variable frame rate", int(m.clip.is_variable_rate), "", high=0),
+        replace(variable, threshold="no"),
         judge("repeated frames", 100 * m.repeated_share, "%", high=100 * t.max_repeated_share),
         judge("shorter side", side, "px", low=t.min_resolution_px),
     ]
@@ -211,7 +212,7 @@ def _limits_in_words(
     elif low is not None:
         parts.append(f"at least {format_number(low)}")
     elif high is not None:
-        parts.append(f"at most {format_number(high)}" if high else "none")
+        parts.append(f"at most {format_number(high)}")
     if refuse_below is not None:
         parts.append(f"refused below {format_number(refuse_below)}")
     if refuse_above is not None:

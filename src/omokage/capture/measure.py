@@ -135,7 +135,7 @@ def summarize_faces(readings: Sequence[FaceReading], scale: float, spacing_s: fl
         yaw_deg=span(yaw),
         pitch_deg=span(pitch),
         roll_deg=span(roll),
-        mouth_opening=span(opening),
+        mouth_opening=span(opening, tail=0.5),  # one long 'ah' in a minute is enough
         mouth_width=span(width),
         mouth_shapes=count_mouth_shapes(opening, width),
         blinks=count_blinks(eyes),
@@ -149,8 +149,9 @@ def column(readings: Sequence[FaceReading], name: str) -> NDArray[np.float64]:
     return np.array([getattr(reading, name) for reading in readings], dtype=np.float64)
 
 
-def span(values: NDArray[np.float64]) -> Span:
-    low, high = np.percentile(values, [2, 98])
+def span(values: NDArray[np.float64], tail: float = 2.0) -> Span:
+    """Usual reach: without `tail` percent of the values on either side."""
+    low, high = np.percentile(values, [tail, 100 - tail])
     return Span(float(low), float(high))
 
 

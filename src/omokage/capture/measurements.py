@@ -9,7 +9,7 @@ from omokage.media.clip import ClipInfo, Image
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The usual reach of a signal: its 2nd and 98th percentile over the sampled frames."""
+    """The usual reach of a signal over the sampled frames, without the rare extremes (2 % on either side)."""
 
     low: float
     high: float

@@ -18,6 +18,7 @@ VERDICT_SENTENCES: dict[Verdict, str] = {
     "usable": "This recording can be used; the advice below would make the avatar better.",
     "refuse": "This recording cannot become an avatar; change what is marked below and record again.",
 }
+YES_OR_NO = "yes or no"  # the unit of a fact: 1 or 0
 _MARKS: dict[Level, str] = {"ok": "ok", "advice": "advice", "refuse": "REFUSE"}
 
 
@@ -43,6 +44,8 @@ class Finding:
     def value_text(self) -> str:
         if self.value is None:
             return "none"
+        if self.unit == YES_OR_NO:
+            return "yes" if self.value else "no"
         return f"{format_number(self.value)} {self.unit}".rstrip()
 
 

@@ -105,10 +105,10 @@ def _change(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
 
 WORK_WIDTH = 320  # px; the background is watched at this picture width
 MIN_AREA = 0.03  # of the picture; with less visible background nothing is said
-MIN_CORNER = (
-    3e-4  # smaller eigenvalue of the structure tensor: noise on plain walls has 1e-5, print and edges 3e-3
-)
-MIN_POINTS = 8  # trackable corners; a plainer wall tells nothing about the camera
+CORNER_BLOCK = 7  # px; wide enough for the soft shapes of a background out of focus
+MIN_CORNER = 1e-4  # smaller eigenvalue of the structure tensor; plain walls reach 2e-5, soft shelves 3e-4
+MIN_POINTS = 6  # trackable corners; a plainer wall tells nothing about the camera
+AGREE_PX = 1.0
 MARGIN = 0.03  # of the picture's width; loose hair and blurred edges around the person are not background
 CHANGED_LUMA = 25.0  # luma steps (0..255) that count as a visible change
 
@@ -116,17 +116,15 @@ CHANGED_LUMA = 25.0  # luma steps (0..255) that count as a visible change
 class BackgroundWatch:
     """Watches what is not the person: `add` sampled frames, then `measure`.
 
-    Corners of the first background are found again in every frame (Lucas-Kanade with a check back); their median shift
-    is the camera's. What differs after undoing that shift has moved by itself.
+    Corners of the first background are found again in every frame (Lucas-Kanade with a check back); the shift that most
+    of them share is the camera's. What differs after undoing that shift has moved by itself.
     """
 
     def __init__(self) -> None:
         self._reference: NDArray[np.uint8] | None = None
         self._reference_mask: NDArray[np.bool_] | None = None
         self._points: NDArray[np.float32] | None = None
-        self._origin = np.zeros(2)
-        self._shift = np.zeros(2)
-        self._shifts: list[NDArray[np.float64]] = []
+        self._shifts: list[NDArray[np.float64]] = [np.zeros(2)]
         self._changed: list[float] = []
 
     def add(self, image: Image, alpha: NDArray[np.float32]) -> None:
@@ -141,12 +139,7 @@ class BackgroundWatch:
             self._start(luma, mask)
             return
         if self._points is not None:
-            moved = self._follow(luma, mask)
-            if moved is None:
-                self._start(luma, mask)
-                return
-            self._shift = moved
-            self._shifts.append(self._origin + moved)
+            self._follow(luma, mask)
         self._changed.append(self._changed_share(luma, mask))
 
     def measure(self) -> BackgroundMeasurements | None:
@@ -154,26 +147,26 @@ class BackgroundWatch:
         if not self._changed:
             return None
         travel = None
-        if self._shifts:
-            low, high = np.percentile(np.array([np.zeros(2), *self._shifts]), [2, 98], axis=0)
+        if self._points is not None:
+            low, high = np.percentile(np.array(self._shifts), [2, 98], axis=0)
             travel = float((high - low).max() / WORK_WIDTH)
         return BackgroundMeasurements(
             camera_travel=travel, changed_share=float(np.percentile(self._changed, 95))
         )
 
     def _start(self, luma: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
-        is_corner = mask & (np.asarray(cv2.cornerMinEigenVal(luma, 3)) > MIN_CORNER)
-        corners = cv2.goodFeaturesToTrack(luma, 80, 0.02, 6, mask=is_corner.astype(np.uint8))
+        is_corner = mask & (np.asarray(cv2.cornerMinEigenVal(luma, CORNER_BLOCK)) > MIN_CORNER)
+        corners = cv2.goodFeaturesToTrack(
+            luma, 80, 0.001, 6, mask=is_corner.astype(np.uint8), blockSize=CORNER_BLOCK
+        )
         is_plain = corners is None or len(corners) < MIN_POINTS
         self._points = None if is_plain else np.asarray(corners, dtype=np.float32)
         self._reference, self._reference_mask = luma, mask
-        self._origin = self._origin + self._shift
-        self._shift = np.zeros(2)
 
-    def _follow(self, luma: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.float64] | None:
-        """Median shift (x, y) in px of the reference's corners; None when too few are found again."""
+    def _follow(self, luma: NDArray[np.uint8], mask: NDArray[np.bool_]) -> None:
+        """Note the shift (x, y) in px of the reference's corners, unless too few of them agree."""
         assert self._points is not None and self._reference is not None
-        guess = self._points + self._shift.astype(np.float32)
+        guess = self._points + self._shifts[-1].astype(np.float32)
         flags = cv2.OPTFLOW_USE_INITIAL_FLOW
         there, found, _ = cv2.calcOpticalFlowPyrLK(
             self._reference, luma, self._points, guess.copy(), flags=flags
@@ -186,12 +179,15 @@ class BackgroundWatch:
         is_found = (np.asarray(found)[:, 0] > 0) & (np.asarray(returned)[:, 0] > 0)
         is_good = is_found & mask[row, column] & (np.linalg.norm(back - self._points[:, 0], axis=1) < 0.5)
         if is_good.sum() < MIN_POINTS // 2:
-            return None
-        return np.asarray(np.median((there - self._points[:, 0])[is_good], axis=0), dtype=np.float64)
+            return
+        moves = (there - self._points[:, 0])[is_good].astype(np.float64)
+        shift = np.median(moves, axis=0)
+        if np.mean(np.linalg.norm(moves - shift, axis=1) < AGREE_PX) > 0.5:
+            self._shifts.append(shift)
 
     def _changed_share(self, luma: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
         assert self._reference is not None and self._reference_mask is not None
-        move = np.array([[1, 0, self._shift[0]], [0, 1, self._shift[1]]])
+        move = np.array([[1, 0, self._shifts[-1][0]], [0, 1, self._shifts[-1][1]]])
         size = (luma.shape[1], luma.shape[0])
         reference = cv2.warpAffine(self._reference, move, size).astype(np.float32)
         both = (cv2.warpAffine(self._reference_mask.astype(np.uint8), move, size) > 0) & mask

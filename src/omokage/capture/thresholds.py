@@ -65,8 +65,8 @@ class CaptureThresholds(Config):
     max_background_change: float = 0.03
     max_cuts: int = 0  # more are refused: hair, clothes and light differ between takes
 
-    # File. The same stutter-free rate as film; a short clip shows too few shapes.
-    min_frame_rate: float = 24.0
+    # File. Film's rate, which recorders write as 23.976; a short clip shows too few shapes.
+    min_frame_rate: float = 23.9
     max_repeated_share: float = 0.05
     min_resolution_px: int = 512
     min_usable_s: float = 60.0
