@@ -22,7 +22,7 @@ from omokage.tracking.morphable import EYE_RADIUS_CM, MAX_GAZE_RAD, MorphableMod
 Float = NDArray[np.float64]
 
 NOISE_CM = 0.15  # what a landmark is expected to be off, on the face; errors of neighbors are alike
-DEPTH_SHARE = 0.25  # weight of the network's depth against its x and y
+DEPTH_SHARE = 0.05  # weight of the network's depth against its x and y
 WARM_ITERATIONS = 2
 COLD_ITERATIONS = 12
 EYE_LOOK = tuple(i for i, name in enumerate(BLENDSHAPES) if name.startswith("eyeLook"))

@@ -26,6 +26,7 @@ Index = NDArray[np.int64]
 
 EYE_RADIUS_CM = 1.2
 MAX_GAZE_RAD = 0.6
+ASYMMETRY = 0.35  # of the variation of symmetric shape
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _load() -> MorphableModel:
         data = dict(np.load(file))
     weights, offset = data["patch_weights"].astype(np.float64), data["patch_offset"].astype(np.float64)
     skin = data["skin"].astype(np.float64)
-    basis = _identity_basis(data["modes"], data["mode_frequency"])
+    basis = _identity_basis(data["modes"], data["mode_frequency"], skin, data["mirror"])
     follow = np.einsum("pav,kva->kpa", weights, basis, optimize=True)
     solver = PlateSolver(data["stiffness"].astype(np.float64), data["mirror"], skin)
     neutral = np.concatenate([skin, np.einsum("pav,va->pa", weights, skin) + offset])
@@ -208,11 +209,25 @@ def _load() -> MorphableModel:
     return shell
 
 
-def _identity_basis(modes: NDArray[np.float32], frequency: NDArray[np.float32]) -> Float:
-    """Smooth fields along x, y, z: (K, 468, 3) cm per standard deviation, less for higher frequency."""
+def _identity_basis(
+    modes: NDArray[np.float32], frequency: NDArray[np.float32], skin: Float, mirror: NDArray[np.int32]
+) -> Float:
+    """Smooth fields along x, y, z: (K, 468, 3) cm per standard deviation, less for higher frequency and for those that
+    make the face asymmetric.
+
+    What only shifts, turns or scales the head is taken out: that is pose, not identity.
+    """
     amplitude = 0.55 * (frequency[0] / frequency) ** 0.6
     fields = modes.astype(np.float64) * amplitude[:, None]
     basis = np.zeros((3 * len(fields), fields.shape[1], 3))
     for axis in range(3):
         basis[axis::3, :, axis] = fields
-    return basis
+    is_symmetric = (basis * basis[:, mirror] * [-1, 1, 1]).sum(axis=(1, 2)) > 0
+    basis *= np.where(is_symmetric, 1.0, ASYMMETRY)[:, None, None]
+    centered = skin - skin.mean(axis=0)
+    shifts = [np.broadcast_to(axis, skin.shape) for axis in np.eye(3)]
+    turns = [np.cross(axis, centered) for axis in np.eye(3)]
+    rigid = np.linalg.qr(np.stack([*shifts, *turns, centered]).reshape(7, -1).T)[0]
+    flat = basis.reshape(len(basis), -1)
+    clean: Float = (flat - (flat @ rigid) @ rigid.T).reshape(basis.shape)
+    return clean
