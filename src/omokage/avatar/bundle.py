@@ -1,0 +1,189 @@
+"""`Avatar`: a trained person in one safetensors file. No pickle, nothing in it runs.
+
+Layout of `me.avatar`, version 1 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`, `track.*`
+(the recording's motion, without landmarks) and `plate`; metadata `format`, `version`, and `header`, a JSON object with the
+architecture, camera, crop, frame rate, hash of the recording, evaluation summary and the omokage version that wrote it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from omokage.avatar.conditioning import Conditioner
+from omokage.avatar.config import AvatarConfig
+from omokage.avatar.generator import Generator
+from omokage.avatar.sheet import Crop, Pose, Sheet
+from omokage.errors import BundleError, OutputError
+from omokage.geometry.camera import Camera
+from omokage.tracking.face_track import FRAME_ARRAYS, FaceTrack, Subject
+from omokage.tracking.morphable import MorphableModel
+
+FORMAT = "omokage.avatar"
+VERSION = 1
+MAX_TRACK_ROWS = 3000
+_SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where an avatar comes from.
+
+    recording_sha256: of the file it was trained on.  recording_name: its name, no folder.  recording_path: where it was,
+    so that `evaluate` can find it again.  frame_rate: of that clip.  photo_only: it was made from one picture.
+    minutes, steps: of training.  omokage: version that wrote it.
+    """
+
+    recording_sha256: str
+    recording_name: str
+    recording_path: str
+    frame_rate: str
+    photo_only: bool
+    minutes: float
+    steps: int
+    omokage: str
+
+
+@dataclass(frozen=True)
+class Avatar:
+    """A person, ready to be driven.
+
+    `track` is the recording's motion: it gives the person's rest state and what the recording covers.
+    `plate`: uint8 (S, S, 3), the still background.  `evaluation`: summary of the held-out report, {} before it ran.
+    """
+
+    generator: Generator
+    conditioner: Conditioner
+    plate: NDArray[np.uint8]
+    track: FaceTrack
+    provenance: Provenance
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def config(self) -> AvatarConfig:
+        return self.conditioner.config
+
+    @property
+    def size(self) -> int:
+        """Side of its pictures, pixels."""
+        return self.config.size
+
+    def with_evaluation(self, summary: Mapping[str, Any]) -> Avatar:
+        """The same avatar with the summary of its held-out report."""
+        return replace(self, evaluation=dict(summary))
+
+    def save(self, path: Path) -> None:
+        """Write the bundle, atomically. Raises OutputError when it cannot be written."""
+        conditioner, sheet = self.conditioner, self.conditioner.sheet
+        step = -(-len(self.track) // MAX_TRACK_ROWS)
+        track = self.track.select(slice(None, None, step))
+        arrays: dict[str, NDArray[Any]] = {"plate": self.plate}
+        arrays |= {f"subject.{f.name}": getattr(conditioner.subject, f.name) for f in fields(Subject)}
+        arrays |= {f"sheet.{name}": getattr(sheet, name) for name in _SHEET_ARRAYS}
+        arrays |= {f"sheet.rest.{f.name}": getattr(sheet.rest, f.name) for f in fields(Pose)}
+        arrays |= {f"track.{name}": getattr(track, name) for name in FRAME_ARRAYS if name != "landmarks"}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        tensors |= {f"generator.{k}": v.contiguous() for k, v in self.generator.state_dict().items()}
+        header = {
+            "config": self.config.to_json(),
+            "camera": asdict(sheet.camera),
+            "head_width": sheet.head_width,
+            "crop": asdict(conditioner.crop),
+            "provenance": asdict(self.provenance),
+            "evaluation": dict(self.evaluation),
+        }
+        header["sha256"] = _digest(tensors)
+        metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
+        partial = path.with_name(path.name + ".part")
+        try:
+            partial.write_bytes(save(tensors, metadata))
+            os.replace(partial, path)
+        except OSError as error:
+            raise OutputError(
+                f"cannot write {path}: {error.strerror}; free some room or choose another folder"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: Path) -> Avatar:
+        """Read a bundle. Raises BundleError when it is missing, damaged, foreign or from a newer version."""
+        tensors, header = _read(Path(path))
+        try:
+            return _assemble(tensors, header)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise BundleError(
+                f"{path} is damaged ({error}); create the avatar again or use a copy"
+            ) from error
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not path.is_file():
+        raise BundleError(f"there is no avatar file {path}; make one with 'omokage create'")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise BundleError(f"{path} is not an avatar file; make one with 'omokage create'")
+            version = int(metadata["version"])
+            if version > VERSION:
+                raise BundleError(
+                    f"{path} is an avatar of format {version}, this omokage reads up to {VERSION}; update omokage"
+                )
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = json.loads(metadata["header"])
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
+    if header.get("sha256") != _digest(tensors):
+        raise BundleError(f"{path} is damaged: its contents do not match its checksum; use a copy")
+    return tensors, header
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 over names, shapes and bytes of all tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        array = tensors[name].contiguous().numpy()
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avatar:
+    def part(prefix: str) -> dict[str, torch.Tensor]:
+        return {name[len(prefix) :]: t for name, t in tensors.items() if name.startswith(prefix)}
+
+    def arrays(prefix: str) -> dict[str, NDArray[Any]]:
+        return {name: t.numpy() for name, t in part(prefix).items()}
+
+    config = AvatarConfig.from_json(header["config"])
+    generator = Generator(config)
+    generator.load_state_dict(part("generator."))
+    generator.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    subject, camera = Subject(**arrays("subject.")), Camera(**header["camera"])
+    rest = Pose(**arrays("sheet.rest."))
+    stored = {name: array for name, array in arrays("sheet.").items() if name in _SHEET_ARRAYS}
+    sheet = Sheet(**stored, rest=rest, camera=camera, head_width=header["head_width"])
+    motion = arrays("track.")
+    landmarks = np.zeros((len(motion["frame_index"]), 0, 3), dtype=np.float32)
+    track = FaceTrack(**motion, landmarks=landmarks, camera=camera, subject=subject)
+    conditioner = Conditioner(MorphableModel.load(), subject, sheet, Crop(**header["crop"]), config)
+    return Avatar(
+        generator,
+        conditioner,
+        tensors["plate"].numpy(),
+        track,
+        Provenance(**header["provenance"]),
+        header["evaluation"],
+    )

@@ -1,0 +1,108 @@
+"""From the state of a face to what the generator is told: the warp map, the drawing and the motion vector."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.avatar.config import AvatarConfig
+from omokage.avatar.sheet import Crop, Pose, Sheet
+from omokage.geometry.camera import rotation_matrix
+from omokage.geometry.mesh import vertex_normals
+from omokage.geometry.rasterize import interpolate, rasterize
+from omokage.tracking.face_track import Subject
+from omokage.tracking.morphable import MorphableModel
+
+Float = NDArray[np.float64]
+
+# Each chart keeps this margin free, so that bilinear look-ups never reach into the other chart.
+CHART_MARGIN = 0.02
+
+
+@dataclass(frozen=True)
+class AvatarState:
+    """One frame of motion: `pose` and expression (52,) in [0, 1], gaze (2, 2) yaw and pitch of both eyes (radians)."""
+
+    pose: Pose
+    expression: Float
+    gaze: Float
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What the generator is told of one frame.
+
+    warp: float32 (2, S, S), texture coordinates in [-1, 1].  drawing: float32 (6, G, G): normals (3), face, mouth, eyes.
+    motion: float32 (59,).
+    """
+
+    warp: NDArray[np.float32]
+    drawing: NDArray[np.float32]
+    motion: NDArray[np.float32]
+
+
+class Conditioner:
+    """Draws one subject's conditions; the same object serves training and every runtime."""
+
+    def __init__(
+        self, model: MorphableModel, subject: Subject, sheet: Sheet, crop: Crop, config: AvatarConfig
+    ) -> None:
+        self.model, self.subject, self.sheet, self.crop, self.config = model, subject, sheet, crop, config
+        face_vertices = len(model.neutral)
+        self.triangles = np.concatenate([model.triangles, sheet.triangles + face_vertices]).astype(np.int32)
+        face, around = _into_chart(model.uv, 0), _into_chart(sheet.uv, 1)
+        self.atlas_uv = np.concatenate([face, around]).astype(np.float32)
+        self.regions = np.zeros((face_vertices + len(sheet.points), 3), dtype=np.float32)
+        self.regions[:face_vertices, 0] = 1.0
+        self.regions[model.mouth_interior, 1] = 1.0
+        self.regions[np.concatenate(model.eye_vertices), 2] = 1.0
+
+    def with_sheet(self, sheet: Sheet) -> Conditioner:
+        """The same conditioner on a refined sheet."""
+        return Conditioner(self.model, self.subject, sheet, self.crop, self.config)
+
+    def project(self, state: AvatarState) -> tuple[Float, Float]:
+        """All vertices of a frame: (V + N, 3) in pixels of the crop at output size and depth; face normals (V, 3)."""
+        vertices = self.model.pose_vertices(self.subject, state.expression, state.gaze)
+        in_camera = vertices @ rotation_matrix(state.pose.rotation).T + state.pose.translation
+        face = self.sheet.camera.project(in_camera)
+        points = np.concatenate([face, self.sheet.project(state.pose, face[self.model.face_oval])])
+        return self.crop.apply(points, self.config.size), vertex_normals(in_camera, self.model.triangles)
+
+    def draw(self, state: AvatarState, shift: tuple[int, int] = (0, 0)) -> Condition:
+        """The condition of one frame, its picture moved by `shift` = (x, y) whole pixels (training's sliding window)."""
+        points, normals = self.project(state)
+        points[:, :2] += shift
+        size = self.config.size
+        raster = rasterize(points, self.triangles, size, size)
+        warp = interpolate(raster, self.triangles, self.atlas_uv)
+        warp[~raster.is_covered] = self.atlas_uv[-1]
+
+        attributes = np.zeros((len(points), 6), dtype=np.float32)
+        attributes[: len(normals), :3] = normals
+        attributes[:, 3:] = self.regions
+        half, cell = size // self.config.grid // 2, size // self.config.grid
+        cells = type(raster)(
+            raster.triangle_id[half::cell, half::cell], raster.barycentric[half::cell, half::cell]
+        )
+        drawing = interpolate(cells, self.triangles, attributes)
+        return Condition(
+            np.ascontiguousarray(warp.transpose(2, 0, 1)),
+            np.ascontiguousarray(drawing.transpose(2, 0, 1)),
+            motion_vector(state),
+        )
+
+
+def motion_vector(state: AvatarState) -> NDArray[np.float32]:
+    """Rotation, expression and gaze as the generator's style input (59,), each of about unit range."""
+    return np.concatenate([state.pose.rotation * 2, state.expression, state.gaze.reshape(-1) * 2]).astype(
+        np.float32
+    )
+
+
+def _into_chart(uv: NDArray[np.floating], chart: int) -> NDArray[np.float64]:
+    """uv in [0, 1] of one chart -> `grid_sample` coordinates in the two-chart atlas."""
+    inside = uv * (1 - 2 * CHART_MARGIN) + CHART_MARGIN
+    return np.stack([(inside[:, 0] + chart) - 1.0, inside[:, 1] * 2 - 1.0], axis=-1)

@@ -1,0 +1,157 @@
+"""The avatar network: warp maps and motion in, premultiplied portrait and matte out.
+
+StyleAvatar's composition (Wang et al. 2023, section 3) with compact parts:
+
+    face        neural texture on the morphable face, pulled by the warp map          (3.1, "neural texture")
+    foreground  the same on a sheet that carries hair, neck and shoulders, and a U-Net (3.2, "StyleUNet")
+    background  a still plate outside the network, joined by the learned matte         (3.3)
+
+Shape letters: B batch, C channels, S output side, G = S / 2**levels grid side.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from omokage.avatar.config import AvatarConfig
+
+# What `conditioning` draws on the grid beside the warp map: normals (3), face, mouth inside, eyes.
+DRAWING_CHANNELS = 6
+# rotation (3), expression (52), gaze (4).
+MOTION_SIZE = 59
+
+
+def haar(image: Tensor) -> Tensor:
+    """One level of the orthonormal Haar transform, (B, C, H, W) -> (B, 4C, H/2, W/2), bands [LL, LH, HL, HH]."""
+    a, b = image[..., 0::2, 0::2], image[..., 0::2, 1::2]
+    c, d = image[..., 1::2, 0::2], image[..., 1::2, 1::2]
+    return torch.cat([a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d], dim=1) * 0.5
+
+
+def inverse_haar(bands: Tensor) -> Tensor:
+    """The inverse of `haar`, (B, 4C, H, W) -> (B, C, 2H, 2W)."""
+    batch, channels, height, width = bands.shape
+    ll, lh, hl, hh = (bands * 0.5).reshape(batch, 4, channels // 4, height, width).unbind(dim=1)
+    pixels = torch.stack([ll + lh + hl + hh, ll + lh - hl - hh, ll - lh + hl - hh, ll - lh - hl + hh], dim=2)
+    return F.pixel_shuffle(pixels.reshape(batch, channels, height, width), 2)
+
+
+class Film(nn.Module):
+    """Feature-wise scale and shift from the style vector; starts as the identity."""
+
+    def __init__(self, style_size: int, channels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(style_size, 2 * channels)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor, style: Tensor) -> Tensor:
+        scale, shift = self.linear(style)[:, :, None, None].chunk(2, dim=1)
+        return features * (1 + scale) + shift
+
+
+class Stage(nn.Module):
+    """Two 3x3 convolutions with ReLU, modulated by the style between them, and a residual path."""
+
+    def __init__(self, channels_in: int, channels: int, style_size: int, *, stride: int = 1) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1)
+        self.film = Film(style_size, channels)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, style: Tensor) -> Tensor:
+        features = F.relu(self.film(self.first(features), style))
+        return F.relu(features + self.second(features))
+
+
+class Generator(nn.Module):
+    """Warp map (B, 2, S, S), drawing (B, 6, G, G), motion (B, 59), code (B, K) -> colour (B, 3, S, S), matte (B, 1, S, S).
+
+    The warp map holds texture coordinates in [-1, 1] (`grid_sample`, align_corners=False) into the atlas: left half the
+    face chart, right half the sheet chart. Colour is in [0, 1] (not clamped), straight (not premultiplied); matte in [0, 1].
+    """
+
+    def __init__(self, config: AvatarConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths, style_size = config.widths, 64
+        bands = 4**config.wavelet_levels
+        atlas = (config.texture_size, 2 * config.texture_size)
+        self.colors = nn.Parameter(torch.full((1, 4, *atlas), 0.5))
+        self.features = nn.Parameter(torch.zeros(1, config.texture_channels, *(side // 2 for side in atlas)))
+        self.style = nn.Sequential(
+            nn.Linear(MOTION_SIZE + config.code_size, style_size),
+            nn.ReLU(),
+            nn.Linear(style_size, style_size),
+        )
+        self.stem = Stage(4 * bands + config.texture_channels + DRAWING_CHANNELS, widths[0], style_size)
+        self.down = nn.ModuleList(
+            Stage(above, below, style_size, stride=2)
+            for above, below in zip(widths, widths[1:], strict=False)
+        )
+        self.lateral = nn.ModuleList(
+            nn.Conv2d(below, above, 1) for above, below in zip(widths, widths[1:], strict=False)
+        )
+        self.up = nn.ModuleList(Stage(above, above, style_size) for above in widths[:-1])
+        self.head = nn.Conv2d(widths[0], 4 * bands, 3, padding=1)
+        self.offset = nn.Conv2d(widths[0], 2, 3, padding=1)
+        for layer in (self.head, self.offset):
+            # Before training the network adds nothing: the first picture is the explicit composition.
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def explicit(self, warp: Tensor) -> Tensor:
+        """The composition before training: texture pulled by the warp map, (B, 4, S, S) colour and matte."""
+        return F.grid_sample(
+            self.colors.expand(len(warp), -1, -1, -1),
+            warp.permute(0, 2, 3, 1),
+            padding_mode="border",
+            align_corners=False,
+        )
+
+    def forward(self, warp: Tensor, drawing: Tensor, motion: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+        levels, cell = self.config.wavelet_levels, 2**self.config.wavelet_levels
+        style = self.style(torch.cat([motion, code], dim=1))
+
+        # Pull the neural texture: colour as wavelet bands, features at the centers of the grid's cells.
+        pulled = self.explicit(warp)
+        for _ in range(levels):
+            pulled = haar(pulled)
+        centers = warp[
+            :, :, cell // 2 :: cell, cell // 2 :: cell
+        ]  # never averaged: two charts may meet in a cell
+        features = F.grid_sample(
+            self.features.expand(len(warp), -1, -1, -1),
+            centers.permute(0, 2, 3, 1),
+            padding_mode="border",
+            align_corners=False,
+        )
+
+        # Foreground U-Net on the grid.
+        x = self.stem(torch.cat([pulled * 2.0**-levels, features, drawing], dim=1), style)
+        skips = []
+        for stage in self.down:
+            skips.append(x)
+            x = stage(x, style)
+        for lateral, stage, skip in zip(
+            reversed(self.lateral), reversed(self.up), reversed(skips), strict=True
+        ):
+            x = F.interpolate(lateral(x), scale_factor=2.0, mode="nearest")
+            x = stage(x + skip, style)
+
+        # Move the texture to where it belongs, then add what no texture holds.
+        offset = F.interpolate(
+            self.offset(x) * 0.1, scale_factor=float(cell), mode="bilinear", align_corners=False
+        )
+        bands = self.head(x)
+        for _ in range(levels):
+            bands = inverse_haar(bands)
+        portrait = self.explicit(warp + offset) + bands
+        return portrait[:, :3], portrait[:, 3:].clamp(0, 1)
+
+
+def composite(color: Tensor, matte: Tensor, plate: Tensor) -> Tensor:
+    """Portrait over the still background: color (B, 3, S, S), matte (B, 1, S, S), plate (3, S, S) -> (B, 3, S, S)."""
+    return color * matte + plate * (1 - matte)

@@ -1,0 +1,124 @@
+"""The explicit avatar, by direct computation from the recording: still plate, texture atlas, matte.
+
+Every texel's place on the mesh is known, so its color is a weighted mean of the pixels it falls on in the frames that
+see it: no training. The composition of the two is the avatar's very first picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.avatar.conditioning import AvatarState, Conditioner
+from omokage.geometry.camera import rotation_matrix
+from omokage.geometry.rasterize import rasterize
+
+UInt8 = NDArray[np.uint8]
+Float32 = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training frame at output size: image uint8 (S, S, 3), matte uint8 (S, S), and what the face does in it."""
+
+    image: UInt8
+    matte: UInt8
+    state: AvatarState
+
+
+def estimate_plate(images: UInt8, mattes: UInt8) -> UInt8:
+    """Still background (S, S, 3): per-pixel median of the frames (T, S, S, 3) where the matte (T, S, S) is clear.
+
+    Pixels that the person always covers are filled smoothly from around.
+    """
+    clear = mattes < 16
+    values = np.ma.masked_array(images, np.broadcast_to(~clear[..., None], images.shape))
+    plate = np.asarray(np.ma.median(values, axis=0).filled(0), dtype=np.uint8)
+    known = clear.sum(axis=0) >= max(1, min(3, len(images) // 20))
+    return fill_holes(plate, known)
+
+
+def fill_holes(image: NDArray[np.generic], known: NDArray[np.bool_]) -> UInt8:
+    """Fill the unknown pixels of uint8 (H, W, C) from the known ones, coarse to fine (pull-push)."""
+    levels = [(np.where(known[..., None], image, 0).astype(np.float32), known.astype(np.float32))]
+    while min(levels[-1][1].shape) > 1:
+        color, weight = levels[-1]
+        height, width = weight.shape
+        shape = ((width + 1) // 2, (height + 1) // 2)
+        weight_below = cv2.resize(weight, shape, interpolation=cv2.INTER_AREA)
+        color_below = cv2.resize(color * weight[..., None], shape, interpolation=cv2.INTER_AREA)
+        color_below = color_below.reshape(*weight_below.shape, -1) / np.maximum(weight_below, 1e-6)[..., None]
+        levels.append((color_below, np.minimum(weight_below * 4, 1.0)))
+    filled = levels[-1][0]
+    for color, weight in reversed(levels[:-1]):
+        wider = cv2.resize(filled, weight.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(color.shape)
+        filled = color * weight[..., None] + wider * (1 - weight[..., None])
+    return np.clip(filled + 0.5, 0, 255).astype(np.uint8)
+
+
+def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UInt8:
+    """Color and matte of the atlas, uint8 (A, 2A, 4): weighted mean over the frames in which a texel is seen.
+
+    Frames near the rest pose weigh more (they are least foreshortened), the sheet's color counts where the matte does.
+    """
+    side = conditioner.config.texture_size
+    corners = (conditioner.atlas_uv.astype(np.float64) + 1) / 2 * (2 * side, side)
+    flat = np.concatenate([corners, np.ones((len(corners), 1))], axis=1)
+    texels = rasterize(flat, conditioner.triangles, side, 2 * side)
+    inside = texels.is_covered
+    triangles, weights = conditioner.triangles[texels.triangle_id[inside]], texels.barycentric[inside]
+    is_sheet = texels.triangle_id[inside] >= len(conditioner.model.triangles)
+    rest = rotation_matrix(conditioner.sheet.rest.rotation)
+
+    color = np.zeros((len(triangles), 3))
+    opacity = np.zeros(len(triangles))
+    color_weight, opacity_weight = np.full(len(triangles), 1e-9), np.full(len(triangles), 1e-9)
+    size = conditioner.config.size
+    map_xy = np.zeros((side, 2 * side, 2), dtype=np.float32)
+    for sample in samples:
+        points, _ = conditioner.project(sample.state)
+        raster = rasterize(points, conditioner.triangles, size, size)
+        depth = np.where(
+            raster.is_covered,
+            (points[conditioner.triangles[raster.triangle_id], 2] * raster.barycentric).sum(-1),
+            np.inf,
+        )
+        at = np.einsum("nkc,nk->nc", points[triangles], weights)
+        x, y = at[:, 0].astype(np.float32) - 0.5, at[:, 1].astype(np.float32) - 0.5
+        column, row = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
+        in_picture = (column >= 0) & (row >= 0) & (column < size) & (row < size)
+        nearest = depth[row.clip(0, size - 1), column.clip(0, size - 1)]
+        seen = in_picture & (at[:, 2] <= nearest + 0.4)
+        away = np.linalg.norm(rotation_matrix(sample.state.pose.rotation) - rest)
+        weight = seen * np.exp(-0.5 * (away / 0.35) ** 2)
+        rgba = np.dstack([sample.image, sample.matte]).astype(np.float32)
+        map_xy[inside] = np.stack([x, y], axis=1)
+        values = cv2.remap(rgba, map_xy, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[inside]
+        matte = values[:, 3] / 255
+        by_matte = weight * np.where(is_sheet, matte**2 + 1e-3, 1.0)
+        color += by_matte[:, None] * values[:, :3]
+        color_weight += by_matte
+        opacity += weight * values[:, 3]
+        opacity_weight += weight
+
+    atlas = np.zeros((side, 2 * side, 4), dtype=np.float32)
+    atlas[inside] = np.concatenate(
+        [color / color_weight[:, None], (opacity / opacity_weight)[:, None]], axis=1
+    )
+    known = np.zeros(inside.shape, dtype=bool)
+    known[inside] = opacity_weight > 1e-6
+    charts = [fill_holes(atlas[:, s], known[:, s]) for s in (slice(0, side), slice(side, None))]
+    return np.concatenate(charts, axis=1)
+
+
+def explicit_portrait(atlas: UInt8, warp: Float32, plate: UInt8) -> UInt8:
+    """The composition before training: atlas uint8 (A, 2A, 4) pulled by warp (2, S, S), over the plate (S, S, 3)."""
+    height, width = atlas.shape[:2]
+    x, y = (warp[0] + 1) / 2 * width - 0.5, (warp[1] + 1) / 2 * height - 0.5
+    pulled = cv2.remap(atlas, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+    matte = pulled[..., 3:] / 255
+    return np.asarray(pulled[..., :3] * matte + plate * (1 - matte) + 0.5, dtype=np.float32).astype(np.uint8)

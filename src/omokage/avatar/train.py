@@ -1,0 +1,225 @@
+"""Train the avatar network on one recording, by a time budget. MAIN: `train_avatar`.
+
+Phases, in the words of the paper: Greg (reconstruction and matte) from the first step, Gadv (adversarial) in the last
+part and only while the critic stays honest. Every step's draws depend on (seed, step) alone, so a run that is killed
+and resumed goes on exactly as it would have.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from omokage.avatar.generator import Generator, composite
+from omokage.avatar.losses import critic_hinge, detail, reconstruction
+from omokage.avatar.registration import ExplicitAvatar
+from omokage.avatar.run import Run, TrainingConfig
+from omokage.avatar.texture import Sample
+from omokage.config import Progress, ProgressCallback, ignore_progress
+
+PreviewCallback = Callable[[int, NDArray[np.uint8]], None]
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The averaged network, and how it got there: (step, seconds, validation PSNR in dB) at each check."""
+
+    generator: Generator
+    steps: int
+    seconds: float
+    curve: tuple[tuple[int, float, float], ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B samples: image (B, 3, S, S), matte (B, 1, S, S) and plate (B, 3, S, S) in [0, 1], conditions, and `valid`
+    (B, 1, S, S), 0 where the sliding window left the picture."""
+
+    image: Tensor
+    matte: Tensor
+    plate: Tensor
+    valid: Tensor
+    warp: Tensor
+    drawing: Tensor
+    motion: Tensor
+
+
+def train_avatar(
+    explicit: ExplicitAvatar,
+    samples: Sequence[Sample],
+    config: TrainingConfig,
+    *,
+    checkpoint: Path | None = None,
+    on_progress: ProgressCallback = ignore_progress,
+    on_preview: PreviewCallback | None = None,
+) -> TrainingResult:
+    """Explicit avatar + its frames -> network. With `checkpoint`, resumes from that file and keeps it up to date."""
+    torch.manual_seed(config.seed)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    train, validation = _split_validation(samples)
+    run = Run.start(explicit, len(train), config)
+    if checkpoint is not None and checkpoint.exists():
+        run.load(checkpoint)
+    loader = Loader(explicit, train, config)
+    checks = [loader.fixed(sample) for sample in validation]
+    started, saved = time.monotonic() - run.seconds, time.monotonic()
+
+    while (share := run.share(config)) < 1 and not run.is_stale(config):
+        run.set_rates(share, config)
+        rows, batch = loader.batch(run.step)
+        loss = _train_step(run, rows, batch, share, config)
+        run.step += 1
+        run.seconds = time.monotonic() - started
+        on_progress(Progress("training", run.share(config), 1.0, f"loss {loss:.3f}{run.verdict()}"))
+        if run.is_check_due(config):
+            picture, psnr = _validate(run.averaged, checks)
+            run.curve.append((run.step, run.seconds, psnr))
+            if on_preview is not None:
+                on_preview(run.step, picture)
+        if checkpoint is not None and time.monotonic() - saved > config.checkpoint_seconds:
+            run.save(checkpoint)
+            saved = time.monotonic()
+    if checkpoint is not None:
+        run.save(checkpoint)
+    run.averaged.eval()
+    return TrainingResult(run.averaged, run.step, run.seconds, tuple(run.curve))
+
+
+class Loader:
+    """Draws batches; what it draws for a step depends on (seed, step) alone."""
+
+    def __init__(self, explicit: ExplicitAvatar, samples: Sequence[Sample], config: TrainingConfig) -> None:
+        self.explicit, self.samples, self.config = explicit, samples, config
+        self.plate = explicit.plate
+        self.cell = 2**explicit.conditioner.config.wavelet_levels
+        self.reach = config.window * explicit.conditioner.config.size // 256 // self.cell
+        self.weights = _rarity([s.state.expression for s in samples])
+
+    def batch(self, step: int) -> tuple[Tensor, Batch]:
+        """Rows (B,) and their samples, each with its own window shift."""
+        rng = np.random.default_rng((self.config.seed, step))
+        rows = rng.choice(len(self.samples), size=self.config.batch, p=self.weights)
+        shifts = rng.integers(-self.reach, self.reach + 1, size=(len(rows), 2)) * self.cell
+        batch = _stack(
+            [self._cut(self.samples[r], (int(x), int(y))) for r, (x, y) in zip(rows, shifts, strict=True)]
+        )
+        noise = rng.standard_normal(tuple(batch.motion.shape)).astype(np.float32) * self.config.motion_noise
+        batch.motion.add_(torch.from_numpy(noise))
+        keep = torch.from_numpy(rng.random(len(rows)) >= self.config.code_dropout)
+        return torch.where(keep, torch.from_numpy(rows), -1), batch
+
+    def fixed(self, sample: Sample) -> Batch:
+        """One sample without shift or noise."""
+        return _stack([self._cut(sample, (0, 0))])
+
+    def _cut(self, sample: Sample, shift: tuple[int, int]) -> tuple[NDArray[np.float32], ...]:
+        condition = self.explicit.conditioner.draw(sample.state, shift)
+        image, matte = _shifted(sample.image, shift), _shifted(sample.matte[..., None], shift)
+        valid = _shifted(np.full_like(sample.matte[..., None], 255), shift)
+        planes = [
+            p.transpose(2, 0, 1).astype(np.float32) / 255
+            for p in (image, matte, _shifted(self.plate, shift), valid)
+        ]
+        return (*planes, condition.warp, condition.drawing, condition.motion)
+
+
+def _train_step(run: Run, rows: Tensor, batch: Batch, share: float, config: TrainingConfig) -> float:
+    code = run.codes[rows.clamp(min=0)] * (rows >= 0)[:, None]
+    color, matte = run.generator(batch.warp, batch.drawing, batch.motion, code)
+    portrait = composite(color, matte, batch.plate)
+    scale = portrait.shape[-1] // batch.drawing.shape[-1]
+    face, features = batch.drawing[:, 3:4], batch.drawing[:, 4:].sum(dim=1, keepdim=True)
+    important = F.interpolate(
+        config.face_weight * face + config.feature_weight * features, scale_factor=float(scale)
+    )
+    weight = (1 + important) * batch.valid
+
+    # Greg: reconstruct the frame, its detail and its matte.
+    loss = reconstruction(portrait, batch.image, weight)
+    loss = loss + config.detail_weight * detail(portrait, batch.image, batch.valid)
+    loss = loss + config.matte_weight * (batch.valid * (matte - batch.matte).abs()).mean()
+    loss = loss + 1e-3 * code.square().mean()
+
+    # Gadv: once the picture is right on average, make its texture plausible.
+    if config.adversarial > 0 and share >= config.adversarial_from:
+        ramp = min(1.0, (share - config.adversarial_from) / 0.1)
+        fooled = -run.critic(portrait, batch.drawing).mean()
+        loss = loss + config.adversarial * ramp * run.critic_trust * fooled
+
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(run.network, 1.0)
+    run.optimizer.step()
+    run.average(config.ema)
+    if config.adversarial > 0 and share >= config.adversarial_from:
+        _critic_step(run, portrait.detach(), batch)
+    return float(loss.detach())
+
+
+def _critic_step(run: Run, portrait: Tensor, batch: Batch) -> None:
+    """Dreal and Dfake, and the collapse guard: a critic that always wins says nothing useful, so trust it less."""
+    loss = critic_hinge(run.critic(batch.image, batch.drawing), run.critic(portrait, batch.drawing))
+    run.critic_optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    run.critic_optimizer.step()
+    won = float(loss.detach()) < 0.2
+    run.critic_trust = float(np.clip(run.critic_trust * (0.97 if won else 1.01), 0.0, 1.0))
+
+
+@torch.no_grad()
+def _validate(generator: Generator, checks: Sequence[Batch]) -> tuple[NDArray[np.uint8], float]:
+    """Truth above prediction for up to four frames, uint8, and the mean PSNR of all (dB)."""
+    pairs, scores = [], []
+    for batch in checks:
+        code = batch.motion.new_zeros(1, generator.config.code_size)
+        color, matte = generator(batch.warp, batch.drawing, batch.motion, code)
+        portrait = composite(color, matte, batch.plate).clamp(0, 1)
+        scores.append(-10 * math.log10(max(1e-10, float((portrait - batch.image).square().mean()))))
+        pairs.append(torch.cat([batch.image[0], portrait[0]], dim=1))
+    shown = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(4, len(pairs))).astype(int)]
+    sheet = torch.cat(shown, dim=2).permute(1, 2, 0).numpy()
+    return (sheet * 255 + 0.5).astype(np.uint8), float(np.mean(scores))
+
+
+def _split_validation(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """The last twentieth of the training part only steers early stopping and previews."""
+    count = min(12, max(1, len(samples) // 20))
+    if len(samples) <= 2 * count:
+        return samples, samples[-1:]
+    return samples[:-count], samples[-count:]
+
+
+def _rarity(expressions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Sampling weights (N,): frames far from the mean expression come up to three times as often."""
+    away = np.linalg.norm(np.stack(expressions) - np.mean(expressions, axis=0), axis=1)
+    weights = 1 + 2 * away / max(1e-6, float(np.quantile(away, 0.98)))
+    weights = np.minimum(weights, 3)
+    return np.asarray(weights / weights.sum())
+
+
+def _shifted(image: NDArray[np.uint8], shift: tuple[int, int]) -> NDArray[np.uint8]:
+    """Move a picture (H, W, C) by whole pixels; what comes in from outside is 0."""
+    x, y = shift
+    height, width = image.shape[:2]
+    moved = np.zeros_like(image)
+    moved[max(0, y) : height + min(0, y), max(0, x) : width + min(0, x)] = image[
+        max(0, -y) : height + min(0, -y), max(0, -x) : width + min(0, -x)
+    ]
+    return moved
+
+
+def _stack(cut: Sequence[tuple[NDArray[np.float32], ...]]) -> Batch:
+    image, matte, plate, valid, warp, drawing, motion = (
+        torch.from_numpy(np.stack(planes)) for planes in zip(*cut, strict=True)
+    )
+    return Batch(image, matte, plate, valid, warp, drawing, motion)
