@@ -178,7 +178,7 @@ def test_pose_and_expression_errors(landmarks: NDArray[np.float64]) -> None:
     np.testing.assert_allclose(recovered[:5], turns[:5], atol=1e-9)
     assert np.isnan(recovered[5]).all() and np.isnan(pose_error_deg(turns, recovered)[5])
     weights = np.zeros((2, 52))
-    np.testing.assert_allclose(expression_error(weights, weights + [[0.1], [0.2]]), [0.1, 0.2])
+    np.testing.assert_allclose(expression_error(weights, weights + np.array([[0.1], [0.2]])), [0.1, 0.2])
 
 
 def test_jitter_ignores_steady_movement_and_sees_shaking(landmarks: NDArray[np.float64]) -> None:

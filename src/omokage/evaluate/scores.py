@@ -25,6 +25,12 @@ class Metric:
     digits: int
     definition: str
 
+    def badness(self, value: float) -> float:
+        """A number that is smaller the better `value` is; infinite for NaN."""
+        if np.isnan(value):
+            return float("inf")
+        return {"high": -value, "low": value, "zero": abs(value)}[self.best]
+
 
 METRICS: tuple[Metric, ...] = (
     Metric("psnr", "PSNR", "dB", "high", 2, "over RGB, mean of the frames' values; identical frames count 100 dB"),
@@ -63,11 +69,12 @@ class Measurement:
     per_frame: PerFrame | None = None
 
     def to_json(self) -> dict[str, Any]:
+        mean = float(self.mean) if np.isfinite(self.mean) else None
         values = None if self.per_frame is None else [_json_number(value) for value in self.per_frame]
         return {
             "metric": self.metric,
             "region": self.region,
-            "mean": _json_number(self.mean),
+            "mean": mean,
             "per_frame": values,
         }
 

@@ -1,0 +1,229 @@
+"""The frames where a method is worst, why (from numbers of the training part), and how to repair each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.errors import InputError
+from omokage.evaluate.protocol import HeldOut, Motion, region_mask
+from omokage.evaluate.scores import MethodScores
+from omokage.geometry.camera import yaw_pitch_roll
+from omokage.metrics.image import Frames
+from omokage.metrics.motion import FACE_OVAL, Landmarks, inter_ocular_px, rotation_from_landmarks
+from omokage.metrics.perceptual import blur
+
+WORST_COUNT = 10
+WORST_SPACING_S = 0.3  # so that ten worst frames are not one moment
+COVERED_PERCENTILES = (1.0, 99.0)  # of the training frames: what counts as seen
+OUTSIDE_SHARE = 0.05  # of the seen range: how far outside it explains a bad frame
+RARE_SHARE = 0.03  # of the training frames
+SOFT_BLUR = 0.04  # above the training frames' median blur (0 to 1)
+FAST_PERCENTILE = 95.0
+BLUR_SAMPLES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class WorstFrame:
+    """One bad test frame: `row` counts test frames, `frame_index` frames of the clip; `cause` is a key of `CAUSES`."""
+
+    row: int
+    frame_index: int
+    time_s: float
+    psnr_head: float
+    cause: str
+    reason: str
+    repair: str
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**values)
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Words for a frame whose reading `key` is below or above what training saw. `{value}`, `{limit}` are filled in."""
+
+    key: str
+    side: int
+    words: str
+    repair: str
+
+
+_POSE = "Record again with slow head turns this way, or lower the pose strength when driving."
+_MOUTH = "Record again with wide mouth shapes (read the vowels loudly), or lower the expression strength."
+_PLACE = "Record again moving a little in the chair, or keep the driver where the recording was."
+CAUSES: tuple[Cause, ...] = (
+    Cause("yaw", 1, "turned {value:.0f}° to the picture's right; training saw up to {limit:.0f}°", _POSE),
+    Cause("yaw", -1, "turned {value:.0f}° (picture's left is below 0); training saw down to {limit:.0f}°", _POSE),
+    Cause("pitch", 1, "looks up {value:.0f}°; training saw up to {limit:.0f}°", _POSE),
+    Cause("pitch", -1, "looks down {value:.0f}°; training saw down to {limit:.0f}°", _POSE),
+    Cause("roll", 1, "tilted {value:.0f}° clockwise; training saw up to {limit:.0f}°", _POSE),
+    Cause("roll", -1, "tilted {value:.0f}° counter-clockwise; training saw down to {limit:.0f}°", _POSE),
+    Cause("mouth_open", 1, "mouth opened {value:.0f} % of the face's height; training saw up to {limit:.0f} %", _MOUTH),
+    Cause("mouth_width", 1, "mouth {value:.0f} % of the face's height wide; training saw up to {limit:.0f} %", _MOUTH),
+    Cause("mouth_width", -1, "lips {value:.0f} % of face height wide; training saw down to {limit:.0f} %", _MOUTH),
+    Cause("eye_open", 1, "eyes opened wider ({value:.0f} %) than training saw ({limit:.0f} %)",
+          "Record again raising the brows and opening the eyes wide a few times."),
+    Cause("eye_open", -1, "eyes closed further ({value:.0f} %) than training saw ({limit:.0f} %)",
+          "Record again with some slow blinks."),
+    Cause("x", 1, "face at {value:.0f} % of the picture's width; training saw up to {limit:.0f} %", _PLACE),
+    Cause("x", -1, "face at {value:.0f} % of the picture's width; training saw down to {limit:.0f} %", _PLACE),
+    Cause("y", 1, "face at {value:.0f} % of the picture's height; training saw down to {limit:.0f} %", _PLACE),
+    Cause("y", -1, "face at {value:.0f} % of the picture's height; training saw up to {limit:.0f} %", _PLACE),
+    Cause("scale", 1, "face {value:.0f} % of the picture high (nearer); training saw up to {limit:.0f} %", _PLACE),
+    Cause("scale", -1, "face {value:.0f} % of the picture high (farther); training saw down to {limit:.0f} %", _PLACE),
+)  # fmt: skip
+# A range narrower than this (in the reading's unit) is measurement noise.
+NARROWEST = {"yaw": 4.0, "pitch": 4.0, "roll": 4.0, "mouth_open": 3.0, "mouth_width": 3.0, "eye_open": 8.0,
+             "x": 2.0, "y": 2.0, "scale": 2.0}  # fmt: skip
+
+
+def explain_worst_frames(
+    held_out: HeldOut, scores: MethodScores, *, count: int = WORST_COUNT
+) -> tuple[WorstFrame, ...]:
+    """The `count` test frames of lowest head PSNR with their likely reasons, worst first, 0.3 s apart in long clips.
+
+    Raises InputError when the scores are of other frames.
+    """
+    measurement = scores.find("psnr", "head")
+    if (
+        measurement is None
+        or measurement.per_frame is None
+        or len(measurement.per_frame) != len(held_out.test_frames)
+    ):
+        raise InputError(
+            f"the scores of '{scores.name}' are not of these {len(held_out.test_frames)} test frames"
+        )
+    psnr = np.where(np.isfinite(measurement.per_frame), measurement.per_frame, np.inf)
+    spacing_s = min(WORST_SPACING_S, float(np.ptp(held_out.time_s)) / (2 * count))
+    chosen: list[int] = []
+    for row in np.argsort(psnr, kind="stable"):
+        is_apart = all(abs(held_out.time_s[row] - held_out.time_s[other]) >= spacing_s for other in chosen)
+        if len(chosen) < count and is_apart and np.isfinite(psnr[row]):
+            chosen.append(int(row))
+    explanation = _Explanation(held_out)
+    frames = []
+    for row in chosen:
+        cause, reason, repair = explanation.of(row)
+        number, time_s = int(held_out.frame_index[row]), float(held_out.time_s[row])
+        frames.append(WorstFrame(row, number, time_s, float(psnr[row]), cause, reason, repair))
+    return tuple(frames)
+
+
+def _face_readings(
+    landmarks: Landmarks, motion: Motion | None, reference: Landmarks, size: int
+) -> dict[str, NDArray[np.float64]]:
+    """What a frame's face does, from landmarks (T, 478, 2 or 3) px: arrays (T,) by the keys of `NARROWEST`.
+
+    Angles in degrees (from `motion`, else from 3-D landmarks against `reference`; left out for 2-D); mouth opening and
+    width in per cent of the face's height, eye opening in per cent of the eye's width, place and height of the face in
+    per cent of the picture.
+    """
+    points = landmarks.astype(np.float64)
+
+    def length(one: int, other: int) -> NDArray[np.float64]:
+        return np.asarray(np.linalg.norm(points[:, one] - points[:, other], axis=-1))
+
+    height = length(10, 152)
+    center = points[:, list(FACE_OVAL), :2].mean(axis=1)
+    readings = {
+        "mouth_open": 100 * length(13, 14) / height,
+        "mouth_width": 100 * length(61, 291) / height,
+        "eye_open": 50 * (length(159, 145) / length(33, 133) + length(386, 374) / length(362, 263)),
+        "x": 100 * center[:, 0] / size,
+        "y": 100 * center[:, 1] / size,
+        "scale": 100 * height / size,
+    }
+    if motion is not None or points.shape[-1] == 3:
+        rotation = rotation_from_landmarks(landmarks, reference) if motion is None else motion.rotation
+        angles = np.degrees(yaw_pitch_roll(np.asarray(rotation, np.float64)))
+        readings |= {"yaw": angles[:, 0], "pitch": angles[:, 1], "roll": angles[:, 2]}
+    return readings
+
+
+class _Explanation:
+    """What the training part covered, against which single test frames are held."""
+
+    def __init__(self, held_out: HeldOut) -> None:
+        reference = held_out.train_landmarks.mean(axis=0)
+        size = held_out.size
+        has_both = held_out.train_motion is not None and held_out.test_motion is not None
+        motions = (held_out.train_motion, held_out.test_motion) if has_both else (None, None)
+        self.train = _face_readings(held_out.train_landmarks, motions[0], reference, size)
+        self.test = _face_readings(held_out.test_landmarks, motions[1], reference, size)
+        self.train_speed = _speed(held_out.train_landmarks)
+        self.test_speed = _speed(held_out.test_landmarks)
+        some = np.unique(np.linspace(0, len(held_out.train_frames) - 1, BLUR_SAMPLES).astype(int))
+        self.usual_blur = float(
+            np.nanmedian(_head_blur(held_out.train_frames[some], held_out.train_landmarks[some]))
+        )
+        self.held_out = held_out
+
+    def of(self, row: int) -> tuple[str, str, str]:
+        """Cause, reason and repair of the test frame `row`."""
+        return self._outside(row) or self._rare(row) or self._soft(row) or _UNEXPLAINED
+
+    def _outside(self, row: int) -> tuple[str, str, str] | None:
+        """The reading that lies farthest outside what training saw, if any does."""
+        found: list[tuple[float, Cause, float, float]] = []
+        for cause in (cause for cause in CAUSES if cause.key in self.train):
+            low, high = np.percentile(self.train[cause.key], COVERED_PERCENTILES)
+            value, limit = float(self.test[cause.key][row]), float(high if cause.side > 0 else low)
+            excess = cause.side * (value - limit) / max(high - low, NARROWEST[cause.key])
+            found.append((float(excess), cause, value, limit))
+        excess, cause, value, limit = max(found, key=lambda item: item[0])
+        if excess <= OUTSIDE_SHARE:
+            return None
+        reason = cause.words.format(value=value, limit=limit)
+        return f"outside coverage: {cause.key}", reason[0].upper() + reason[1:] + ".", cause.repair
+
+    def _rare(self, row: int) -> tuple[str, str, str] | None:
+        eyes = float((self.train["eye_open"] <= self.test["eye_open"][row]).mean())
+        mouth = float((self.train["mouth_open"] >= self.test["mouth_open"][row]).mean())
+        if eyes <= RARE_SHARE and eyes <= mouth:
+            reason = f"Eyes closed as far as in only {100 * eyes:.1f} % of the training frames."
+            return "rarely seen: eyes closed", reason, "Record again with more, slower blinks."
+        if mouth <= RARE_SHARE:
+            reason = f"Mouth opened as wide as in only {100 * mouth:.1f} % of the training frames."
+            return "rarely seen: mouth open", reason, _MOUTH
+        return None
+
+    def _soft(self, row: int) -> tuple[str, str, str] | None:
+        frame = slice(row, row + 1)
+        blurred = float(_head_blur(self.held_out.test_frames[frame], self.held_out.test_landmarks[frame])[0])
+        speed, fast = self.test_speed[row], float(np.percentile(self.train_speed, FAST_PERCENTILE))
+        if blurred > self.usual_blur + SOFT_BLUR:
+            reason = f"The recording itself is soft here (blur {blurred:.2f}, usually {self.usual_blur:.2f})."
+            return "soft recording", reason, "Use more light and a shorter exposure, and lock the focus."
+        if speed > fast:
+            reason = (
+                f"Fast: {speed:.1f} % of the eye distance in one frame; training rarely passed {fast:.1f} %."
+            )
+            return "fast movement", reason, "Use more light and a shorter exposure; move more slowly."
+        return None
+
+
+_UNEXPLAINED = (
+    "not explained by the face",
+    "Pose, mouth, eyes and sharpness are all within what training saw: something that face landmarks do not describe "
+    "(hair, shoulders, hands, light), or the network needs more time.",
+    "Train longer; keep hair, hands and light still in the recording.",
+)
+
+
+def _speed(landmarks: Landmarks) -> NDArray[np.float64]:
+    """Mean movement of the landmarks since the frame before, per cent of the eye distance: (T,)."""
+    step = np.linalg.norm(np.diff(landmarks[..., :2].astype(np.float64), axis=0), axis=-1).mean(axis=-1)
+    return 100 * np.concatenate([step[:1] if len(step) else [0.0], step]) / inter_ocular_px(landmarks)
+
+
+def _head_blur(frames: Frames, landmarks: Landmarks) -> NDArray[np.float64]:
+    return blur(frames, region_mask("head", landmarks, frames.shape[1]))
