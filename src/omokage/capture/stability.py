@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -22,16 +21,17 @@ NEIGHBORS = 3  # changes on either side that a cut must stand out from
 SCENE_CHANGE, SCENE_SPIKE = 0.45, 5.0
 JUMP_CHANGE, JUMP_SPIKE = 0.03, 4.0
 # Landmark movement between neighbouring frames, in face heights. A smaller jump does no harm to an avatar.
-SCENE_MOVE, JUMP_MOVE, JUMP_MOVE_SPIKE = 0.03, 0.06, 3.0
+SCENE_MOVE, JUMP_MOVE = 0.03, 0.06
 REPEATED_DIFFERENCE = 0.02  # mean luma difference (0..255) of two decodings of the same picture
 
 
 class CutDetector:
     """Finds cuts in a stream of frames: `add` every frame in order, then read the results.
 
-    A cut is one sudden change of the picture that its neighbours do not share, that lasts (a flash does not), and at
-    which the face jumps or vanishes too. `landmarks_of` is only called on the few frames next to a suspected cut.
-    The first and last three frames are not judged. Holds eight frames at any time.
+    A cut is one sudden change of the picture that its neighbours do not share and at which the face jumps or vanishes
+    too. A flash of up to three frames is none, since a second change takes it back; a longer blank is one.
+    `landmarks_of` is only called on the few frames next to a suspected cut. The first and last three frames are not
+    judged. Holds eight frames at any time.
     """
 
     def __init__(self, landmarks_of: Callable[[Image], Points | None]) -> None:
@@ -70,36 +70,31 @@ class CutDetector:
 
     def _is_cut(self) -> bool:
         """Judge the change in the middle of the buffer: between frames 3 and 4 of 8."""
-        before, after = NEIGHBORS, NEIGHBORS + 1
         change = self._changes[NEIGHBORS]
         others = [c for i, c in enumerate(self._changes) if i != NEIGHBORS]
         spike = change / (max(others) + 1e-3)
         if change > SCENE_CHANGE and spike > SCENE_SPIKE:
-            moves = self._moves(before, after)
-            has_stayed = _change(self._thumbs[before], self._thumbs[-1]) > SCENE_CHANGE
-            return has_stayed and (moves is None or moves[0] > SCENE_MOVE)
+            move = self._move()
+            return move is None or move > SCENE_MOVE
         if change > JUMP_CHANGE and spike > JUMP_SPIKE:
-            around = self._moves(before - 1, before, after, after + 1)
-            return around is not None and around[1] > max(
-                JUMP_MOVE, JUMP_MOVE_SPIKE * around[0], JUMP_MOVE_SPIKE * around[2]
-            )
+            move = self._move()
+            return move is not None and move > JUMP_MOVE
         return False
 
-    def _moves(self, *positions: int) -> list[float] | None:
-        """Mean landmark movement between consecutive buffered frames, in face heights; None if one has no face."""
-        found = [self._landmarks_of(self._frames[position].image) for position in positions]
-        moves = []
-        for first, second in pairwise(found):
-            if first is None or second is None:
-                return None
-            height = np.linalg.norm(first[FOREHEAD, :2] - first[CHIN, :2])
-            moves.append(
-                float(np.linalg.norm(second[:, :2] - first[:, :2], axis=1).mean() / max(height, 1.0))
-            )
-        return moves
+    def _move(self) -> float | None:
+        """Mean landmark movement at the suspected cut, in face heights; None if there is no face on one side."""
+        first = self._landmarks_of(self._frames[NEIGHBORS].image)
+        second = self._landmarks_of(self._frames[NEIGHBORS + 1].image)
+        if first is None or second is None:
+            return None
+        height = float(np.linalg.norm(first[FOREHEAD, :2] - first[CHIN, :2]))
+        return float(np.linalg.norm(second[:, :2] - first[:, :2], axis=1).mean()) / max(height, 1.0)
 
 
 def _change(first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """1 - correlation of two pictures of variance 1; blank pictures (variance near 0) equal each other."""
+    if max(float((first**2).mean()), float((second**2).mean())) < 0.5:
+        return 0.0
     return float(1 - (first * second).mean())
 
 
