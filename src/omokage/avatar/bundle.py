@@ -1,15 +1,14 @@
 """`Avatar`: a trained person in one safetensors file. No pickle, nothing in it runs.
 
 Layout of `me.avatar`, version 1 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`, `track.*`
-(the recording's motion, without landmarks) and `plate`; metadata `format`, `version`, and `header`, a JSON object with the
-architecture, camera, crop, frame rate, hash of the recording, evaluation summary and the omokage version that wrote it.
+(the recording's motion, without landmarks) and `plate`; metadata `format`, `version`, and `header`, a JSON object with
+the architecture, camera, crop, frame rate, hash of the recording, evaluation summary and the version that wrote it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -40,8 +39,9 @@ _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "res
 class Provenance:
     """Where an avatar comes from.
 
-    recording_sha256: of the file it was trained on.  recording_name: its name, no folder.  recording_path: where it was,
-    so that `evaluate` can find it again.  frame_rate: of that clip.  photo_only: it was made from one picture.
+    recording_sha256: of the file it was trained on.  recording_name: its name, no folder.  recording_path: where it
+    was, so that `evaluate` can find it again.  frame_rate: of that clip.  photo_only: it was made from one
+    picture.  label: visible text on every picture made of this person.
     minutes, steps: of training.  omokage: version that wrote it.
     """
 
@@ -50,6 +50,7 @@ class Provenance:
     recording_path: str
     frame_rate: str
     photo_only: bool
+    label: str | None
     minutes: float
     steps: int
     omokage: str
@@ -108,7 +109,7 @@ class Avatar:
         partial = path.with_name(path.name + ".part")
         try:
             partial.write_bytes(save(tensors, metadata))
-            os.replace(partial, path)
+            partial.replace(path)
         except OSError as error:
             raise OutputError(
                 f"cannot write {path}: {error.strerror}; free some room or choose another folder"

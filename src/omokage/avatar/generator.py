@@ -11,6 +11,8 @@ Shape letters: B batch, C channels, S output side, G = S / 2**levels grid side.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -49,7 +51,8 @@ class Film(nn.Module):
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
         scale, shift = self.linear(style)[:, :, None, None].chunk(2, dim=1)
-        return features * (1 + scale) + shift
+        modulated: Tensor = features * (1 + scale) + shift
+        return modulated
 
 
 class Stage(nn.Module):
@@ -67,10 +70,10 @@ class Stage(nn.Module):
 
 
 class Generator(nn.Module):
-    """Warp map (B, 2, S, S), drawing (B, 6, G, G), motion (B, 59), code (B, K) -> colour (B, 3, S, S), matte (B, 1, S, S).
+    """Warp (B, 2, S, S), drawing (B, 6, G, G), motion (B, 59), code (B, K) -> color (B, 3, S, S), matte (B, 1, S, S).
 
     The warp map holds texture coordinates in [-1, 1] (`grid_sample`, align_corners=False) into the atlas: left half the
-    face chart, right half the sheet chart. Colour is in [0, 1] (not clamped), straight (not premultiplied); matte in [0, 1].
+    face chart, right half the sheet chart. Color is in [0, 1] (not clamped) and straight; matte in [0, 1].
     """
 
     def __init__(self, config: AvatarConfig) -> None:
@@ -88,18 +91,16 @@ class Generator(nn.Module):
         )
         self.stem = Stage(4 * bands + config.texture_channels + DRAWING_CHANNELS, widths[0], style_size)
         self.down = nn.ModuleList(
-            Stage(above, below, style_size, stride=2)
-            for above, below in zip(widths, widths[1:], strict=False)
+            Stage(above, below, style_size, stride=2) for above, below in pairwise(widths)
         )
-        self.lateral = nn.ModuleList(
-            nn.Conv2d(below, above, 1) for above, below in zip(widths, widths[1:], strict=False)
-        )
+        self.lateral = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairwise(widths))
         self.up = nn.ModuleList(Stage(above, above, style_size) for above in widths[:-1])
         self.head = nn.Conv2d(widths[0], 4 * bands, 3, padding=1)
         self.offset = nn.Conv2d(widths[0], 2, 3, padding=1)
         for layer in (self.head, self.offset):
             # Before training the network adds nothing: the first picture is the explicit composition.
             nn.init.zeros_(layer.weight)
+            assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
     def explicit(self, warp: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ RIDGE = 2.0
 
 @dataclass(frozen=True)
 class ExplicitAvatar:
-    """The avatar without a network: how to draw it, its texture atlas uint8 (A, 2A, 4) and its plate uint8 (S, S, 3)."""
+    """The avatar without a network: how to draw it, its atlas uint8 (A, 2A, 4) and its plate uint8 (S, S, 3)."""
 
     conditioner: Conditioner
     atlas: UInt8
@@ -61,7 +61,7 @@ def _flow_at_points(
     size = conditioner.config.size
     picture = explicit_portrait(atlas, conditioner.draw(sample.state).warp, plate)
     gray = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (picture, sample.image)]
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(gray[0], gray[1], None)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(gray[0], gray[1], None)  # type: ignore[call-overload]
     points, _ = conditioner.project(sample.state)
     x, y = (points[len(conditioner.model.neutral) :, :2].T - 0.5).astype(np.float32)[:, :, None]
     smooth = cv2.GaussianBlur(flow, (0, 0), size / 128)

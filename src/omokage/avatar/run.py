@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,7 +31,7 @@ class TrainingConfig(Config):
     minutes: budget of wall time; the learning rate falls along it.  steps: stop after this many instead (exactly
     repeatable).  window: largest shift of the sliding window, pixels of a 256 picture.  adversarial: weight of the
     critic, 0 = none; adversarial_from: share of the budget before it starts.  patience: share of the budget without a
-    better validation picture after which training stops early.
+    better check picture after which training stops early.
     """
 
     minutes: float = 10.0
@@ -116,7 +115,7 @@ class Run:
         return self.seconds - last[1] >= max(2.0, 3.0 * config.minutes)
 
     def is_stale(self, config: TrainingConfig) -> bool:
-        """No better validation picture for `patience` of the budget."""
+        """No better check picture for `patience` of the budget."""
         if len(self.curve) < 8:
             return False
         best = max(range(len(self.curve)), key=lambda i: self.curve[i][2])
@@ -127,7 +126,7 @@ class Run:
         return (done - best_done) / budget > config.patience
 
     def verdict(self) -> str:
-        return f", held-in {self.curve[-1][2]:.1f} dB" if self.curve else ""
+        return f", {self.curve[-1][2]:.1f} dB" if self.curve else ""
 
     def save(self, path: Path) -> None:
         """Write everything that `load` needs to go on exactly."""
@@ -144,7 +143,7 @@ class Run:
         partial = path.with_name(path.name + ".part")
         try:
             save_file(tensors, partial, metadata)
-            os.replace(partial, path)
+            partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 

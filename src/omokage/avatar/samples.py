@@ -69,7 +69,7 @@ class Split:
 def split_tail(track: FaceTrack, *, cap: int, share: float = 0.2) -> Split:
     """The last `share` of the clip is held out. Of more than `cap` tracked rows, every k-th is taken."""
     rows = np.flatnonzero(track.is_tracked)
-    border = int(round(len(track) * (1 - share)))
+    border = round(len(track) * (1 - share))
     step = -(-len(rows) // cap)
     return Split(train=rows[rows < border][::step], held_out=rows[rows >= border][: max(1, int(cap * share))])
 

@@ -95,24 +95,22 @@ class Sheet:
         points[..., 2] = oval[None, :, 2] * (1 - recede) + hair_z * recede
         below_chin = (points[..., 1] - oval[:, 1].max()) / height
         head_weight = (1 - smoothstep(0.0, 0.55, below_chin)) * (1 - smoothstep(2.2, 5.0, scales))
-        points, head_weight = (
-            points.reshape(-1, 3),
-            np.broadcast_to(head_weight, points.shape[:2]).reshape(-1),
-        )
+        head_weight = np.broadcast_to(head_weight, points.shape[:2]).reshape(-1)
+        flat = points.reshape(-1, 3)
 
         oval_weight = np.broadcast_to(
             1 - smoothstep(1.0, 1.6, scales), (len(RING_SCALES), len(oval))
         ).reshape(-1)
-        at_rest = camera.project(points @ rotation_matrix(rest.rotation).T + rest.translation)
+        at_rest = camera.project(flat @ rotation_matrix(rest.rotation).T + rest.translation)
         # A part of the chart lies outside the picture, for what only comes into view when the head moves.
         uv = np.clip((crop.apply(at_rest, 1)[:, :2] - 0.5) * 0.8 + 0.5, 0.0, 1.0)
         return cls(
-            points=points,
+            points=flat,
             head_weight=head_weight,
             oval_weight=oval_weight,
             triangles=_ring_triangles(len(RING_SCALES), len(oval)),
             uv=uv,
-            response=np.zeros((len(points), POSE_FEATURES, 2)),
+            response=np.zeros((len(flat), POSE_FEATURES, 2)),
             rest=rest,
             camera=camera,
             head_width=float(2 * half_width),

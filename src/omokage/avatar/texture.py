@@ -37,14 +37,16 @@ def estimate_plate(images: UInt8, mattes: UInt8) -> UInt8:
     """
     clear = mattes < 16
     values = np.ma.masked_array(images, np.broadcast_to(~clear[..., None], images.shape))
-    plate = np.asarray(np.ma.median(values, axis=0).filled(0), dtype=np.uint8)
+    plate = np.asarray(np.ma.median(values, axis=0).filled(0), dtype=np.uint8)  # type: ignore[no-untyped-call]
     known = clear.sum(axis=0) >= max(1, min(3, len(images) // 20))
     return fill_holes(plate, known)
 
 
-def fill_holes(image: NDArray[np.generic], known: NDArray[np.bool_]) -> UInt8:
+def fill_holes(image: NDArray[np.uint8] | Float32, known: NDArray[np.bool_]) -> UInt8:
     """Fill the unknown pixels of uint8 (H, W, C) from the known ones, coarse to fine (pull-push)."""
-    levels = [(np.where(known[..., None], image, 0).astype(np.float32), known.astype(np.float32))]
+    levels: list[tuple[Float32, Float32]] = [
+        (np.where(known[..., None], image, 0).astype(np.float32), known.astype(np.float32))
+    ]
     while min(levels[-1][1].shape) > 1:
         color, weight = levels[-1]
         height, width = weight.shape
@@ -52,12 +54,13 @@ def fill_holes(image: NDArray[np.generic], known: NDArray[np.bool_]) -> UInt8:
         weight_below = cv2.resize(weight, shape, interpolation=cv2.INTER_AREA)
         color_below = cv2.resize(color * weight[..., None], shape, interpolation=cv2.INTER_AREA)
         color_below = color_below.reshape(*weight_below.shape, -1) / np.maximum(weight_below, 1e-6)[..., None]
-        levels.append((color_below, np.minimum(weight_below * 4, 1.0)))
-    filled = levels[-1][0]
+        weight_below = np.minimum(weight_below * 4, 1.0)
+        levels.append((np.asarray(color_below, np.float32), np.asarray(weight_below, np.float32)))
+    filled = np.asarray(levels[-1][0])
     for color, weight in reversed(levels[:-1]):
         wider = cv2.resize(filled, weight.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(color.shape)
-        filled = color * weight[..., None] + wider * (1 - weight[..., None])
-    return np.clip(filled + 0.5, 0, 255).astype(np.uint8)
+        filled = color * weight[..., None] + np.asarray(wider, np.float32) * (1 - weight[..., None])
+    return np.asarray(np.clip(filled + 0.5, 0, 255), dtype=np.uint8)
 
 
 def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UInt8:
@@ -97,7 +100,9 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
         weight = seen * np.exp(-0.5 * (away / 0.35) ** 2)
         rgba = np.dstack([sample.image, sample.matte]).astype(np.float32)
         map_xy[inside] = np.stack([x, y], axis=1)
-        values = cv2.remap(rgba, map_xy, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[inside]
+        values = cv2.remap(
+            rgba, map_xy[..., 0], map_xy[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+        )[inside]
         matte = values[:, 3] / 255
         by_matte = weight * np.where(is_sheet, matte**2 + 1e-3, 1.0)
         color += by_matte[:, None] * values[:, :3]

@@ -26,12 +26,13 @@ from omokage.avatar.run import Run, TrainingConfig
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
 
+CHECKS = 8
 PreviewCallback = Callable[[int, NDArray[np.uint8]], None]
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """The averaged network, and how it got there: (step, seconds, validation PSNR in dB) at each check."""
+    """The averaged network, and how it got there: (step, seconds, PSNR of the check frames in dB)."""
 
     generator: Generator
     steps: int
@@ -66,12 +67,11 @@ def train_avatar(
     torch.manual_seed(config.seed)
     if config.threads:
         torch.set_num_threads(config.threads)
-    train, validation = _split_validation(samples)
-    run = Run.start(explicit, len(train), config)
+    run = Run.start(explicit, len(samples), config)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
-    loader = Loader(explicit, train, config)
-    checks = [loader.fixed(sample) for sample in validation]
+    loader = Loader(explicit, samples, config)
+    checks = [loader.fixed(sample) for sample in _checks(samples)]
     started, saved = time.monotonic() - run.seconds, time.monotonic()
 
     while (share := run.share(config)) < 1 and not run.is_stale(config):
@@ -122,15 +122,15 @@ class Loader:
         """One sample without shift or noise."""
         return _stack([self._cut(sample, (0, 0))])
 
-    def _cut(self, sample: Sample, shift: tuple[int, int]) -> tuple[NDArray[np.float32], ...]:
+    def _cut(self, sample: Sample, shift: tuple[int, int]) -> list[NDArray[np.float32]]:
         condition = self.explicit.conditioner.draw(sample.state, shift)
         image, matte = _shifted(sample.image, shift), _shifted(sample.matte[..., None], shift)
         valid = _shifted(np.full_like(sample.matte[..., None], 255), shift)
         planes = [
-            p.transpose(2, 0, 1).astype(np.float32) / 255
+            np.float32(1 / 255) * p.transpose(2, 0, 1)
             for p in (image, matte, _shifted(self.plate, shift), valid)
         ]
-        return (*planes, condition.warp, condition.drawing, condition.motion)
+        return [*planes, condition.warp, condition.drawing, condition.motion]
 
 
 def _train_step(run: Run, rows: Tensor, batch: Batch, share: float, config: TrainingConfig) -> float:
@@ -157,7 +157,7 @@ def _train_step(run: Run, rows: Tensor, batch: Batch, share: float, config: Trai
         loss = loss + config.adversarial * ramp * run.critic_trust * fooled
 
     run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(run.network, 1.0)
     run.optimizer.step()
     run.average(config.ema)
@@ -191,12 +191,13 @@ def _validate(generator: Generator, checks: Sequence[Batch]) -> tuple[NDArray[np
     return (sheet * 255 + 0.5).astype(np.uint8), float(np.mean(scores))
 
 
-def _split_validation(samples: Sequence[Sample]) -> tuple[Sequence[Sample], Sequence[Sample]]:
-    """The last twentieth of the training part only steers early stopping and previews."""
-    count = min(12, max(1, len(samples) // 20))
-    if len(samples) <= 2 * count:
-        return samples, samples[-1:]
-    return samples[:-count], samples[-count:]
+def _checks(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Eight frames over the recording, for previews and early stopping.
+
+    They are trained on too: in recordings of seconds every frame kept back costs more on the held-out tail (talk-b:
+    0.3 dB for the last eight) than a stricter stopping rule gains.
+    """
+    return [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, CHECKS).astype(int))]
 
 
 def _rarity(expressions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -218,7 +219,7 @@ def _shifted(image: NDArray[np.uint8], shift: tuple[int, int]) -> NDArray[np.uin
     return moved
 
 
-def _stack(cut: Sequence[tuple[NDArray[np.float32], ...]]) -> Batch:
+def _stack(cut: Sequence[list[NDArray[np.float32]]]) -> Batch:
     image, matte, plate, valid, warp, drawing, motion = (
         torch.from_numpy(np.stack(planes)) for planes in zip(*cut, strict=True)
     )

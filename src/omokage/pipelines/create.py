@@ -1,0 +1,174 @@
+"""`omokage create`: one recording in, an avatar out. MAIN: `create_avatar`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import omokage
+from omokage.avatar.bundle import Avatar, Provenance
+from omokage.avatar.config import preset_for
+from omokage.avatar.registration import build_explicit
+from omokage.avatar.run import TrainingConfig
+from omokage.avatar.train import train_avatar
+from omokage.capture.check import check_recording
+from omokage.config import Config, Progress, ProgressCallback, ignore_progress
+from omokage.errors import CaptureRefusedError, OutputError
+from omokage.pipelines.bench import predict_create
+from omokage.pipelines.evaluate import evaluate_recording, summary_of
+from omokage.pipelines.recording import Recording, sha256_of
+from omokage.trust.release import ReleaseConfig, check_writable, release_image
+
+SUFFIX = ".avatar"
+
+
+@dataclass(frozen=True)
+class CreateConfig(Config):
+    """What a user chooses when an avatar is made.
+
+    minutes: training time.  size: pixels a side, 128, 256 or 512.  force: train on a recording that the check refuses.
+    evaluate: measure the held-out tail at the end.  resume: go on from a stopped run.  label: visible text on every
+    picture made of this person.  photo_only: the clip was rehearsed from one picture.
+    steps: exact number of training steps instead of minutes (for repeatable runs).
+    """
+
+    minutes: float = 10.0
+    size: int = 256
+    seed: int = 0
+    force: bool = False
+    evaluate: bool = True
+    resume: bool = True
+    label: str | None = None
+    photo_only: bool = False
+    steps: int | None = None
+
+
+def create_avatar(
+    video: Path,
+    *,
+    output: Path,
+    config: CreateConfig | None = None,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Avatar:
+    """Check, track, compose explicitly, train, evaluate, save.
+
+    A stopped run leaves `<output>.work` beside the output and goes on from there. With `evaluate`, the report is put into
+    `<output stem>-report`. Raises CaptureRefusedError for a hopeless recording, MediaError, NoFaceError, OutputError.
+    """
+    config = config or CreateConfig()
+    video, output = Path(video), Path(output)
+    check_writable(output, (SUFFIX,), inputs=[video])
+    network = preset_for(config.size)
+
+    # Is it good enough, and what will it cost?
+    if not config.force:
+        report = check_recording(video, on_progress=on_progress)
+        if report.verdict == "refuse":
+            raise CaptureRefusedError(_refusal(video, report.to_text()))
+    work = Work.open(output, video, config)
+
+    # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
+    recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)
+    prediction = predict_create(
+        recording.info.duration_s, float(recording.info.frame_rate), config.size, config.minutes
+    )
+    on_progress(Progress("plan", 1, 1, prediction.to_text()))
+    train, held_out = recording.samples(config.size, on_progress=on_progress)
+
+    # Explicit first: plate, texture and matte by direct computation.
+    explicit = build_explicit(recording.conditioner(network), train, on_progress=on_progress)
+
+    # The network learns what is missing.
+    training = TrainingConfig(minutes=config.minutes, steps=config.steps, seed=config.seed)
+    result = train_avatar(
+        explicit,
+        train,
+        training,
+        checkpoint=work.checkpoint,
+        on_progress=on_progress,
+        on_preview=lambda _, image: _release_preview(image, work.preview),
+    )
+    avatar = Avatar(
+        generator=result.generator,
+        conditioner=explicit.conditioner,
+        plate=explicit.plate,
+        track=recording.track.select(recording.split.train),
+        provenance=Provenance(
+            recording_sha256=work.recording_sha256,
+            recording_name=video.name,
+            recording_path=str(video.resolve()),
+            frame_rate=str(recording.info.frame_rate),
+            photo_only=config.photo_only,
+            label=config.label,
+            minutes=result.seconds / 60,
+            steps=result.steps,
+            omokage=omokage.__version__,
+        ),
+    )
+    avatar.save(output)
+
+    # How good is it, on frames it has never seen?
+    if config.evaluate:
+        folder = output.with_name(f"{output.stem}-report")
+        evaluation = evaluate_recording(
+            avatar, recording, explicit, train, held_out, output=folder, on_progress=on_progress
+        )
+        avatar = avatar.with_evaluation(summary_of(evaluation))
+        avatar.save(output)
+    work.remove()
+    return avatar
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folder of a run that is under way."""
+
+    folder: Path
+    recording_sha256: str
+
+    @property
+    def track(self) -> Path:
+        return self.folder / "recording.track"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def preview(self) -> Path:
+        return self.folder / "preview.png"
+
+    @classmethod
+    def open(cls, output: Path, video: Path, config: CreateConfig) -> Work:
+        """Go on with the folder of a stopped run of the same recording and settings, or start a new one."""
+        folder, digest = output.with_name(output.name + ".work"), sha256_of(video)
+        # What does not change the numbers may differ between the two runs.
+        settings = replace(config, resume=True, force=True, evaluate=True, minutes=0.0).to_json()
+        key = json.dumps({"recording": digest, "settings": settings, "version": omokage.__version__})
+        marker = folder / "run.json"
+        try:
+            same = marker.is_file() and marker.read_text() == key
+            if folder.exists() and not (same and config.resume):
+                shutil.rmtree(folder)
+            folder.mkdir(exist_ok=True)
+            marker.write_text(key)
+        except OSError as error:
+            raise OutputError(
+                f"cannot keep intermediate results in {folder} ({error.strerror}); free some room or choose another -o"
+            ) from error
+        return cls(folder, digest)
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _refusal(video: Path, findings: str) -> str:
+    return (
+        f"{video.name} is not good enough for an avatar; record again as advised, or use --force to try anyway.\n{findings}"
+    )
+
+
+def _release_preview(image: object, path: Path) -> None:
+    release_image(image, path, config=ReleaseConfig(label="preview"))  # type: ignore[arg-type]

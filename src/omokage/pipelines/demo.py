@@ -1,0 +1,66 @@
+"""`omokage demo`: the whole product on the sample portrait. MAIN: `demo`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+
+from omokage.config import ProgressCallback, ignore_progress
+from omokage.errors import OutputError
+from omokage.pipelines.create import CreateConfig, create_avatar
+from omokage.pipelines.reenact import ReenactConfig, reenact
+from omokage.pipelines.rehearse import RehearseConfig, rehearse
+from omokage.tracking.synthetic import SyntheticSubject
+from omokage.trust.release import ReleaseConfig, release_clip, release_image
+
+LABEL = "sample, generated"
+REHEARSAL_S = 16.0
+DRIVER_S = 4.0
+FRAME_RATE = Fraction(25)
+DRIVER_SIZE = 384
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """The files made, in the order in which to open them."""
+
+    files: tuple[Path, ...]
+
+
+def demo(
+    folder: Path, *, minutes: float = 3.0, size: int = 256, on_progress: ProgressCallback = ignore_progress
+) -> DemoResult:
+    """Rehearse the NASA portrait that scikit-image ships, create an avatar, drive it by a drawn head, evaluate.
+
+    Everything is written into `folder`, with the visible label 'sample, generated'. Raises OutputError.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot use {folder} as a folder ({error.strerror}); choose another -o") from error
+    portrait, clip = folder / "portrait.png", folder / "rehearsal.mp4"
+    avatar, driver, result = folder / "sample.avatar", folder / "driver.mp4", folder / "reenacted.mp4"
+    label = ReleaseConfig(label=LABEL)
+
+    release_image(np.ascontiguousarray(skimage.data.astronaut()), portrait, config=label)
+    rehearse(
+        portrait, output=clip, seconds=REHEARSAL_S, config=RehearseConfig(label=LABEL), on_progress=on_progress
+    )
+    create_avatar(
+        clip,
+        output=avatar,
+        config=CreateConfig(minutes=minutes, size=size, label=LABEL, photo_only=True, force=True),
+        on_progress=on_progress,
+    )
+    drawn = SyntheticSubject(seed=1)
+    performance = drawn.performance(DRIVER_S, frame_rate=float(FRAME_RATE), size=DRIVER_SIZE)
+    frames = (frame.image for frame in drawn.render_clip(performance))
+    release_clip(frames, driver, frame_rate=FRAME_RATE, config=label, on_progress=on_progress)
+    reenact(avatar, driver, output=result, config=ReenactConfig(label=LABEL), on_progress=on_progress)
+    report = folder / "sample-report"
+    return DemoResult((portrait, clip, result, report / "held-out.mp4", report / "report.html", avatar))

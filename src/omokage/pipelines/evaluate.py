@@ -1,0 +1,207 @@
+"""`omokage evaluate`: the held-out report of an avatar, beside its baselines."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from omokage.avatar.bundle import Avatar
+from omokage.avatar.registration import ExplicitAvatar, build_explicit
+from omokage.avatar.texture import Sample
+from omokage.config import Progress, ProgressCallback, ignore_progress
+from omokage.errors import InputError, OutputError
+from omokage.evaluate.baselines import (
+    PredictFn,
+    nearest_training_frame,
+    predict,
+    warped_training_frame,
+)
+from omokage.evaluate.protocol import HeldOut, Motion, Split, read_landmarks, score
+from omokage.evaluate.report import Evaluation, render_report
+from omokage.evaluate.unet_baseline import train_plain_unet, width_for
+from omokage.evaluate.worst import explain_worst_frames
+from omokage.pipelines.recording import Recording, sha256_of
+from omokage.render.renderer import Renderer
+from omokage.tracking.landmarks import MediaPipeLandmarks
+from omokage.trust.release import ReleaseConfig, release_clip, release_text
+
+
+def evaluate_avatar(
+    avatar: Path,
+    *,
+    recording: Path | None = None,
+    output: Path,
+    unet_minutes: float | None = None,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Evaluation:
+    """Measure a saved avatar on the tail of its recording and write the report into the folder `output`.
+
+    unet_minutes: training time of the plain U-Net baseline; None: as long as the avatar was trained, 0: leave it out.
+    Raises InputError when the recording is not at hand or another one.
+    """
+    loaded = Avatar.load(avatar)
+    video = recording or Path(loaded.provenance.recording_path)
+    if not video.is_file():
+        raise InputError(
+            f"the recording {loaded.provenance.recording_name} is no longer where it was; give it with --recording"
+        )
+    if sha256_of(video) != loaded.provenance.recording_sha256:
+        raise InputError(f"{video} is not the recording this avatar was made from; give the right one with --recording")
+    opened = Recording.open(video, size=loaded.size, on_progress=on_progress)
+    train, held_out = opened.samples(loaded.size, on_progress=on_progress)
+    explicit = build_explicit(opened.conditioner(loaded.config), train, on_progress=on_progress)
+    minutes = loaded.provenance.minutes if unet_minutes is None else unet_minutes
+    return evaluate_recording(
+        loaded, opened, explicit, train, held_out, output=output, unet_minutes=minutes, on_progress=on_progress
+    )
+
+
+def evaluate_recording(
+    avatar: Avatar,
+    recording: Recording,
+    explicit: ExplicitAvatar,
+    train: Sequence[Sample],
+    held_out: Sequence[Sample],
+    *,
+    output: Path,
+    unet_minutes: float = 0.0,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Evaluation:
+    """Predict the tail with the avatar and its baselines, score all, release report.html, report.json, held-out.mp4."""
+    _make_folder(output)
+    on_progress(Progress("evaluating", 0, 1, "landmarks"))
+    question = _held_out(recording, train, held_out)
+    kept = _rows_with_face(recording, held_out, question)
+    states = [held_out[i].state for i in kept]
+
+    methods: dict[str, PredictFn] = {
+        "avatar": lambda _: _render(Renderer(avatar, runtime="torch"), states),
+        "nearest training frame": nearest_training_frame,
+        "warped training frame": lambda q: warped_training_frame(q, on_progress=on_progress),
+        "explicit composition, no network": lambda _: np.stack([explicit.portrait(held_out[i]) for i in kept]),
+    }
+    if unet_minutes > 0:
+        parameters = sum(p.numel() for p in avatar.generator.parameters())
+        methods["plain U-Net, equal size and time"] = lambda q: predict(
+            train_plain_unet(
+                q, seconds=60 * unet_minutes, base_channels=width_for(parameters), seed=0, on_progress=on_progress
+            ),
+            q,
+        )
+    predictions = {}
+    for done, (name, method) in enumerate(methods.items()):
+        on_progress(Progress("evaluating", done, len(methods), name))
+        predictions[name] = method(question)
+    scores = tuple(score(name, frames, question, detector()) for name, frames in predictions.items())
+    evaluation = Evaluation(
+        clip=avatar.provenance.recording_name,
+        split=Split("last-20%", len(question.train_frames), len(question.test_frames)),
+        size=avatar.size,
+        frame_rate=question.frame_rate,
+        frame_index=tuple(int(i) for i in question.frame_index),
+        time_s=tuple(float(t) for t in question.time_s),
+        methods=scores,
+        controls=(score("the recording itself", question.test_frames, question, detector()),),
+        worst=explain_worst_frames(question, scores[0]),
+        notes=_notes(avatar, unet_minutes),
+    )
+    release_text(render_report(evaluation, held_out=question, predictions=predictions), output / "report.html")
+    release_text(evaluation.to_text_json(), output / "report.json")
+    _release_comparison(question, predictions, avatar, recording, output / "held-out.mp4")
+    on_progress(Progress("evaluating", 1, 1))
+    return evaluation
+
+
+def summary_of(evaluation: Evaluation) -> Mapping[str, Any]:
+    """What the bundle keeps of a report: the means of the avatar, and the split they are of."""
+    avatar = evaluation.methods[0]
+    means = {f"{m.region}.{m.metric}": round(m.mean, 4) for m in avatar.measurements if np.isfinite(m.mean)}
+    return {"split": evaluation.split.kind, "size": evaluation.size, "means": means}
+
+
+def detector() -> Any:
+    """A landmark detector for evaluation: every picture alone, so that no method gains from its neighbors."""
+    backend = MediaPipeLandmarks(is_stream=False)
+
+    def detect(image: NDArray[np.uint8]) -> NDArray[np.float32] | None:
+        faces = backend.detect(image)
+        return faces[0].points if faces else None
+
+    return detect
+
+
+def _held_out(recording: Recording, train: Sequence[Sample], held_out: Sequence[Sample]) -> HeldOut:
+    parts: dict[str, Any] = {}
+    kept: dict[str, NDArray[np.bool_]] = {}
+    for name, samples in (("train", train), ("test", held_out)):
+        frames = np.stack([s.image for s in samples])
+        landmarks = read_landmarks(frames, detector())
+        has_face = np.isfinite(landmarks).all(axis=(1, 2))
+        kept[name] = has_face
+        parts[f"{name}_frames"], parts[f"{name}_landmarks"] = frames[has_face], landmarks[has_face]
+        parts[f"{name}_motion"] = Motion(
+            rotation=np.stack([s.state.pose.rotation for s in samples])[has_face],
+            expression=np.stack([s.state.expression for s in samples])[has_face],
+        )
+    rows = recording.split.held_out[kept["test"]]
+    return HeldOut(
+        frame_index=recording.track.frame_index[rows],
+        time_s=recording.track.time_s[rows],
+        frame_rate=float(recording.info.frame_rate),
+        **parts,
+    )
+
+
+def _rows_with_face(recording: Recording, held_out: Sequence[Sample], question: HeldOut) -> list[int]:
+    wanted = set(question.frame_index.tolist())
+    rows = recording.split.held_out
+    return [i for i in range(len(held_out)) if int(recording.track.frame_index[rows[i]]) in wanted]
+
+
+def _render(renderer: Renderer, states: Sequence[Any]) -> NDArray[np.uint8]:
+    return np.stack([renderer.render(state).image for state in states])
+
+
+def _notes(avatar: Avatar, unet_minutes: float) -> tuple[str, ...]:
+    made = avatar.provenance
+    notes = [
+        f"Trained for {made.minutes:.1f} minutes ({made.steps} steps) at {avatar.size} pixels, omokage {made.omokage}.",
+        f"Measured on {platform.machine()} with {torch.get_num_threads()} threads, torch {torch.__version__}.",
+        "The avatar is driven by the tracked head pose, expression, gaze and shoulders of the held-out frames.",
+    ]
+    if unet_minutes <= 0:
+        notes.append("The plain U-Net baseline was left out; 'omokage evaluate' trains it as long as the avatar.")
+    if made.photo_only:
+        notes.append("This avatar has only ever seen one picture: its clip was animated from a photo.")
+    return tuple(notes)
+
+
+def _release_comparison(
+    question: HeldOut,
+    predictions: Mapping[str, NDArray[np.uint8]],
+    avatar: Avatar,
+    recording: Recording,
+    path: Path,
+) -> None:
+    """Recording beside avatar, as a clip."""
+
+    def pairs() -> Iterator[NDArray[np.uint8]]:
+        for truth, made in zip(question.test_frames, predictions["avatar"], strict=True):
+            yield np.concatenate([truth, made], axis=1)
+
+    label = avatar.provenance.label or "right: AI-generated"
+    release_clip(pairs(), path, frame_rate=Fraction(recording.info.frame_rate), config=ReleaseConfig(label=label))
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot use {folder} as a folder ({error.strerror}); choose another -o") from error

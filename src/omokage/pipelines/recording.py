@@ -1,0 +1,100 @@
+"""A recording, tracked and cut into training and held-out samples: what `create` and `evaluate` both start from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from omokage.avatar.conditioning import Conditioner
+from omokage.avatar.config import AvatarConfig
+from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_cap, split_tail
+from omokage.avatar.sheet import Crop, Pose, Sheet
+from omokage.avatar.texture import Sample
+from omokage.config import ProgressCallback, ignore_progress
+from omokage.errors import NoFaceError
+from omokage.media.clip import ClipInfo
+from omokage.media.decode import probe, read_frames
+from omokage.tracking.face_track import FaceTrack
+from omokage.tracking.matting import MediaPipeMatte
+from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.tracker import track_clip
+
+# Larger pictures are reduced while they are decoded: an avatar shows at most 512 pixels of a square crop.
+MAX_SIDE_PX = 1920
+MIN_TRAINING_FRAMES = 20
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A clip with its track; `split` names the rows for training and the held-out tail."""
+
+    path: Path
+    info: ClipInfo
+    track: FaceTrack
+    crop: Crop
+    split: Split
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        *,
+        size: int,
+        known_track: Path | None = None,
+        on_progress: ProgressCallback = ignore_progress,
+    ) -> Recording:
+        """Track the clip, or read the track of an earlier run from `known_track`; a new track is written there.
+
+        Raises MediaError or NoFaceError.
+        """
+        info = probe(path)
+        if known_track is not None and known_track.exists():
+            track = FaceTrack.load(known_track)
+        else:
+            track = track_clip(read_frames(path, max_side=MAX_SIDE_PX), on_progress=on_progress)
+            if known_track is not None:
+                track.save(known_track)
+        split = split_tail(track, cap=frame_cap(size))
+        if len(split.train) < MIN_TRAINING_FRAMES or not len(split.held_out):
+            raise NoFaceError(
+                f"only {int(track.is_tracked.sum())} frames of {path.name} show a face, at least "
+                f"{MIN_TRAINING_FRAMES * 5 // 4} are needed; record at least 5 seconds with the face in view"
+            )
+        return cls(path, info, track, choose_crop(track), split)
+
+    def samples(
+        self, size: int, *, on_progress: ProgressCallback = ignore_progress
+    ) -> tuple[Sequence[Sample], Sequence[Sample]]:
+        """The training samples and the held-out ones, at output size."""
+        rows = np.concatenate([self.split.train, self.split.held_out])
+        samples = collect_samples(
+            read_frames(self.path, max_side=MAX_SIDE_PX),
+            self.track,
+            rows,
+            crop=self.crop,
+            size=size,
+            matting=MediaPipeMatte(),
+            on_progress=on_progress,
+        )
+        return samples[: len(self.split.train)], samples[len(self.split.train) :]
+
+    def conditioner(self, config: AvatarConfig) -> Conditioner:
+        """How this person is drawn, before the sheet has learned how their hair and shoulders move."""
+        model, seen = MorphableModel.load(), self.track.select(self.split.train)
+        rest = Pose(
+            np.median(seen.rotation, axis=0),
+            np.median(seen.translation, axis=0),
+            np.median(seen.torso, axis=0).astype(np.float64),
+        )
+        sheet = Sheet.build(model, self.track.subject, rest=rest, camera=self.track.camera, crop=self.crop)
+        return Conditioner(model, self.track.subject, sheet, self.crop, config)
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

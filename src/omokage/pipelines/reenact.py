@@ -1,0 +1,165 @@
+"""`omokage reenact`: an avatar repeats the movement of a driver. MAIN: `reenact`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageColor
+
+from omokage.avatar.bundle import Avatar
+from omokage.avatar.conditioning import AvatarState
+from omokage.avatar.samples import cut_out
+from omokage.avatar.sheet import Crop, Pose
+from omokage.config import Config, ProgressCallback, ignore_progress
+from omokage.errors import InputError
+from omokage.media.audio import read_audio
+from omokage.media.clip import Audio
+from omokage.media.decode import probe, read_frames
+from omokage.media.image import is_still_image, read_image
+from omokage.pipelines.recording import MAX_SIDE_PX
+from omokage.render.renderer import Renderer
+from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
+from omokage.tracking.arkit import read_arkit_csv
+from omokage.tracking.face_track import FaceTrack
+from omokage.tracking.tracker import track_clip
+from omokage.trust.release import ALPHA_SUFFIXES, CLIP_SUFFIXES, Released, ReleaseConfig, check_writable, release_clip
+
+
+@dataclass(frozen=True)
+class ReenactConfig(Config):
+    """How the movement is taken over; the first five are `Controls`.
+
+    background: 'own', 'transparent', a color such as '#204060', or the path of a picture.
+    label: visible text; None takes the avatar's own.  runtime: 'auto', 'torch', 'onnxruntime' or 'openvino'.
+    """
+
+    expression_strength: float = 1.0
+    pose_strength: float = 1.0
+    mouth_only: bool = False
+    gaze: Literal["driver", "camera"] = "driver"
+    blink: float = 1.0
+    background: str = "own"
+    label: str | None = None
+    runtime: str = "auto"
+
+    def controls(self) -> Controls:
+        return Controls(
+            expression_strength=self.expression_strength,
+            pose_strength=self.pose_strength,
+            mouth_only=self.mouth_only,
+            gaze=self.gaze,
+            blink=self.blink,
+        )
+
+
+@dataclass(frozen=True)
+class Reenactment:
+    """What was made, and sentences on where the driver went beyond what the avatar's recording has shown."""
+
+    released: Released
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """A driver's motion, its constant frame rate and its sound."""
+
+    track: FaceTrack
+    frame_rate: Fraction
+    audio: Audio | None
+
+
+def reenact(
+    avatar: Path | Avatar,
+    driver: Path,
+    *,
+    output: Path,
+    config: ReenactConfig | None = None,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Reenactment:
+    """Track the driver, carry its motion over to the avatar, draw, and release.
+
+    `driver`: a video, a `.track` file or the `.csv` of a phone capture app. A transparent background needs a `.webm`
+    output. Raises InputError and its kinds, OutputError.
+    """
+    config = config or ReenactConfig()
+    driver, output = Path(driver), Path(output)
+    is_transparent = config.background == "transparent"
+    check_writable(output, ALPHA_SUFFIXES if is_transparent else CLIP_SUFFIXES, inputs=[driver])
+    person = avatar if isinstance(avatar, Avatar) else Avatar.load(Path(avatar))
+    background = _background(config.background, person.size)
+
+    driving = open_driver(driver, on_progress=on_progress)
+    moved = retarget(
+        driving.track,
+        source_rest=Rest.of(person.track),
+        coverage=Coverage.of(person.track),
+        controls=config.controls(),
+    )
+    renderer = Renderer(person, runtime=config.runtime, background=background)
+    released = release_clip(
+        _pictures(renderer, moved.motion, is_transparent=is_transparent),
+        output,
+        frame_rate=driving.frame_rate,
+        audio=driving.audio,
+        config=ReleaseConfig(label=config.label or person.provenance.label),
+        frame_count=len(moved.motion),
+        on_progress=on_progress,
+    )
+    return Reenactment(released, moved.warnings)
+
+
+def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) -> Driver:
+    """Read or track a driver. Raises InputError for a still picture, MediaError, NoFaceError."""
+    if path.suffix.lower() == ".csv":
+        track = read_arkit_csv(path)
+        return Driver(track, _rate_of(track), None)
+    if path.suffix.lower() == ".track":
+        track = FaceTrack.load(path)
+        return Driver(track, _rate_of(track), None)
+    if is_still_image(path):
+        raise InputError(f"{path} is a still picture and has no movement; give a video, a .track or a .csv as driver")
+    track = track_clip(read_frames(path, max_side=MAX_SIDE_PX), on_progress=on_progress)
+    return Driver(track, probe(path).frame_rate, read_audio(path))
+
+
+def motion_states(motion: Motion) -> Iterator[AvatarState]:
+    """Frames of a motion as the renderer takes them."""
+    for row in range(len(motion)):
+        pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
+        yield AvatarState(pose, motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64))
+
+
+def _pictures(renderer: Renderer, motion: Motion, *, is_transparent: bool) -> Iterator[NDArray[np.uint8]]:
+    for state in motion_states(motion):
+        portrait = renderer.render(state)
+        yield portrait.rgba() if is_transparent else portrait.image
+
+
+def _background(wish: str, size: int) -> NDArray[np.uint8] | None:
+    """The picture to put behind the person, uint8 (S, S, 3); None keeps the recording's own."""
+    if wish in ("own", "transparent"):
+        return None
+    if wish.startswith("#"):
+        try:
+            color = ImageColor.getrgb(wish)[:3]
+        except ValueError as error:
+            raise InputError(f"'{wish}' is not a color; write it as #rrggbb") from error
+        return np.broadcast_to(np.array(color, dtype=np.uint8), (size, size, 3)).copy()
+    image = read_image(Path(wish))
+    height, width = image.shape[:2]
+    side = min(height, width)
+    return cut_out(image, Crop((width - side) / 2, (height - side) / 2, side), size)
+
+
+def _rate_of(track: FaceTrack) -> Fraction:
+    """Frame rate from the times of a track."""
+    if len(track) < 2:
+        raise InputError("the driver has a single frame and no movement; give a longer one")
+    return Fraction(1 / float(np.median(np.diff(track.time_s)))).limit_denominator(1001)
