@@ -590,12 +590,13 @@ def test_a_text_file_is_a_media_error(tmp_path: Path) -> None:
 class FixedFace:
     """A landmark network that always answers the same, and a matte of nothing; counts how often they are asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, shift: float = 0.0) -> None:
         self.detected = self.matted = 0
+        self._shift = np.float32([shift, 0, 0])
 
     def detect(self, image: Image) -> list[Landmarks]:
         self.detected += 1
-        return [Landmarks(face_points() * np.float32(image.shape[1] / 512))]
+        return [Landmarks((face_points() + self._shift) * np.float32(image.shape[1] / 512))]
 
     def reset(self) -> None: ...
 
@@ -619,3 +620,15 @@ def test_sizes_are_those_of_the_recording_not_of_the_decoded_picture(tmp_path: P
     measured = measure_recording(path, landmark_backend=FixedFace(), matte_backend=FixedFace()).measurements
     assert measured.face is not None
     assert measured.face.width_px == pytest.approx(200 / 512 * 1920, rel=0.01)
+
+
+def test_a_face_guessed_outside_the_picture_is_no_face(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "side.mp4", seconds=0.4)
+    outside = FixedFace(shift=400.0)
+    assert (
+        measure_recording(path, landmark_backend=outside, matte_backend=outside).measurements.face_share == 0
+    )
+    edge = FixedFace(shift=240.0)
+    measured = measure_recording(path, landmark_backend=edge, matte_backend=edge).measurements
+    assert measured.face_share == 1.0
+    assert measured.face is not None and measured.face.outside_share == 1.0

@@ -23,7 +23,7 @@ from omokage.capture.stability import BackgroundWatch, CutDetector, Points
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.media.clip import Audio, ClipInfo, Image
 from omokage.media.decode import probe, read_audio, read_frames
-from omokage.tracking.landmarks import LandmarkBackend, Landmarks, MediaPipeLandmarks
+from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
 from omokage.tracking.matting import MatteBackend, MediaPipeMatte
 
 MAX_SIDE = 960  # px; decoding size: faces are found and judged as well as at full size, in half the time
@@ -71,7 +71,7 @@ def measure_recording(
     faces_of = landmark_backend or MediaPipeLandmarks(max_faces=2, is_stream=stride <= 2)
     single = landmark_backend or MediaPipeLandmarks(is_stream=False)
     mattes = matte_backend or MediaPipeMatte()
-    cuts = CutDetector(lambda image: _largest(single.detect(image)))
+    cuts = CutDetector(lambda image: _largest(_faces_in(image, single)))
     background = BackgroundWatch()
     chosen = _ChosenFrames()
     readings: list[FaceReading] = []
@@ -83,7 +83,7 @@ def measure_recording(
         if frame.index % stride:
             continue
         on_progress(Progress("checking", frame.index, total))
-        faces = faces_of.detect(frame.image)
+        faces = _faces_in(frame.image, faces_of)
         face_counts.append(len(faces))
         points = _largest(faces)
         if points is None:
@@ -173,8 +173,15 @@ def count_blinks(eyes: NDArray[np.float64]) -> int:
     return blinks
 
 
-def _largest(faces: Sequence[Landmarks]) -> Points | None:
-    return max((face.points for face in faces), key=lambda points: float(np.ptp(points[:, 1])), default=None)
+def _faces_in(image: Image, backend: LandmarkBackend) -> list[Points]:
+    """Landmarks of the faces whose middle lies in the picture; a face just leaving it may be guessed outside."""
+    size = np.array(image.shape[1::-1])
+    middles = [(face.points, face.points[:, :2].mean(axis=0)) for face in backend.detect(image)]
+    return [points for points, middle in middles if (middle >= 0).all() and (middle < size).all()]
+
+
+def _largest(faces: Sequence[Points]) -> Points | None:
+    return max(faces, key=lambda points: float(np.ptp(points[:, 1])), default=None)
 
 
 def _shrink(image: Image, side: int) -> Image:
