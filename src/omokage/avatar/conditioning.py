@@ -11,7 +11,7 @@ from omokage.avatar.config import AvatarConfig
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.geometry.camera import rotation_matrix
 from omokage.geometry.mesh import vertex_normals
-from omokage.geometry.rasterize import interpolate, rasterize
+from omokage.geometry.rasterize import interpolate_planes, visible_triangles
 from omokage.tracking.face_track import Subject
 from omokage.tracking.morphable import MorphableModel
 
@@ -34,7 +34,8 @@ class AvatarState:
 class Condition:
     """What the generator is told of one frame.
 
-    warp: float32 (2, S, S), texture coordinates in [-1, 1].  drawing: float32 (6, G, G): normals (3), face, mouth, eyes.
+    warp: float32 (2, S, S), texture coordinates in [-1, 1].
+    drawing: float32 (6, G, G): normals (3), face, mouth, eyes.
     motion: float32 (59,).
     """
 
@@ -72,27 +73,17 @@ class Conditioner:
         return self.crop.apply(points, self.config.size), vertex_normals(in_camera, self.model.triangles)
 
     def draw(self, state: AvatarState, shift: tuple[int, int] = (0, 0)) -> Condition:
-        """The condition of one frame, its picture moved by `shift` = (x, y) whole pixels (training's sliding window)."""
+        """The condition of one frame, its picture moved by `shift` = (x, y) whole pixels (the sliding window)."""
         points, normals = self.project(state)
         points[:, :2] += shift
         size = self.config.size
-        raster = rasterize(points, self.triangles, size, size)
-        warp = interpolate(raster, self.triangles, self.atlas_uv)
-        warp[~raster.is_covered] = self.atlas_uv[-1]
-
+        seen = visible_triangles(points, self.triangles, size, size)
+        warp = interpolate_planes(points, self.triangles, seen, self.atlas_uv, background=self.atlas_uv[-1])
         attributes = np.zeros((len(points), 6), dtype=np.float32)
         attributes[: len(normals), :3] = normals
         attributes[:, 3:] = self.regions
-        half, cell = size // self.config.grid // 2, size // self.config.grid
-        cells = type(raster)(
-            raster.triangle_id[half::cell, half::cell], raster.barycentric[half::cell, half::cell]
-        )
-        drawing = interpolate(cells, self.triangles, attributes)
-        return Condition(
-            np.ascontiguousarray(warp.transpose(2, 0, 1)),
-            np.ascontiguousarray(drawing.transpose(2, 0, 1)),
-            motion_vector(state),
-        )
+        drawing = interpolate_planes(points, self.triangles, seen, attributes, cell=size // self.config.grid)
+        return Condition(warp, drawing, motion_vector(state))
 
 
 def motion_vector(state: AvatarState) -> NDArray[np.float32]:

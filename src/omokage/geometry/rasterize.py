@@ -2,6 +2,8 @@
 
 `rasterize` finds which triangle each pixel sees and where on it (perspective-correct); `interpolate` spreads
 vertex attributes with that. `rasterize_reference` is the readable version of the same, in plain numpy.
+`visible_triangles` and `interpolate_planes` do both for live use: no weights are stored, planes come out as networks
+take them.
 
 Legend: V vertices, F faces, C channels, H W pixels. The centre of pixel (row, column) is
 (column + 0.5, row + 0.5).
@@ -16,6 +18,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from omokage.geometry.mesh import Triangles
+
+_NEARER = 1 + 1e-12  # what differs by less is rounding: equally near
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,54 +45,149 @@ def rasterize(vertices_px: NDArray[np.floating], triangles: Triangles, height: i
     vertices_px: (V, 3), x and y in pixels and the depth z > 0, as `Camera.project` gives it. Triangles with a
     corner at z <= 0 are left out. Where two are equally near, the one with the lower index wins.
     """
-    points = np.ascontiguousarray(vertices_px, dtype=np.float64)
+    triangle_id = visible_triangles(vertices_px, triangles, height, width)
+    barycentric = interpolate_planes(vertices_px, triangles, triangle_id, None)
+    return Raster(triangle_id, np.ascontiguousarray(barycentric.transpose(1, 2, 0)))
+
+
+def visible_triangles(
+    vertices_px: NDArray[np.floating], triangles: Triangles, height: int, width: int
+) -> NDArray[np.int32]:
+    """The first half of `rasterize`: int32 (H, W), index of the nearest triangle, -1 where there is none."""
     triangle_id = np.full((height, width), -1, dtype=np.int32)
-    barycentric = np.zeros((height, width, 3), dtype=np.float32)
-    _rasterize(points, np.ascontiguousarray(triangles, dtype=np.int32), triangle_id, barycentric)
-    return Raster(triangle_id, barycentric)
+    _visible(*_prepared(vertices_px, triangles), triangle_id)
+    return triangle_id
 
 
-@njit(cache=True, nogil=True)
-def _rasterize(points, triangles, triangle_id, barycentric):  # type: ignore[no-untyped-def]
+def interpolate_planes(
+    vertices_px: NDArray[np.floating],
+    triangles: Triangles,
+    triangle_id: NDArray[np.int32],
+    attributes: NDArray[np.floating] | None,
+    *,
+    background: NDArray[np.floating] | None = None,
+    cell: int = 1,
+) -> NDArray[np.float32]:
+    """The second half of `rasterize`: attributes of vertices (V, C) -> float32 planes (C, H / cell, W / cell).
+
+    They are taken at one pixel of each square cell: `cell // 2` from its corner. `background`: (C,), what stands where
+    no triangle is seen, 0 by default. `attributes` None: the barycentric weights of the triangle's corners (C = 3).
+    """
+    points, triangles = _prepared(vertices_px, triangles)
+    if attributes is None:
+        corners = np.broadcast_to(np.eye(3), (len(triangles), 3, 3))
+    else:
+        corners = np.asarray(attributes, dtype=np.float64)[triangles]
+    channels, (height, width) = corners.shape[2], triangle_id.shape
+    planes = np.empty((channels, height // cell, width // cell), dtype=np.float32)
+    empty = np.zeros(channels) if background is None else np.asarray(background, dtype=np.float64)
+    _fill(_linear(points, triangles, corners), triangle_id, empty, cell, planes)
+    return planes
+
+
+def _prepared(
+    vertices_px: NDArray[np.floating], triangles: Triangles
+) -> tuple[NDArray[np.float64], NDArray[np.int32]]:
+    return np.ascontiguousarray(vertices_px, np.float64), np.ascontiguousarray(triangles, np.int32)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _visible(points, triangles, triangle_id):  # type: ignore[no-untyped-def]
     height, width = triangle_id.shape
     nearness = np.zeros((height, width))  # 1 / z: linear in the picture, 0 = nothing yet
+    x = np.arange(width) + 0.5
     for f in range(triangles.shape[0]):
         a, b, c = triangles[f, 0], triangles[f, 1], triangles[f, 2]
         if points[a, 2] <= 0 or points[b, 2] <= 0 or points[c, 2] <= 0:
             continue
-        ax, ay, bx, by, cx, cy = (
-            points[a, 0],
-            points[a, 1],
-            points[b, 0],
-            points[b, 1],
-            points[c, 0],
-            points[c, 1],
-        )
+        ax, ay, bx, by = points[a, 0], points[a, 1], points[b, 0], points[b, 1]
+        cx, cy = points[c, 0], points[c, 1]
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0 or not np.isfinite(area):
             continue
-        left = max(0, int(np.ceil(min(ax, bx, cx) - 0.5)))
-        right = min(width - 1, int(np.floor(max(ax, bx, cx) - 0.5)))
         top = max(0, int(np.ceil(min(ay, by, cy) - 0.5)))
         bottom = min(height - 1, int(np.floor(max(ay, by, cy) - 0.5)))
         ia, ib, ic = 1 / points[a, 2], 1 / points[b, 2], 1 / points[c, 2]
+        slope = ((cy - ay) * (ib - ia) - (by - ay) * (ic - ia)) / area
+        slope_y = ((bx - ax) * (ic - ia) - (cx - ax) * (ib - ia)) / area
         for row in range(top, bottom + 1):
             y = row + 0.5
-            for column in range(left, right + 1):
-                x = column + 0.5
-                wa = ((bx - x) * (cy - y) - (by - y) * (cx - x)) / area
-                wb = ((cx - x) * (ay - y) - (cy - y) * (ax - x)) / area
-                wc = 1 - wa - wb
-                if wa < 0 or wb < 0 or wc < 0:
-                    continue
-                wa, wb, wc = wa * ia, wb * ib, wc * ic
-                near = wa + wb + wc
-                if near > nearness[row, column]:
-                    nearness[row, column] = near
-                    triangle_id[row, column] = f
-                    barycentric[row, column, 0] = wa / near
-                    barycentric[row, column, 1] = wb / near
-                    barycentric[row, column, 2] = wc / near
+            # The span between the edges that cross this row, with a pixel of slack; then its ends exactly.
+            left, right = np.inf, -np.inf
+            for px, py, qx, qy in ((ax, ay, bx, by), (bx, by, cx, cy), (cx, cy, ax, ay)):
+                if (py - y) * (qy - y) <= 0 and py != qy:
+                    at = px + (qx - px) * ((y - py) / (qy - py))
+                    left, right = min(left, at), max(right, at)
+            first, last = int(max(0.0, left - 1.5)), int(min(width - 1.0, right + 0.5))
+            while first <= last and not _is_inside(x[first], y, ax, ay, bx, by, cx, cy, area):
+                first += 1
+            while last >= first and not _is_inside(x[last], y, ax, ay, bx, by, cx, cy, area):
+                last -= 1
+            at = ia + slope_y * (y - ay)
+            for column in range(first, last + 1):
+                near = at + slope * (x[column] - ax)
+                is_nearer = near > nearness[row, column] * _NEARER
+                nearness[row, column] = near if is_nearer else nearness[row, column]
+                triangle_id[row, column] = f if is_nearer else triangle_id[row, column]
+
+
+@njit(inline="always", error_model="numpy")
+def _is_inside(x, y, ax, ay, bx, by, cx, cy, area):  # type: ignore[no-untyped-def]
+    wa = ((bx - x) * (cy - y) - (by - y) * (cx - x)) / area
+    wb = ((cx - x) * (ay - y) - (cy - y) * (ax - x)) / area
+    return wa >= 0 and wb >= 0 and 1 - wa - wb >= 0
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _linear(points, triangles, corners):  # type: ignore[no-untyped-def]
+    """(F, C + 2, 3): the attributes / z and, second to last, 1 / z are linear over a triangle: slopes in x and y, and
+    the value at its first corner, whose place is in the last row."""
+    faces, channels = corners.shape[0], corners.shape[2]
+    linear = np.empty((faces, channels + 2, 3))
+    for f in range(faces):
+        a, b, c = triangles[f, 0], triangles[f, 1], triangles[f, 2]
+        ax, ay = points[a, 0], points[a, 1]
+        bx, by, cx, cy = points[b, 0] - ax, points[b, 1] - ay, points[c, 0] - ax, points[c, 1] - ay
+        scale = 1 / (bx * cy - by * cx)
+        ia, ib, ic = 1 / points[a, 2], 1 / points[b, 2], 1 / points[c, 2]
+        for k in range(channels + 1):
+            va, vb, vc = ia, ib, ic
+            if k < channels:
+                va, vb, vc = ia * corners[f, 0, k], ib * corners[f, 1, k], ic * corners[f, 2, k]
+            linear[f, k, 0] = (cy * (vb - va) - by * (vc - va)) * scale
+            linear[f, k, 1] = (bx * (vc - va) - cx * (vb - va)) * scale
+            linear[f, k, 2] = va
+        linear[f, channels + 1, 0], linear[f, channels + 1, 1] = ax, ay
+    return linear
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill(linear, triangle_id, empty, cell, planes):  # type: ignore[no-untyped-def]
+    channels, rows, columns = planes.shape
+    center = cell // 2
+    depth = np.zeros(columns)
+    x = np.arange(columns) * cell + (center + 0.5)
+    for i in range(rows):
+        seen = triangle_id[i * cell + center, center::cell]
+        start = 0
+        while start < columns:
+            # A run of pixels that see the same triangle is filled at once.
+            f, end = seen[start], start + 1
+            while end < columns and seen[end] == f:
+                end += 1
+            if f < 0:
+                for k in range(channels):
+                    planes[k, i, start:end] = empty[k]
+            else:
+                ax, y = linear[f, channels + 1, 0], i * cell + center + 0.5 - linear[f, channels + 1, 1]
+                slope, at = linear[f, channels, 0], linear[f, channels, 1] * y + linear[f, channels, 2]
+                for j in range(start, end):
+                    depth[j] = 1 / (at + slope * (x[j] - ax))
+                for k in range(channels):
+                    slope, at = linear[f, k, 0], linear[f, k, 1] * y + linear[f, k, 2]
+                    for j in range(start, end):
+                        planes[k, i, j] = depth[j] * (at + slope * (x[j] - ax))
+            start = end
 
 
 def rasterize_reference(
@@ -109,7 +208,7 @@ def rasterize_reference(
         linear = np.stack([wa, wb, 1 - wa - wb], axis=-1)
         weights = linear / np.array([az, bz, cz])
         near = weights.sum(axis=-1)
-        seen = (linear >= 0).all(axis=-1) & (near > nearness)
+        seen = (linear >= 0).all(axis=-1) & (near > nearness * _NEARER)
         nearness[seen] = near[seen]
         triangle_id[seen] = index
         barycentric[seen] = weights[seen] / near[seen, None]
@@ -133,7 +232,7 @@ def interpolate(
     return picture
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, error_model="numpy")
 def _interpolate(triangle_id, barycentric, triangles, values, picture):  # type: ignore[no-untyped-def]
     height, width, channels = picture.shape
     for row in range(height):
