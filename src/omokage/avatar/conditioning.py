@@ -35,8 +35,8 @@ class Condition:
     """What the generator is told of one frame.
 
     warp: float32 (2, S, S), texture coordinates in [-1, 1].
-    drawing: float32 (6, G, G): normals (3), face, mouth, eyes.
-    motion: float32 (59,).
+    drawing: float32 (8, G, G): normals (3), face, mouth, eyes, and the cell's own place x, y in [-1, 1].
+    motion: float32 (62,).
     """
 
     warp: NDArray[np.float32]
@@ -59,6 +59,8 @@ class Conditioner:
         self.regions[:face_vertices, 0] = 1.0
         self.regions[model.mouth_interior, 1] = 1.0
         self.regions[np.concatenate(model.eye_vertices), 2] = 1.0
+        cells = (np.arange(config.grid, dtype=np.float32) + 0.5) * (2 / config.grid) - 1
+        self._places = np.stack(np.meshgrid(cells, cells))  # x, then y
 
     def with_sheet(self, sheet: Sheet) -> Conditioner:
         """The same conditioner on a refined sheet."""
@@ -83,14 +85,14 @@ class Conditioner:
         attributes[: len(normals), :3] = normals
         attributes[:, 3:] = self.regions
         drawing = interpolate_planes(points, self.triangles, seen, attributes, cell=size // self.config.grid)
-        return Condition(warp, drawing, motion_vector(state))
+        moved = self._places - np.array(shift, dtype=np.float32)[:, None, None] * (2 / size)
+        return Condition(warp, np.concatenate([drawing, moved]), self.motion_vector(state))
 
-
-def motion_vector(state: AvatarState) -> NDArray[np.float32]:
-    """Rotation, expression and gaze as the generator's style input (59,), each of about unit range."""
-    return np.concatenate([state.pose.rotation * 2, state.expression, state.gaze.reshape(-1) * 2]).astype(
-        np.float32
-    )
+    def motion_vector(self, state: AvatarState) -> NDArray[np.float32]:
+        """Rotation, place, expression and gaze as the generator's style input (62,), each of about unit range."""
+        place = (state.pose.translation - self.sheet.rest.translation) / self.sheet.head_width
+        parts = [state.pose.rotation * 2, place * (2, 2, 0.5), state.expression, state.gaze.reshape(-1) * 2]
+        return np.concatenate(parts).astype(np.float32)
 
 
 def _into_chart(uv: NDArray[np.floating], chart: int) -> NDArray[np.float64]:

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from omokage.avatar.config import AvatarConfig
 
-# What `conditioning` draws on the grid beside the warp map: normals (3), face, mouth inside, eyes.
-DRAWING_CHANNELS = 6
-# rotation (3), expression (52), gaze (4).
-MOTION_SIZE = 59
+# What `conditioning` draws on the grid beside the warp map: normals (3), face, mouth inside, eyes, place (2).
+DRAWING_CHANNELS = 8
+# rotation (3), place (3), expression (52), gaze (4).
+MOTION_SIZE = 62
 
 
 def haar(image: Tensor) -> Tensor:
@@ -70,7 +70,7 @@ class Stage(nn.Module):
 
 
 class Generator(nn.Module):
-    """Warp (B, 2, S, S), drawing (B, 6, G, G), motion (B, 59), code (B, K) -> color (B, 3, S, S), matte (B, 1, S, S).
+    """Warp (B, 2, S, S), drawing (B, 8, G, G), motion (B, 62), code (B, K) -> color (B, 3, S, S), matte (B, 1, S, S).
 
     The warp map holds texture coordinates in [-1, 1] (`grid_sample`, align_corners=False) into the atlas: left half the
     face chart, right half the sheet chart. Color is in [0, 1] (not clamped) and straight; matte in [0, 1].

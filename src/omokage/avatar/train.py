@@ -110,6 +110,7 @@ class Loader:
         rng = np.random.default_rng((self.config.seed, step))
         rows = rng.choice(len(self.samples), size=self.config.batch, p=self.weights)
         shifts = rng.integers(-self.reach, self.reach + 1, size=(len(rows), 2)) * self.cell
+        shifts[rng.random(len(rows)) < 0.5] = 0  # as in the paper, half of the training is centered
         batch = _stack(
             [self._cut(self.samples[r], (int(x), int(y))) for r, (x, y) in zip(rows, shifts, strict=True)]
         )
@@ -138,7 +139,7 @@ def _train_step(run: Run, rows: Tensor, batch: Batch, share: float, config: Trai
     color, matte = run.generator(batch.warp, batch.drawing, batch.motion, code)
     portrait = composite(color, matte, batch.plate)
     scale = portrait.shape[-1] // batch.drawing.shape[-1]
-    face, features = batch.drawing[:, 3:4], batch.drawing[:, 4:].sum(dim=1, keepdim=True)
+    face, features = batch.drawing[:, 3:4], batch.drawing[:, 4:6].sum(dim=1, keepdim=True)
     important = F.interpolate(
         config.face_weight * face + config.feature_weight * features, scale_factor=float(scale)
     )

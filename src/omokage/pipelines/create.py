@@ -15,7 +15,7 @@ from omokage.avatar.run import TrainingConfig
 from omokage.avatar.train import train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import CaptureRefusedError, OutputError
+from omokage.errors import OutputError
 from omokage.pipelines.bench import predict_create
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.recording import Recording, sha256_of
@@ -64,9 +64,7 @@ def create_avatar(
 
     # Is it good enough, and what will it cost?
     if not config.force:
-        report = check_recording(video, on_progress=on_progress)
-        if report.verdict == "refuse":
-            raise CaptureRefusedError(_refusal(video, report.to_text()))
+        check_recording(video, on_progress=on_progress).raise_if_refused()
     work = Work.open(output, video, config)
 
     # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
@@ -162,12 +160,6 @@ class Work:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _refusal(video: Path, findings: str) -> str:
-    return (
-        f"{video.name} is not good enough for an avatar; record again as advised, or use --force to try anyway.\n{findings}"
-    )
 
 
 def _release_preview(image: object, path: Path) -> None:
