@@ -302,6 +302,11 @@ def _upper_up(face: _Face) -> Float:
     return face.spread(handles, 2.2)
 
 
+# Outer brow motion along the brow: most at the arch, not at the tail.
+_BROW = (0.0, 0.25, 0.5, 0.75, 1.0)
+_ARCH = (0.05, 0.45, 0.9, 1.0, 0.8)
+
+
 def _brow(inner: float, outer: float, aside: float) -> Callable[[_Face], Float]:
     """The brow moved along y: `inner` and `outer` end in cm, with `aside` cm along x at the inner end."""
 
@@ -316,7 +321,7 @@ def _brow(inner: float, outer: float, aside: float) -> Callable[[_Face], Float]:
             (region.UPPER_LID_CREASE[1:6], 0.3),
         ):
             for position, vertex in zip(np.linspace(0, 1, 5), line, strict=True):
-                along = inner * (1 - position) ** 1.3 + outer * position * (1.6 - 0.6 * position)
+                along = inner * (1 - position) ** 1.3 + outer * float(np.interp(position, _BROW, _ARCH))
                 handles[vertex] = share * np.array([aside * (1 - position), along, -0.05 * abs(along)])
         middle = 0.35 * inner
         handles |= face.points((9, 8), 0.0, 0.6 * middle, 0.0)

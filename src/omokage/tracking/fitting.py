@@ -22,10 +22,11 @@ from omokage.tracking.morphable import EYE_RADIUS_CM, MAX_GAZE_RAD, MorphableMod
 Float = NDArray[np.float64]
 
 NOISE_CM = 0.15  # what a landmark is expected to be off, on the face; errors of neighbors are alike
-DEPTH_SHARE = 0.05  # weight of the network's depth against its x and y
+DEPTH_SHARE = 0.0
 WARM_ITERATIONS = 2
 COLD_ITERATIONS = 12
 EYE_LOOK = tuple(i for i, name in enumerate(BLENDSHAPES) if name.startswith("eyeLook"))
+FOREHEAD_ROW = (151, *region.FOREHEAD, 9)
 FREE = np.array([i for i, name in enumerate(BLENDSHAPES) if i not in EYE_LOOK and name != "tongueOut"])
 BLINK = tuple(
     BLENDSHAPES.index(name) for name in ("eyeBlinkRight", "eyeBlinkLeft")
@@ -34,14 +35,14 @@ BLINK = tuple(
 # Cost of weight 1, in landmarks at the expected error: high for what pictures hardly show, and for expressions that
 # others can imitate.
 _COST = {
-    "jawForward": 60.0, "jawLeft": 25.0, "jawRight": 25.0, "cheekPuff": 40.0, "mouthClose": 8.0,
-    "mouthDimpleLeft": 12.0, "mouthDimpleRight": 12.0, "mouthStretchLeft": 12.0, "mouthStretchRight": 12.0,
-    "mouthRollLower": 8.0, "mouthRollUpper": 8.0, "mouthShrugLower": 8.0, "mouthShrugUpper": 8.0,
-    "mouthPressLeft": 12.0, "mouthPressRight": 12.0, "cheekSquintLeft": 12.0, "cheekSquintRight": 12.0,
-    "noseSneerLeft": 12.0, "noseSneerRight": 12.0, "eyeSquintLeft": 6.0, "eyeSquintRight": 6.0,
-    "eyeWideLeft": 6.0, "eyeWideRight": 6.0,
+    "jawOpen": 3.0, "eyeBlinkLeft": 3.0, "eyeBlinkRight": 3.0, "browDownLeft": 3.0, "browDownRight": 3.0,
+    "browInnerUp": 3.0, "browOuterUpLeft": 3.0, "browOuterUpRight": 3.0, "mouthSmileLeft": 6.0,
+    "mouthSmileRight": 6.0, "mouthPucker": 8.0, "mouthFunnel": 20.0, "jawForward": 150.0, "jawLeft": 60.0,
+    "jawRight": 60.0, "cheekPuff": 100.0, "mouthDimpleLeft": 30.0, "mouthDimpleRight": 30.0,
+    "mouthStretchLeft": 30.0, "mouthStretchRight": 30.0, "mouthPressLeft": 30.0, "mouthPressRight": 30.0,
+    "cheekSquintLeft": 30.0, "cheekSquintRight": 30.0, "noseSneerLeft": 30.0, "noseSneerRight": 30.0,
 }  # fmt: skip
-_DEFAULT_COST = 4.0
+_DEFAULT_COST = 14.0
 _SPARSITY = 1.5  # linear cost of every weight: keeps small unrelated ones at exactly 0
 
 
@@ -201,7 +202,8 @@ def landmark_weights(model: MorphableModel) -> Float:
     weights[np.concatenate([model.lips_inner, model.lips_outer])] = 2.2
     weights[model.brows] = 1.5
     weights[np.concatenate([model.left_eye, model.right_eye])] = 2.5
-    weights[model.face_oval] = 0.25
+    weights[[*FOREHEAD_ROW, *model.mirror[list(FOREHEAD_ROW)]]] = 0.3
+    weights[model.face_oval] = 0.1
     return weights
 
 

@@ -62,11 +62,9 @@ class MediaPipeLandmarks:
 
     def detect(self, image: Image) -> list[Landmarks]:
         height, width = image.shape[:2]
-        if self._network is None:
-            with quiet():
+        with quiet() if self._network is None else contextlib.nullcontext():
+            if self._network is None:
                 self._network = load_solution("face_mesh").FaceMesh(**self._settings)
-                answer = self._network.process(reduced(image))
-        else:
             answer = self._network.process(reduced(image))
         size = np.array([width, height, width], dtype=np.float32)
         return [
@@ -79,9 +77,27 @@ class MediaPipeLandmarks:
             self._network.reset()
 
 
-def count_faces(image: Image, limit: int = 3) -> int:
-    """How many faces a single picture shows, at most `limit`."""
-    return len(MediaPipeLandmarks(max_faces=limit, is_stream=False).detect(image))
+class FaceCounter:
+    """Counts faces in single pictures, small and off-center ones too (the mesh network needs them near and large)."""
+
+    def __init__(self, *, min_confidence: float = 0.5) -> None:
+        self._min_confidence = min_confidence
+        self._network: Any = None
+        load_solution("face_detection")
+
+    def count(self, image: Image) -> int:
+        """How many faces a picture uint8 (H, W, 3) shows."""
+        with quiet() if self._network is None else contextlib.nullcontext():
+            if self._network is None:
+                full_range = load_solution("face_detection").FaceDetection
+                self._network = full_range(model_selection=1, min_detection_confidence=self._min_confidence)
+            answer = self._network.process(reduced(image))
+        return len(answer.detections or [])
+
+
+def count_faces(image: Image) -> int:
+    """How many faces a single picture shows. Keep a `FaceCounter` for many pictures."""
+    return FaceCounter().count(image)
 
 
 def reduced(image: Image) -> Image:

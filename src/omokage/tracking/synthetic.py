@@ -110,11 +110,8 @@ class SyntheticSubject:
             time_s = index / frame_rate
             gaze = motion * np.array([[0.25 * np.sin(1.1 * time_s), 0.12 * np.sin(1.7 * time_s + 1)]] * 2)
             expression = with_eye_look(motion * _acted(time_s), gaze)
-            angle = [
-                0.18 * np.sin(0.9 * time_s),
-                -0.34 * np.sin(1.25 * time_s),
-                0.12 * np.sin(0.7 * time_s + 0.6),
-            ]
+            nod, turn, tilt = np.sin(2.6 * time_s), np.sin(1.7 * time_s), np.sin(1.1 * time_s + 0.6)
+            angle = [0.18 * nod, -0.34 * turn, 0.12 * tilt]
             shift = [1.2 * np.sin(0.8 * time_s), 0.6 * np.sin(1.3 * time_s), 3.0 * np.sin(0.5 * time_s)]
             states.append(
                 FaceState(
@@ -222,7 +219,8 @@ class SyntheticSubject:
         rings = []
         for ring in range(_SHELL_RINGS):
             share = ring / (_SHELL_RINGS - 1)
-            lift = 1.25 * np.sin(np.pi * min(share * 1.6, 1.0)) * (np.sin(around) < 0.25)
+            lift = np.sin(np.pi * min(share * 1.5, 1.0)) * (0.9 + 2.6 * np.clip(-np.sin(around), 0, 1))
+            lift = lift * (np.sin(around) < 0.25)
             bulge = np.cos(share * np.pi / 2)
             radii = (np.array([7.9, 10.2]) + lift[:, None]) * bulge**0.6
             skull = np.stack(
@@ -307,13 +305,13 @@ def _acted(time_s: float) -> Float:
 
     weights = np.zeros(len(BLENDSHAPES))
     blink = max(0.0, 1 - abs((time_s + 0.7) % 1.9 - 0.95) / 0.14)
+    smile, lift = wave(2.9, 2.2), wave(3.7, 0.0)
     values = {
-        "jawOpen": 0.55 * wave(3.1, 0.2) * (0.6 + 0.4 * np.sin(0.9 * time_s)),
-        "mouthSmileLeft": 0.8 * wave(1.15, 2.2), "mouthSmileRight": 0.8 * wave(1.15, 2.2),
-        "mouthPucker": 0.6 * wave(1.15, 2.2 + np.pi) * wave(2.3, 1.0),
-        "browInnerUp": 0.8 * wave(1.4, 1.0), "browOuterUpLeft": 0.8 * wave(1.0, 0.0),
-        "browOuterUpRight": 0.8 * wave(1.0, 0.0),
-        "browDownLeft": 0.6 * wave(1.0, np.pi), "browDownRight": 0.6 * wave(1.0, np.pi),
+        "jawOpen": 0.6 * wave(5.3, 0.2) * (0.6 + 0.4 * np.sin(0.9 * time_s)),
+        "mouthSmileLeft": 0.8 * smile, "mouthSmileRight": 0.8 * smile,
+        "mouthPucker": 0.6 * wave(2.9, 2.2 + np.pi),
+        "browInnerUp": 0.8 * wave(2.2, 1.0), "browOuterUpLeft": 0.8 * lift, "browOuterUpRight": 0.8 * lift,
+        "browDownLeft": 0.6 * wave(2.2, 1.0 + np.pi), "browDownRight": 0.6 * wave(2.2, 1.0 + np.pi),
         "eyeBlinkLeft": blink, "eyeBlinkRight": blink,
     }  # fmt: skip
     for name, value in values.items():

@@ -44,7 +44,7 @@ class TorsoTracker:
             self._follow(gray)
         if points is not None:
             if self._center is None:
-                self._head_width = float(np.linalg.norm(points[_CHEEKS[1]] - points[_CHEEKS[0]]))
+                self._head_width = max(1.0, float(np.linalg.norm(points[_CHEEKS[1]] - points[_CHEEKS[0]])))
                 self._center = points[_CHIN] + [0, 0.7 * self._head_width]
             if len(self._now) < MAX_FEATURES // 3:
                 self._seed(gray, points)
