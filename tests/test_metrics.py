@@ -75,6 +75,7 @@ def test_a_region_looks_only_inside_itself(pair: tuple[Frames, Frames]) -> None:
     damaged[:, :60] = 0
     region = np.zeros(truth.shape[1:3], bool)
     region[90:150, 40:120] = True
+    assert ms_ssim(truth, damaged, region)[0] > ms_ssim(truth, damaged)[0] + 0.1
     for measure, best in ((psnr, 100.0), (ssim, 1.0), (gmsd, 0.0)):
         np.testing.assert_allclose(measure(truth, damaged, region), best, atol=1e-5)
         assert abs(measure(truth, damaged)[0] - best) > 0.05
@@ -177,6 +178,11 @@ def test_pose_and_expression_errors(landmarks: NDArray[np.float64]) -> None:
     recovered = rotation_from_landmarks(turned, landmarks[0])
     np.testing.assert_allclose(recovered[:5], turns[:5], atol=1e-9)
     assert np.isnan(recovered[5]).all() and np.isnan(pose_error_deg(turns, recovered)[5])
+    flat = landmarks * [1, 1, 0]  # without depth a mirrored face fits as well: it must not be taken
+    rolled = flat @ np.swapaxes(rotation_matrix(turns), 1, 2)
+    np.testing.assert_allclose(rotation_from_landmarks(rolled, flat[0])[[0, 3]], turns[[0, 3]], atol=1e-9)
+    mirrored = landmarks * [1, 1, -1]
+    assert np.linalg.norm(rotation_from_landmarks(mirrored, landmarks[0])[0]) < np.radians(60)
     weights = np.zeros((2, 52))
     np.testing.assert_allclose(expression_error(weights, weights + np.array([[0.1], [0.2]])), [0.1, 0.2])
 

@@ -195,21 +195,19 @@ def _table(evaluation: Evaluation, title: str, region: Region, metrics: tuple[Me
     metrics = tuple(m for m in metrics if any(method.find(m.key, region) for method in evaluation.methods))
     best = {metric.key: _best_value(metric, region, evaluation.methods) for metric in metrics}
 
-    def cells(scores: MethodScores, *, is_ranked: bool) -> tuple[_Cell, ...]:
+    def cells(scores: MethodScores) -> tuple[_Cell, ...]:
         made = []
         for metric in metrics:
             value = scores.mean(metric.key, region)
             text = "–" if not np.isfinite(value) else f"{value:.{metric.digits}f}"
-            made.append(
-                _Cell(text, is_ranked and text != "–" and text == f"{best[metric.key]:.{metric.digits}f}")
-            )
+            made.append(_Cell(text, text != "–" and text == f"{best[metric.key]:.{metric.digits}f}"))
         return tuple(made)
 
     return _Table(
         title=title,
         metrics=metrics,
-        rows=tuple((method.name, cells(method, is_ranked=True)) for method in evaluation.methods),
-        controls=tuple((method.name, cells(method, is_ranked=False)) for method in evaluation.controls),
+        rows=tuple((method.name, cells(method)) for method in evaluation.methods),
+        controls=tuple((method.name, cells(method)) for method in evaluation.controls),
     )
 
 

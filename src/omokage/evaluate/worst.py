@@ -29,7 +29,7 @@ BLUR_SAMPLES = 40
 
 @dataclass(frozen=True, slots=True)
 class WorstFrame:
-    """One bad test frame: `row` counts test frames, `frame_index` frames of the clip; `cause` is a key of `CAUSES`."""
+    """One bad test frame: `row` counts test frames, `frame_index` frames of the clip; `cause` is the reason, short."""
 
     row: int
     frame_index: int
@@ -48,42 +48,65 @@ class WorstFrame:
 
 
 @dataclass(frozen=True, slots=True)
-class Cause:
-    """Words for a frame whose reading `key` is below or above what training saw. `{value}`, `{limit}` are filled in."""
+class Reading:
+    """A number read from a face, and the words for values below and above what training saw.
+
+    `narrowest`: a range of training values narrower than this is taken as this wide (it is measurement noise).
+    """
 
     key: str
-    side: int
-    words: str
+    unit: str
+    narrowest: float
+    below: str
+    above: str
     repair: str
 
 
 _POSE = "Record again with slow head turns this way, or lower the pose strength when driving."
 _MOUTH = "Record again with wide mouth shapes (read the vowels loudly), or lower the expression strength."
+_EYES = "Record again with slow blinks and with the eyes wide open a few times."
 _PLACE = "Record again moving a little in the chair, or keep the driver where the recording was."
-CAUSES: tuple[Cause, ...] = (
-    Cause("yaw", 1, "turned {value:.0f}° to the picture's right; training saw up to {limit:.0f}°", _POSE),
-    Cause("yaw", -1, "turned {value:.0f}° (picture's left is below 0); training saw down to {limit:.0f}°", _POSE),
-    Cause("pitch", 1, "looks up {value:.0f}°; training saw up to {limit:.0f}°", _POSE),
-    Cause("pitch", -1, "looks down {value:.0f}°; training saw down to {limit:.0f}°", _POSE),
-    Cause("roll", 1, "tilted {value:.0f}° clockwise; training saw up to {limit:.0f}°", _POSE),
-    Cause("roll", -1, "tilted {value:.0f}° counter-clockwise; training saw down to {limit:.0f}°", _POSE),
-    Cause("mouth_open", 1, "mouth opened {value:.0f} % of the face's height; training saw up to {limit:.0f} %", _MOUTH),
-    Cause("mouth_width", 1, "mouth {value:.0f} % of the face's height wide; training saw up to {limit:.0f} %", _MOUTH),
-    Cause("mouth_width", -1, "lips {value:.0f} % of face height wide; training saw down to {limit:.0f} %", _MOUTH),
-    Cause("eye_open", 1, "eyes opened wider ({value:.0f} %) than training saw ({limit:.0f} %)",
-          "Record again raising the brows and opening the eyes wide a few times."),
-    Cause("eye_open", -1, "eyes closed further ({value:.0f} %) than training saw ({limit:.0f} %)",
-          "Record again with some slow blinks."),
-    Cause("x", 1, "face at {value:.0f} % of the picture's width; training saw up to {limit:.0f} %", _PLACE),
-    Cause("x", -1, "face at {value:.0f} % of the picture's width; training saw down to {limit:.0f} %", _PLACE),
-    Cause("y", 1, "face at {value:.0f} % of the picture's height; training saw down to {limit:.0f} %", _PLACE),
-    Cause("y", -1, "face at {value:.0f} % of the picture's height; training saw up to {limit:.0f} %", _PLACE),
-    Cause("scale", 1, "face {value:.0f} % of the picture high (nearer); training saw up to {limit:.0f} %", _PLACE),
-    Cause("scale", -1, "face {value:.0f} % of the picture high (farther); training saw down to {limit:.0f} %", _PLACE),
-)  # fmt: skip
-# A range narrower than this (in the reading's unit) is measurement noise.
-NARROWEST = {"yaw": 4.0, "pitch": 4.0, "roll": 4.0, "mouth_open": 3.0, "mouth_width": 3.0, "eye_open": 8.0,
-             "x": 2.0, "y": 2.0, "scale": 2.0}  # fmt: skip
+READINGS: tuple[Reading, ...] = (
+    Reading("yaw", "°", 4, "Turned far to the picture's left", "Turned far to the picture's right", _POSE),
+    Reading("pitch", "°", 4, "Looks far down", "Looks far up", _POSE),
+    Reading("roll", "°", 4, "Tilted far counter-clockwise", "Tilted far clockwise", _POSE),
+    Reading(
+        "mouth_open",
+        " % of the face's height",
+        3,
+        "Lips closed further",
+        "Mouth open wider than seen",
+        _MOUTH,
+    ),
+    Reading(
+        "mouth_width",
+        " % of the face's height",
+        3,
+        "Mouth narrower than seen",
+        "Mouth broader than seen",
+        _MOUTH,
+    ),
+    Reading(
+        "eye_open", " % of the eye's width", 8, "Eyes closed further than seen", "Eyes wider than seen", _EYES
+    ),
+    Reading(
+        "x",
+        " % of the picture's width",
+        2,
+        "Face farther left than seen",
+        "Face farther right than seen",
+        _PLACE,
+    ),
+    Reading("y", " % of the picture's height", 2, "Face higher than seen", "Face lower than seen", _PLACE),
+    Reading(
+        "scale",
+        " % of the picture's height",
+        2,
+        "Face farther away than seen",
+        "Face nearer than seen",
+        _PLACE,
+    ),
+)
 
 
 def explain_worst_frames(
@@ -121,7 +144,7 @@ def explain_worst_frames(
 def _face_readings(
     landmarks: Landmarks, motion: Motion | None, reference: Landmarks, size: int
 ) -> dict[str, NDArray[np.float64]]:
-    """What a frame's face does, from landmarks (T, 478, 2 or 3) px: arrays (T,) by the keys of `NARROWEST`.
+    """What a frame's face does, from landmarks (T, 478, 2 or 3) px: arrays (T,) by the keys of `READINGS`.
 
     Angles in degrees (from `motion`, else from 3-D landmarks against `reference`; left out for 2-D); mouth opening and
     width in per cent of the face's height, eye opening in per cent of the eye's width, place and height of the face in
@@ -173,24 +196,23 @@ class _Explanation:
 
     def _outside(self, row: int) -> tuple[str, str, str] | None:
         """The reading that lies farthest outside what training saw, if any does."""
-        found: list[tuple[float, Cause, float, float]] = []
-        for cause in (cause for cause in CAUSES if cause.key in self.train):
-            low, high = np.percentile(self.train[cause.key], COVERED_PERCENTILES)
-            value, limit = float(self.test[cause.key][row]), float(high if cause.side > 0 else low)
-            excess = cause.side * (value - limit) / max(high - low, NARROWEST[cause.key])
-            found.append((float(excess), cause, value, limit))
-        excess, cause, value, limit = max(found, key=lambda item: item[0])
-        if excess <= OUTSIDE_SHARE:
-            return None
-        reason = cause.words.format(value=value, limit=limit)
-        return f"outside coverage: {cause.key}", reason[0].upper() + reason[1:] + ".", cause.repair
+        found: list[tuple[float, str, str, str]] = []
+        for reading in (reading for reading in READINGS if reading.key in self.train):
+            low, high = np.percentile(self.train[reading.key], COVERED_PERCENTILES)
+            value = float(self.test[reading.key][row])
+            excess = max(low - value, value - high) / max(high - low, reading.narrowest)
+            words = reading.above if value > high else reading.below
+            reason = f"{words}: {value:.0f}{reading.unit}; training saw {low:.0f} to {high:.0f}."
+            found.append((float(excess), f"outside coverage: {reading.key}", reason, reading.repair))
+        excess, cause, reason, repair = max(found)
+        return (cause, reason, repair) if excess > OUTSIDE_SHARE else None
 
     def _rare(self, row: int) -> tuple[str, str, str] | None:
         eyes = float((self.train["eye_open"] <= self.test["eye_open"][row]).mean())
         mouth = float((self.train["mouth_open"] >= self.test["mouth_open"][row]).mean())
         if eyes <= RARE_SHARE and eyes <= mouth:
             reason = f"Eyes closed as far as in only {100 * eyes:.1f} % of the training frames."
-            return "rarely seen: eyes closed", reason, "Record again with more, slower blinks."
+            return "rarely seen: eyes closed", reason, _EYES
         if mouth <= RARE_SHARE:
             reason = f"Mouth opened as wide as in only {100 * mouth:.1f} % of the training frames."
             return "rarely seen: mouth open", reason, _MOUTH
