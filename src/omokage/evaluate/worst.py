@@ -20,7 +20,7 @@ from omokage.metrics.perceptual import blur
 WORST_COUNT = 10
 WORST_SPACING_S = 0.3  # so that ten worst frames are not one moment
 COVERED_PERCENTILES = (1.0, 99.0)  # of the training frames: what counts as seen
-OUTSIDE_SHARE = 0.05  # of the seen range: how far outside it explains a bad frame
+OUTSIDE_SHARE = 0.10  # of the seen range: how far outside it explains a bad frame
 RARE_SHARE = 0.03  # of the training frames
 SOFT_BLUR = 0.04  # above the training frames' median blur (0 to 1)
 FAST_PERCENTILE = 95.0
@@ -67,9 +67,23 @@ _MOUTH = "Record again with wide mouth shapes (read the vowels loudly), or lower
 _EYES = "Record again with slow blinks and with the eyes wide open a few times."
 _PLACE = "Record again moving a little in the chair, or keep the driver where the recording was."
 READINGS: tuple[Reading, ...] = (
-    Reading("yaw", "°", 4, "Turned far to the picture's left", "Turned far to the picture's right", _POSE),
-    Reading("pitch", "°", 4, "Looks far down", "Looks far up", _POSE),
-    Reading("roll", "°", 4, "Tilted far counter-clockwise", "Tilted far clockwise", _POSE),
+    Reading(
+        "yaw",
+        "°",
+        4,
+        "Turned further to the picture's left than seen",
+        "Turned further to the picture's right than seen",
+        _POSE,
+    ),
+    Reading("pitch", "°", 4, "Looks further down than seen", "Looks further up than seen", _POSE),
+    Reading(
+        "roll",
+        "°",
+        4,
+        "Tilted further counter-clockwise than seen",
+        "Tilted further clockwise than seen",
+        _POSE,
+    ),
     Reading(
         "mouth_open",
         " % of the face's height",
@@ -202,7 +216,8 @@ class _Explanation:
             value = float(self.test[reading.key][row])
             excess = max(low - value, value - high) / max(high - low, reading.narrowest)
             words = reading.above if value > high else reading.below
-            reason = f"{words}: {value:.0f}{reading.unit}; training saw {low:.0f} to {high:.0f}."
+            digits = 1 if high - low < 10 else 0
+            reason = f"{words}: {value:.{digits}f}{reading.unit}; training saw {low:.{digits}f} to {high:.{digits}f}."
             found.append((float(excess), f"outside coverage: {reading.key}", reason, reading.repair))
         excess, cause, reason, repair = max(found)
         return (cause, reason, repair) if excess > OUTSIDE_SHARE else None
