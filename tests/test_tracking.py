@@ -140,13 +140,13 @@ def test_online_calibrates_itself(performance: Performance) -> None:
 
 
 def test_still_head_stays_still() -> None:
-    """Jitter with camera noise of 3 levels: under 0.25 degree and 0.06 of a blendshape (standard deviation)."""
+    """Jitter with camera noise of 3 levels: under 0.15 degree and 0.04 of a blendshape (standard deviation)."""
     person = SyntheticSubject(1)
     truth = person.performance(2.0, frame_rate=FRAME_RATE, size=SIZE, motion=0.0)
     track = track_clip(person.render_clip(truth, noise=3.0))
-    assert np.degrees(track.rotation.std(axis=0)).max() < 0.25
-    assert track.expression.std(axis=0).max() < 0.06
-    assert np.abs(track.torso).max() < 0.01
+    assert np.degrees(track.rotation.std(axis=0)).max() < 0.15
+    assert track.expression.std(axis=0).max() < 0.04
+    assert np.abs(track.torso).max() < 0.02
 
 
 def test_frames_without_a_face_are_marked_and_hold_the_state(performance: Performance) -> None:

@@ -49,7 +49,8 @@ def rotation_matrix(axis_angle: Float) -> Float:
     # sinc keeps both factors smooth at angle 0.
     first = np.sinc(angle / np.pi)
     second = 0.5 * np.sinc(angle / (2 * np.pi)) ** 2
-    return np.eye(3) + first * cross + second * (cross @ cross)
+    rotation: Float = np.eye(3) + first * cross + second * (cross @ cross)
+    return rotation
 
 
 def axis_angle(rotation: Float) -> Float:

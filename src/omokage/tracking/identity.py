@@ -19,9 +19,7 @@ from omokage.tracking.morphable import EYE_RADIUS_CM, MorphableModel
 Float = NDArray[np.float64]
 
 IDENTITY_ROUNDS = 5
-IDENTITY_COST = (
-    1.0  # of one standard deviation, in landmarks at the expected error, times the number of key frames
-)
+IDENTITY_COST = 6.0  # of one standard deviation, in landmarks at the expected error, for every key frame
 REFINE_ROUNDS = 2
 _NEUTRAL_RIDGE = 0.02  # share of the pictures' weight that holds the neutral
 _EXPRESSION_RIDGE = 0.01

@@ -30,6 +30,7 @@ KEY_FRAMES = 32
 PERSONALIZE_FRAMES = 400
 MIN_PERSONALIZE_FRAMES = 40
 CALIBRATION_FRAMES = 30
+SETTLING_RUNS = 3
 MAX_WARM_JUMP = 0.15  # of the face's size: a face that moved farther is fitted afresh
 _BAD_FIT = 0.03  # mean residual as a share of the face's size
 
@@ -109,10 +110,16 @@ class Observer:
     def __init__(self, backend: LandmarkBackend) -> None:
         self._backend = backend
         self._torso = TorsoTracker()
+        self._has_face = False
         backend.reset()
 
     def step(self, frame: Frame) -> Observation:
         faces = self._backend.detect(frame.image)
+        if faces and not self._has_face:
+            # The network centers on where the face was: let it settle on a new one before trusting it.
+            for _ in range(SETTLING_RUNS):
+                faces = self._backend.detect(frame.image) or faces
+        self._has_face = bool(faces)
         face = max(faces, key=_size) if faces else None
         return Observation(frame.index, frame.time_s, face, self._torso.step(frame.image, face))
 
