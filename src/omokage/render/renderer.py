@@ -1,0 +1,244 @@
+"""States of an avatar -> pictures, on PyTorch or on an exported graph; the result is the same. MAIN: `Renderer.render`.
+
+    torch         the generator as it was trained, on any device; the reference of the others
+    onnxruntime   the graph on ONNX Runtime
+    openvino      the graph on OpenVINO, if installed (`pip install omokage[openvino]`)
+    auto          OpenVINO if installed, else ONNX Runtime
+
+A graph runs in 8 bits if that is faster here and as good (`MIN_INT8_PSNR`), else in 32; a name such as
+'openvino-int8' or 'onnxruntime-fp32' insists.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from omokage.avatar.bundle import Avatar
+from omokage.avatar.conditioning import AvatarState, Condition
+from omokage.avatar.generator import Generator
+from omokage.avatar.samples import avatar_state
+from omokage.errors import InputError, MissingDependencyError
+from omokage.media.clip import Image
+from omokage.render.export import ALL_OPERATIONS, CONVOLUTIONS, INPUTS, Feed, quantize, to_onnx
+from omokage.render.lookup import Texture, compose, pull_cells, pull_portrait
+
+RUNTIMES = ("auto", "torch", "onnxruntime", "openvino")
+PRECISIONS = ("fp32", "int8")
+# 8 bits are taken if their pictures are this close to those of 32 bits, dB: then they lose under 0.1 dB against the
+# truth as long as the network itself is below 30 dB.
+MIN_INT8_PSNR = 45.0
+CALIBRATION_STATES = 24
+CHECK_STATES = 6
+TIMING_RUNS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Portrait:
+    """One picture of an avatar, all uint8.
+
+    image: (S, S, 3), over the background.  matte: (S, S), 0 = only background.  color: (S, S, 3), the person's color
+    without background (straight, not premultiplied).
+    """
+
+    image: Image
+    matte: NDArray[np.uint8]
+    color: Image
+
+    def rgba(self) -> NDArray[np.uint8]:
+        """(S, S, 4) with straight alpha, for a transparent background."""
+        return np.dstack([self.color, self.matte])
+
+
+class Runtime(Protocol):
+    """Computes the person without background: color and opacity, float32 (S, S, 4)."""
+
+    name: str
+
+    def portrait(self, condition: Condition) -> NDArray[np.float32]: ...
+
+
+class TorchRuntime:
+    """The generator itself, in eager mode. It is the reference of the others."""
+
+    name = "torch"
+
+    def __init__(self, generator: Generator, *, device: str = "cpu") -> None:
+        self.device = torch.device(device)
+        self.generator = generator.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._code = torch.zeros(1, generator.config.code_size, device=self.device)
+
+    @torch.inference_mode()
+    def portrait(self, condition: Condition) -> NDArray[np.float32]:
+        inputs = (condition.warp, condition.drawing, condition.motion)
+        tensors = [torch.from_numpy(array)[None].to(self.device) for array in inputs]
+        portrait = torch.cat(self.generator(*tensors, self._code), dim=1)[0]
+        return np.ascontiguousarray(portrait.permute(1, 2, 0).cpu().numpy())
+
+
+class GraphRuntime:
+    """Texture look-ups of our own around an exported graph; `network` runs the graph."""
+
+    def __init__(
+        self,
+        name: str,
+        texture: Texture,
+        network: Callable[[Feed], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    ) -> None:
+        self.name, self.texture, self.network = name, texture, network
+
+    def portrait(self, condition: Condition) -> NDArray[np.float32]:
+        residual, offset = self.network(feed_of(self.texture, condition))
+        return pull_portrait(self.texture, condition.warp, offset[0], residual[0])
+
+
+class Renderer:
+    """Draws one avatar; `name` says on which runtime.
+
+    runtime: one of `RUNTIMES`, or engine and precision.  background: uint8 (S, S, 3), None = the recording's own.
+    threads: of the graph's network, all cores by default (PyTorch keeps its own setting).  device: of PyTorch.
+    Raises InputError for an unknown runtime, MissingDependencyError for one that is not installed.
+    """
+
+    def __init__(
+        self,
+        avatar: Avatar,
+        *,
+        runtime: str = "auto",
+        background: Image | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.avatar = avatar
+        self.background = avatar.plate if background is None else background
+        if self.background.shape != avatar.plate.shape:
+            got, need = ("x".join(map(str, p.shape)) for p in (self.background, avatar.plate))
+            raise InputError(f"the background is {got}, this avatar needs {need}; use fit_background")
+        self.runtime = start_runtime(avatar, runtime, threads or os.cpu_count() or 1, device)
+
+    @property
+    def name(self) -> str:
+        return self.runtime.name
+
+    def render(self, state: AvatarState) -> Portrait:
+        """The picture of a state."""
+        return self.render_condition(self.avatar.conditioner.draw(state))
+
+    def render_condition(self, condition: Condition) -> Portrait:
+        """The picture of what `Conditioner.draw` gave (a live pipeline draws on another core)."""
+        image, color, matte = compose(self.runtime.portrait(condition), self.background)
+        return Portrait(image=image, matte=matte, color=color)
+
+
+def fit_background(image: Image, size: int) -> Image:
+    """The middle of any picture as a background, uint8 (size, size, 3)."""
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    square = image[top : top + side, left : left + side, :3]
+    method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
+    return np.ascontiguousarray(cv2.resize(square, (size, size), interpolation=method), dtype=np.uint8)
+
+
+def feed_of(texture: Texture, condition: Condition) -> Feed:
+    """Inputs of the graph for one condition."""
+    return {"cells": pull_cells(texture, condition), "motion": condition.motion[None]}
+
+
+def start_runtime(avatar: Avatar, runtime: str, threads: int, device: str) -> Runtime:
+    """The runtime of a name, see `Renderer`."""
+    engine, _, precision = runtime.partition("-")
+    if engine not in RUNTIMES or (precision and precision not in PRECISIONS):
+        raise InputError(f"there is no runtime '{runtime}'; choose one of {', '.join(RUNTIMES)}")
+    if engine == "torch":
+        return TorchRuntime(avatar.generator, device=device)
+    if engine == "auto":
+        engine = "openvino" if importlib.util.find_spec("openvino") else "onnxruntime"
+    start, operations = {
+        "onnxruntime": (start_onnxruntime, ALL_OPERATIONS),
+        "openvino": (start_openvino, CONVOLUTIONS),
+    }[engine]
+    texture, graph = Texture.of(avatar.generator), to_onnx(avatar.generator)
+    exact = GraphRuntime(f"{engine}-fp32", texture, start(graph, threads))
+    if precision == "fp32":
+        return exact
+    feeds = [feed_of(texture, c) for c in recorded_conditions(avatar, CALIBRATION_STATES)]
+    small = GraphRuntime(f"{engine}-int8", texture, start(quantize(graph, feeds, operations), threads))
+    return small if precision == "int8" else better(small, exact, avatar)
+
+
+def better(small: Runtime, exact: Runtime, avatar: Avatar) -> Runtime:
+    """The 8-bit runtime, if nobody can see the difference and it is faster on this machine."""
+    conditions = recorded_conditions(avatar, 2 * CHECK_STATES + 1)[1::2]  # not those of the calibration
+    if runtime_psnr(small, exact, conditions, avatar.plate) < MIN_INT8_PSNR:
+        return exact
+    return min((small, exact), key=lambda runtime: seconds_per_picture(runtime, conditions[0]))
+
+
+def recorded_conditions(avatar: Avatar, count: int) -> list[Condition]:
+    """Conditions of states spread over the avatar's own recording."""
+    rows = np.flatnonzero(avatar.track.is_tracked)
+    chosen = rows[np.unique(np.linspace(0, len(rows) - 1, count).astype(int))]
+    return [avatar.conditioner.draw(avatar_state(avatar.track, int(row))) for row in chosen]
+
+
+def runtime_psnr(
+    runtime: Runtime, reference: Runtime, conditions: Sequence[Condition], plate: Image
+) -> float:
+    """PSNR in dB of the composed pictures of one runtime against another's."""
+    errors = []
+    for condition in conditions:
+        one, other = (compose(r.portrait(condition), plate)[0].astype(float) for r in (runtime, reference))
+        errors.append(np.mean((one - other) ** 2))
+    return float(10 * np.log10(255**2 / max(float(np.mean(errors)), 1e-6)))
+
+
+def seconds_per_picture(runtime: Runtime, condition: Condition) -> float:
+    """The fastest of a few runs, after one to warm up."""
+    runtime.portrait(condition)
+    times = []
+    for _ in range(TIMING_RUNS):
+        start = time.perf_counter()
+        runtime.portrait(condition)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def start_onnxruntime(graph: bytes, threads: int) -> Callable[[Feed], Any]:
+    """A session of ONNX Runtime. Idle threads sleep: spinning ones slow everything else down."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    return lambda feed: session.run(None, feed)
+
+
+def start_openvino(graph: bytes, threads: int) -> Callable[[Feed], Any]:
+    """A compiled model of OpenVINO. Raises MissingDependencyError."""
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingDependencyError(
+            "OpenVINO is not installed; run: pip install 'omokage[openvino]', or use the runtime 'onnxruntime'"
+        ) from error
+    core = openvino.Core()
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+    request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
+
+    def network(feed: Feed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        request.infer([feed[name] for name in INPUTS])
+        return request.get_output_tensor(0).data, request.get_output_tensor(1).data
+
+    return network
