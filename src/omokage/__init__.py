@@ -8,6 +8,8 @@ import os
 # Must come before anything imports torch: idle OpenMP threads that spin instead of sleeping make training and
 # rendering up to ten times slower as soon as another process keeps one core busy.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Our matrices are small: threads only cost time in BLAS (PyTorch keeps its own).
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from typing import TYPE_CHECKING, Any
 

@@ -94,7 +94,7 @@ class Avatar:
         arrays |= {f"sheet.{name}": getattr(sheet, name) for name in _SHEET_ARRAYS}
         arrays |= {f"sheet.rest.{f.name}": getattr(sheet.rest, f.name) for f in fields(Pose)}
         arrays |= {f"track.{name}": getattr(track, name) for name in FRAME_ARRAYS if name != "landmarks"}
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         tensors |= {f"generator.{k}": v.contiguous() for k, v in self.generator.state_dict().items()}
         header = {
             "config": self.config.to_json(),

@@ -23,11 +23,15 @@ CHART_MARGIN = 0.02
 
 @dataclass(frozen=True)
 class AvatarState:
-    """One frame of motion: `pose` and expression (52,) in [0, 1], gaze (2, 2) yaw and pitch of both eyes (radians)."""
+    """One frame of motion: `pose` and expression (52,) in [0, 1], gaze (2, 2) yaw and pitch of both eyes (radians).
+
+    detail: (468, 3) cm in head space, added to the skin (see `tracking.detail`); None for none.
+    """
 
     pose: Pose
     expression: Float
     gaze: Float
+    detail: Float | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class Conditioner:
     def project(self, state: AvatarState) -> tuple[Float, Float]:
         """All vertices of a frame: (V + N, 3) in pixels of the crop at output size and depth; face normals (V, 3)."""
         vertices = self.model.pose_vertices(self.subject, state.expression, state.gaze)
+        if state.detail is not None:
+            vertices[: len(state.detail)] += state.detail
         in_camera = vertices @ rotation_matrix(state.pose.rotation).T + state.pose.translation
         face = self.sheet.camera.project(in_camera)
         points = np.concatenate([face, self.sheet.project(state.pose, face[self.model.face_oval])])

@@ -14,6 +14,7 @@ from omokage.avatar.sheet import Crop, Pose
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.media.clip import Frame
+from omokage.tracking.detail import skin_detail
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MatteBackend
 
@@ -32,7 +33,12 @@ def frame_cap(size: int) -> int:
 def avatar_state(track: FaceTrack, row: int) -> AvatarState:
     """One row of a track as the conditioner takes it."""
     pose = Pose(track.rotation[row], track.translation[row], track.torso[row].astype(np.float64))
-    return AvatarState(pose, track.expression[row].astype(np.float64), track.gaze[row].astype(np.float64))
+    return AvatarState(
+        pose,
+        track.expression[row].astype(np.float64),
+        track.gaze[row].astype(np.float64),
+        skin_detail(track, row),
+    )
 
 
 def choose_crop(track: FaceTrack) -> Crop:

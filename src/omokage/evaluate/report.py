@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from jinja2 import Environment, PackageLoader
@@ -76,10 +75,10 @@ class Evaluation:
             "Every value is the mean over the frames; frames without a value are left out.",
         )
 
-    def to_json(self) -> str:
-        """A JSON text that `from_json` reads; NaN becomes null. The definitions of the metrics are included."""
+    def to_json(self) -> dict[str, Any]:
+        """Plain values that `from_json` reads; NaN becomes None. The definitions of the metrics are included."""
         verdict = judge(self.methods, self.controls)
-        content = {
+        return {
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "clip": self.clip,
@@ -100,13 +99,17 @@ class Evaluation:
             "worst": [frame.to_json() for frame in self.worst],
             "notes": self.notes,
         }
-        return json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def to_text(self) -> str:
+        """The verdict and its reasons, for a terminal."""
+        verdict = judge(self.methods, self.controls)
+        good = (f"  + {sentence}" for sentence in verdict.good)
+        return "\n".join([verdict.headline, *good, *(f"  - {sentence}" for sentence in verdict.bad)])
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read `to_json` output. Raises InputError when it is something else or from a newer version."""
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """Read `to_json` values. Raises InputError when it is something else or from a newer version."""
         try:
-            values = json.loads(text)
             if values["format"] != FORMAT or values["version"] > FORMAT_VERSION:
                 raise InputError(
                     "this is not an evaluation that this version reads; run `omokage evaluate` again"

@@ -7,6 +7,9 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 import omokage
 from omokage.avatar.bundle import Avatar, Provenance
 from omokage.avatar.config import preset_for
@@ -54,8 +57,8 @@ def create_avatar(
 ) -> Avatar:
     """Check, track, compose explicitly, train, evaluate, save.
 
-    A stopped run leaves `<output>.work` beside the output and goes on from there. With `evaluate`, the report is put into
-    `<output stem>-report`. Raises CaptureRefusedError for a hopeless recording, MediaError, NoFaceError, OutputError.
+    A stopped run leaves `<output>.work` beside the output and goes on from there. With `evaluate`, the report is put
+    into `<output stem>-report`. Raises CaptureRefusedError for a hopeless recording, MediaError, NoFaceError, OutputError.
     """
     config = config or CreateConfig()
     video, output = Path(video), Path(output)
@@ -162,5 +165,5 @@ class Work:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _release_preview(image: object, path: Path) -> None:
-    release_image(image, path, config=ReleaseConfig(label="preview"))  # type: ignore[arg-type]
+def _release_preview(image: NDArray[np.uint8], path: Path) -> None:
+    release_image(image, path, config=ReleaseConfig(label="preview"))

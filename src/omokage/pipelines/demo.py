@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import skimage.data
+from numpy.typing import NDArray
 
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.errors import OutputError
@@ -46,10 +47,15 @@ def demo(
     portrait, clip = folder / "portrait.png", folder / "rehearsal.mp4"
     avatar, driver, result = folder / "sample.avatar", folder / "driver.mp4", folder / "reenacted.mp4"
     label = ReleaseConfig(label=LABEL)
+    picture: NDArray[np.uint8] = np.ascontiguousarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
 
-    release_image(np.ascontiguousarray(skimage.data.astronaut()), portrait, config=label)
+    release_image(picture, portrait, config=label)
     rehearse(
-        portrait, output=clip, seconds=REHEARSAL_S, config=RehearseConfig(label=LABEL), on_progress=on_progress
+        portrait,
+        output=clip,
+        seconds=REHEARSAL_S,
+        config=RehearseConfig(label=LABEL),
+        on_progress=on_progress,
     )
     create_avatar(
         clip,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -53,13 +54,22 @@ def evaluate_avatar(
             f"the recording {loaded.provenance.recording_name} is no longer where it was; give it with --recording"
         )
     if sha256_of(video) != loaded.provenance.recording_sha256:
-        raise InputError(f"{video} is not the recording this avatar was made from; give the right one with --recording")
+        raise InputError(
+            f"{video} is not the recording this avatar was made from; give the right one with --recording"
+        )
     opened = Recording.open(video, size=loaded.size, on_progress=on_progress)
     train, held_out = opened.samples(loaded.size, on_progress=on_progress)
     explicit = build_explicit(opened.conditioner(loaded.config), train, on_progress=on_progress)
     minutes = loaded.provenance.minutes if unet_minutes is None else unet_minutes
     return evaluate_recording(
-        loaded, opened, explicit, train, held_out, output=output, unet_minutes=minutes, on_progress=on_progress
+        loaded,
+        opened,
+        explicit,
+        train,
+        held_out,
+        output=output,
+        unet_minutes=minutes,
+        on_progress=on_progress,
     )
 
 
@@ -85,13 +95,19 @@ def evaluate_recording(
         "avatar": lambda _: _render(Renderer(avatar, runtime="torch"), states),
         "nearest training frame": nearest_training_frame,
         "warped training frame": lambda q: warped_training_frame(q, on_progress=on_progress),
-        "explicit composition, no network": lambda _: np.stack([explicit.portrait(held_out[i]) for i in kept]),
+        "explicit composition, no network": lambda _: np.stack(
+            [explicit.portrait(held_out[i]) for i in kept]
+        ),
     }
     if unet_minutes > 0:
         parameters = sum(p.numel() for p in avatar.generator.parameters())
         methods["plain U-Net, equal size and time"] = lambda q: predict(
             train_plain_unet(
-                q, seconds=60 * unet_minutes, base_channels=width_for(parameters), seed=0, on_progress=on_progress
+                q,
+                seconds=60 * unet_minutes,
+                base_channels=width_for(parameters),
+                seed=0,
+                on_progress=on_progress,
             ),
             q,
         )
@@ -112,8 +128,10 @@ def evaluate_recording(
         worst=explain_worst_frames(question, scores[0]),
         notes=_notes(avatar, unet_minutes),
     )
-    release_text(render_report(evaluation, held_out=question, predictions=predictions), output / "report.html")
-    release_text(evaluation.to_text_json(), output / "report.json")
+    release_text(
+        render_report(evaluation, held_out=question, predictions=predictions), output / "report.html"
+    )
+    release_text(json.dumps(evaluation.to_json(), indent=1), output / "report.json")
     _release_comparison(question, predictions, avatar, recording, output / "held-out.mp4")
     on_progress(Progress("evaluating", 1, 1))
     return evaluation
@@ -143,7 +161,7 @@ def _held_out(recording: Recording, train: Sequence[Sample], held_out: Sequence[
     for name, samples in (("train", train), ("test", held_out)):
         frames = np.stack([s.image for s in samples])
         landmarks = read_landmarks(frames, detector())
-        has_face = np.isfinite(landmarks).all(axis=(1, 2))
+        has_face = np.asarray(np.isfinite(landmarks).all(axis=(1, 2)))
         kept[name] = has_face
         parts[f"{name}_frames"], parts[f"{name}_landmarks"] = frames[has_face], landmarks[has_face]
         parts[f"{name}_motion"] = Motion(
@@ -177,7 +195,9 @@ def _notes(avatar: Avatar, unet_minutes: float) -> tuple[str, ...]:
         "The avatar is driven by the tracked head pose, expression, gaze and shoulders of the held-out frames.",
     ]
     if unet_minutes <= 0:
-        notes.append("The plain U-Net baseline was left out; 'omokage evaluate' trains it as long as the avatar.")
+        notes.append(
+            "The plain U-Net baseline was left out; 'omokage evaluate' trains it as long as the avatar."
+        )
     if made.photo_only:
         notes.append("This avatar has only ever seen one picture: its clip was animated from a photo.")
     return tuple(notes)
@@ -197,7 +217,9 @@ def _release_comparison(
             yield np.concatenate([truth, made], axis=1)
 
     label = avatar.provenance.label or "right: AI-generated"
-    release_clip(pairs(), path, frame_rate=Fraction(recording.info.frame_rate), config=ReleaseConfig(label=label))
+    release_clip(
+        pairs(), path, frame_rate=Fraction(recording.info.frame_rate), config=ReleaseConfig(label=label)
+    )
 
 
 def _make_folder(folder: Path) -> None:

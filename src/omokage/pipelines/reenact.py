@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,8 +14,7 @@ from PIL import ImageColor
 
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import AvatarState
-from omokage.avatar.samples import cut_out
-from omokage.avatar.sheet import Crop, Pose
+from omokage.avatar.sheet import Pose
 from omokage.config import Config, ProgressCallback, ignore_progress
 from omokage.errors import InputError
 from omokage.media.audio import read_audio
@@ -23,12 +22,19 @@ from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.media.image import is_still_image, read_image
 from omokage.pipelines.recording import MAX_SIDE_PX
-from omokage.render.renderer import Renderer
-from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
+from omokage.render.renderer import Renderer, fit_background
+from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget, retarget_detail
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.tracker import track_clip
-from omokage.trust.release import ALPHA_SUFFIXES, CLIP_SUFFIXES, Released, ReleaseConfig, check_writable, release_clip
+from omokage.trust.release import (
+    ALPHA_SUFFIXES,
+    CLIP_SUFFIXES,
+    Released,
+    ReleaseConfig,
+    check_writable,
+    release_clip,
+)
 
 
 @dataclass(frozen=True)
@@ -96,15 +102,12 @@ def reenact(
     background = _background(config.background, person.size)
 
     driving = open_driver(driver, on_progress=on_progress)
-    moved = retarget(
-        driving.track,
-        source_rest=Rest.of(person.track),
-        coverage=Coverage.of(person.track),
-        controls=config.controls(),
-    )
+    rest, controls = Rest.of(person.track), config.controls()
+    moved = retarget(driving.track, source_rest=rest, coverage=Coverage.of(person.track), controls=controls)
+    detail = retarget_detail(driving.track, source_rest=rest, controls=controls)
     renderer = Renderer(person, runtime=config.runtime, background=background)
     released = release_clip(
-        _pictures(renderer, moved.motion, is_transparent=is_transparent),
+        _pictures(renderer, motion_states(moved.motion, detail), is_transparent=is_transparent),
         output,
         frame_rate=driving.frame_rate,
         audio=driving.audio,
@@ -124,20 +127,29 @@ def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) 
         track = FaceTrack.load(path)
         return Driver(track, _rate_of(track), None)
     if is_still_image(path):
-        raise InputError(f"{path} is a still picture and has no movement; give a video, a .track or a .csv as driver")
+        raise InputError(
+            f"{path} is a still picture and has no movement; give a video, a .track or a .csv as driver"
+        )
     track = track_clip(read_frames(path, max_side=MAX_SIDE_PX), on_progress=on_progress)
     return Driver(track, probe(path).frame_rate, read_audio(path))
 
 
-def motion_states(motion: Motion) -> Iterator[AvatarState]:
-    """Frames of a motion as the renderer takes them."""
+def motion_states(motion: Motion, detail: NDArray[np.float64]) -> Iterator[AvatarState]:
+    """Frames of a motion and its skin detail (T, 468, 3) as the renderer takes them."""
     for row in range(len(motion)):
         pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
-        yield AvatarState(pose, motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64))
+        yield AvatarState(
+            pose, motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
+        )
 
 
-def _pictures(renderer: Renderer, motion: Motion, *, is_transparent: bool) -> Iterator[NDArray[np.uint8]]:
-    for state in motion_states(motion):
+def _pictures(
+    renderer: Renderer,
+    states: Iterable[AvatarState],
+    *,
+    is_transparent: bool,
+) -> Iterator[NDArray[np.uint8]]:
+    for state in states:
         portrait = renderer.render(state)
         yield portrait.rgba() if is_transparent else portrait.image
 
@@ -152,10 +164,7 @@ def _background(wish: str, size: int) -> NDArray[np.uint8] | None:
         except ValueError as error:
             raise InputError(f"'{wish}' is not a color; write it as #rrggbb") from error
         return np.broadcast_to(np.array(color, dtype=np.uint8), (size, size, 3)).copy()
-    image = read_image(Path(wish))
-    height, width = image.shape[:2]
-    side = min(height, width)
-    return cut_out(image, Crop((width - side) / 2, (height - side) / 2, side), size)
+    return fit_background(read_image(Path(wish)), size)
 
 
 def _rate_of(track: FaceTrack) -> Fraction:

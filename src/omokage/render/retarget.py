@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from omokage.config import Config
 from omokage.errors import InputError, NoFaceError
 from omokage.tracking.arkit import LOOKS, looks_from_gaze
+from omokage.tracking.detail import SKIN_COUNT, skin_detail
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
 
 Float = NDArray[np.float64]
@@ -198,6 +199,26 @@ def retarget(
         motion = look_into_camera(motion, source_rest)
     motion = limited_face(motion, coverage, warnings)
     return RetargetedMotion(motion=motion, warnings=tuple(warnings.sentences))
+
+
+def retarget_detail(
+    driving: FaceTrack, *, source_rest: Rest, controls: Controls | None = None
+) -> NDArray[np.float64]:
+    """What the named expressions leave out of the driver's face, for the avatar's: (T, 468, 3) cm in head space.
+
+    Another person's detail is taken against its own mean, which belongs to their face, and scaled to the avatar's head.
+    """
+    controls = controls or Controls()
+    if controls.mouth_only or not driving.landmarks.size:
+        return np.zeros((len(driving), SKIN_COUNT, 3))
+    detail = np.stack([skin_detail(driving, row) for row in range(len(driving))])
+    if not source_rest.is_of(driving.subject):
+        width = float(Rest.of(driving).head_width)
+        scale = float(source_rest.head_width) / width if width > 0 else 1.0
+        detail = (
+            scale * (detail - detail[driving.is_tracked].mean(axis=0)) * driving.is_tracked[:, None, None]
+        )
+    return detail * min(1.0, controls.expression_strength)
 
 
 def relative(driving: FaceTrack, source: Rest, driver: Rest) -> Motion:

@@ -1,0 +1,126 @@
+"""Quality of avatars on the held-out tail of clips, beside the four baselines, and what it cost.
+
+    python benchmarks/quality.py CLIP... --minutes 10 --size 256 --output benchmarks/results/quality-256.json
+
+A clip is named by its file name only; no picture is kept. Every clip is trained alone, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import sys
+import tempfile
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from omokage.config import Progress
+from omokage.pipelines.bench import predict_create
+from omokage.pipelines.create import CreateConfig, create_avatar
+from omokage.pipelines.evaluate import evaluate_avatar
+
+PACKAGES = ("omokage", "torch", "numpy", "mediapipe", "av", "opencv-contrib-python")
+
+
+class Stopwatch:
+    """Seconds a stage took, and when the first picture of the network was there."""
+
+    def __init__(self, preview: Path) -> None:
+        self.started, self.stages, self.preview = time.monotonic(), {}, preview  # type: ignore[var-annotated]
+        self.first_preview: float | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic() - self.started
+        first, _ = self.stages.get(progress.stage, (now, now))
+        self.stages[progress.stage] = (first, now)
+        if self.first_preview is None and self.preview.exists():
+            self.first_preview = now
+
+    def seconds(self) -> dict[str, float]:
+        return {stage: round(last - first, 1) for stage, (first, last) in self.stages.items()}
+
+
+def measure(clip: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Create and evaluate one avatar in a temporary folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        avatar = Path(folder) / "clip.avatar"
+        watch = Stopwatch(avatar.with_name("clip.avatar.work") / "preview.png")
+        config = CreateConfig(
+            minutes=arguments.minutes, size=arguments.size, force=True, evaluate=False, seed=arguments.seed
+        )
+        made = create_avatar(clip, output=avatar, config=config, on_progress=watch)
+        seconds = time.monotonic() - watch.started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        unet = arguments.minutes if arguments.unet else 0.0
+        evaluation = evaluate_avatar(avatar, output=Path(folder) / "report", unet_minutes=unet)
+        clip_seconds = len(made.track) / 0.8 / float(eval_rate(made.provenance.frame_rate))
+        predicted = predict_create(
+            clip_seconds, eval_rate(made.provenance.frame_rate), arguments.size, arguments.minutes
+        )
+        return {
+            "clip": clip.name,
+            "steps": made.provenance.steps,
+            "create_seconds": round(seconds, 1),
+            "stage_seconds": watch.seconds(),
+            "first_preview_after_tracking_s": None
+            if watch.first_preview is None
+            else round(watch.first_preview - watch.stages["fitting"][1], 1),
+            "peak_memory_gb": round(peak, 2),
+            "predicted": {"minutes": predicted.minutes, "memory_gb": predicted.memory_gb},
+            "test_frames": len(evaluation.frame_index),
+            "methods": {
+                method.name: {f"{m.region}.{m.metric}": round(m.mean, 4) for m in method.measurements}
+                for method in (*evaluation.methods, *evaluation.controls)
+            },
+        }
+
+
+def eval_rate(text: str) -> float:
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clips", nargs="+", type=Path)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--unet", action="store_true", help="train the plain U-Net baseline as long as the avatar"
+    )
+    parser.add_argument("--output", type=Path, required=True)
+    arguments = parser.parse_args()
+    result: dict[str, Any] = {
+        "benchmark": "quality",
+        "protocol": "last 20 % of the tracked frames held out; whole, head and mouth regions of docs/evaluation.md",
+        "command": "python "
+        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
+        "date": date.today().isoformat(),
+        "machine": {
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        "versions": {name: version(name) for name in PACKAGES},
+        "minutes": arguments.minutes,
+        "size": arguments.size,
+        "clips": [],
+    }
+    for clip in arguments.clips:
+        before = os.getloadavg()[0]
+        result["clips"].append(
+            measure(clip, arguments) | {"load_before": before, "load_after": os.getloadavg()[0]}
+        )
+        arguments.output.write_text(json.dumps(result, indent=1) + "\n")
+        print(json.dumps(result["clips"][-1], indent=1))
+
+
+if __name__ == "__main__":
+    main()
