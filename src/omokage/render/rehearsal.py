@@ -32,7 +32,7 @@ Float = NDArray[np.float64]
 
 MIN_FACE_PX = 64
 SECOND_FACE_SHARE = 0.3  # of the largest face's width: smaller faces belong to the background
-SIDE_IN_FACE_HEIGHTS = 3.0
+SIDE_IN_FACE_HEIGHTS = 2.7
 CLOSED_EYES = 0.7
 # Head turns about this point of the neck (head space, cm) instead of the middle of the head.
 NECK_PIVOT_CM = np.array([0.0, 8.0, 3.0])
