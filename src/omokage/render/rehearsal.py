@@ -202,5 +202,8 @@ def _eroded(mask: NDArray[np.bool_], window: int) -> NDArray[np.bool_]:
 
 def _within_limits(angles: Float, rest: Float) -> Float:
     """Scripted angles (3,), scaled so that with the photo's own (3,) the face stays toward the camera."""
-    room = np.clip(POSE_LIMIT - np.sign(angles) * rest, POSE_LEAST, FARTHEST)
+    toward = np.sign(angles) * rest
+    # Turning back from a half profile shows the cheek that the photo does not.
+    unseen = np.array([0.5, 0.0, 0.0]) * np.minimum(toward, 0)
+    room = np.clip(np.minimum(POSE_LIMIT - toward, FARTHEST + unseen), POSE_LEAST, FARTHEST)
     return np.asarray(angles * room / FARTHEST)
