@@ -100,6 +100,7 @@ class Avatar:
             "config": self.config.to_json(),
             "camera": asdict(sheet.camera),
             "head_width": sheet.head_width,
+            "torso_weight": sheet.torso_weight,
             "crop": asdict(conditioner.crop),
             "provenance": asdict(self.provenance),
             "evaluation": dict(self.evaluation),
@@ -175,7 +176,13 @@ def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avata
     subject, camera = Subject(**arrays("subject.")), Camera(**header["camera"])
     rest = Pose(**arrays("sheet.rest."))
     stored = {name: array for name, array in arrays("sheet.").items() if name in _SHEET_ARRAYS}
-    sheet = Sheet(**stored, rest=rest, camera=camera, head_width=header["head_width"])
+    sheet = Sheet(
+        rest=rest,
+        camera=camera,
+        head_width=float(header["head_width"]),
+        torso_weight=float(header["torso_weight"]),
+        **stored,
+    )
     motion = arrays("track.")
     landmarks = np.zeros((len(motion["frame_index"]), 0, 3), dtype=np.float32)
     track = FaceTrack(**motion, landmarks=landmarks, camera=camera, subject=subject)

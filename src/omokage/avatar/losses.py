@@ -26,7 +26,7 @@ def detail(predicted: Tensor, truth: Tensor, weight: Tensor, levels: int = 2) ->
 
 
 class Critic(nn.Module):
-    """Patch discriminator on the wavelet bands of face crops: (B, 3 * 16 + 8, G, G) bands and drawing -> patch scores."""
+    """Patch discriminator on wavelet bands and drawing, (B, 3 * 16 + 8, G, G) -> scores of patches (B, 1, g, g)."""
 
     def __init__(self, bands: int, drawing: int) -> None:
         super().__init__()

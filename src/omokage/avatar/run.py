@@ -38,12 +38,12 @@ class TrainingConfig(Config):
     steps: int | None = None
     batch: int = 4
     seed: int = 0
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     texture_rate: float = 2e-3
     feature_rate: float = 1e-2
     code_rate: float = 1e-2
-    window: int = 24
-    motion_noise: float = 0.03
+    window: int = 16
+    motion_noise: float = 0.05
     code_dropout: float = 0.5
     face_weight: float = 1.0
     feature_weight: float = 3.0

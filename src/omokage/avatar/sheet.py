@@ -66,7 +66,7 @@ class Sheet:
     oval_weight: (N,), 1 = follows the face's outline as the jaw moves it, 0 = does not.
     triangles: int32 (F, 3) into the sheet's own points.  uv: (N, 2) in [0, 1].
     response: (N, 11, 2), learned shift in head widths per unit of `pose_features` (see `registration`).
-    head_width: cm.
+    head_width: cm.  torso_weight: 1 when the shoulders follow the tracked torso, 0 when that tracking did not help.
     """
 
     points: Float
@@ -78,6 +78,7 @@ class Sheet:
     rest: Pose
     camera: Camera
     head_width: float
+    torso_weight: float = 1.0
 
     @classmethod
     def build(
@@ -139,14 +140,17 @@ class Sheet:
         """What hair and shoulders may respond to, (11,): 1, turn (3), shift in head widths (3), torso (4)."""
         turn = 2 * (np.asarray(pose.rotation) - self.rest.rotation)
         shift = (np.asarray(pose.translation) - self.rest.translation) / self.head_width
-        return np.concatenate([[1.0], turn, shift * (1, 1, 0.3), np.asarray(pose.torso) - self.rest.torso])
+        return np.concatenate([[1.0], turn, shift * (1, 1, 0.3), self._torso(pose)])
+
+    def _torso(self, pose: Pose) -> Float:
+        return self.torso_weight * (np.asarray(pose.torso, dtype=np.float64) - self.rest.torso)
 
     def _shoulders(self, pose: Pose) -> Float:
         body = self.camera.project(
             self.points @ rotation_matrix(self.rest.rotation).T + self.rest.translation
         )
         pivot = body[self.head_weight < 0.5, :2].mean(axis=0)
-        dx, dy, log_scale, roll = np.asarray(pose.torso, dtype=np.float64) - self.rest.torso
+        dx, dy, log_scale, roll = self._torso(pose)
         turn = np.exp(log_scale) * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
         body[:, :2] = (
             pivot + (body[:, :2] - pivot) @ turn.T + self.pixels_per_head(self.rest) * np.array([dx, dy])

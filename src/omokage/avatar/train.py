@@ -103,12 +103,11 @@ class Loader:
         self.plate = explicit.plate
         self.cell = 2**explicit.conditioner.config.wavelet_levels
         self.reach = config.window * explicit.conditioner.config.size // 256 // self.cell
-        self.weights = _rarity([s.state.expression for s in samples])
 
     def batch(self, step: int) -> tuple[Tensor, Batch]:
         """Rows (B,) and their samples, each with its own window shift."""
         rng = np.random.default_rng((self.config.seed, step))
-        rows = rng.choice(len(self.samples), size=self.config.batch, p=self.weights)
+        rows = rng.integers(len(self.samples), size=self.config.batch)
         shifts = rng.integers(-self.reach, self.reach + 1, size=(len(rows), 2)) * self.cell
         shifts[rng.random(len(rows)) < 0.5] = 0  # as in the paper, half of the training is centered
         batch = _stack(
@@ -199,14 +198,6 @@ def _checks(samples: Sequence[Sample]) -> Sequence[Sample]:
     0.3 dB for the last eight) than a stricter stopping rule gains.
     """
     return [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, CHECKS).astype(int))]
-
-
-def _rarity(expressions: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
-    """Sampling weights (N,): frames far from the mean expression come up to three times as often."""
-    away = np.linalg.norm(np.stack(expressions) - np.mean(expressions, axis=0), axis=1)
-    weights = 1 + 2 * away / max(1e-6, float(np.quantile(away, 0.98)))
-    weights = np.minimum(weights, 3)
-    return np.asarray(weights / weights.sum())
 
 
 def _shifted(image: NDArray[np.uint8], shift: tuple[int, int]) -> NDArray[np.uint8]:
