@@ -1,0 +1,159 @@
+"""What `omokage create` will cost on this machine: a few measurements, then arithmetic. MAIN: `predict_create`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from omokage.avatar.registration import MAX_FRAMES, build_explicit
+from omokage.avatar.samples import frame_cap
+from omokage.capture.measure import MAX_BACKGROUND_SAMPLES, MAX_SAMPLES
+from omokage.errors import InternalError
+from omokage.evaluate.baselines import DEFAULT_RULE, REHEARSALS, WARP_RULES, warp_by_landmarks
+from omokage.evaluate.protocol import HeldOut, read_landmarks, score
+from omokage.pipelines.evaluate import detector
+from omokage.pipelines.stand_in import StandIn, stand_in
+from omokage.render.renderer import TorchRuntime
+from omokage.tracking.matting import MediaPipeMatte
+from omokage.tracking.tracker import OnlineTracker
+
+HELD_OUT_SHARE = 0.2
+MIN_FACES = 6
+FEW = 3  # frames that the slow stages are measured on
+METHODS = 5  # scored at the end: the avatar, three baselines, the recording itself
+# Not measured, since it depends on the file: decoding a 512 x 512 H.264 picture.
+DECODING_S = 0.003
+# Not measured, since it hardly depends on anything: identity, reports, files.
+FIXED_S = 12.0
+# Memory, GB: the program with its networks; training, and the explicit avatar's medians, by the pixel; copies of the
+# frames (with their mattes, then those of the evaluation).
+PROGRAM_GB = 0.62
+TRAINING_GB_PER_PIXEL = 5.0e-6
+EXPLICIT_GB_PER_PIXEL = 64 * 3 * 10 / 1e9
+BYTES_PER_KEPT_PIXEL = 4 + 2 * 3
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What `create` will take: wall time in minutes, of which `training_minutes`, and memory at its peak in GB."""
+
+    minutes: float
+    training_minutes: float
+    memory_gb: float
+
+    def to_text(self) -> str:
+        return (
+            f"about {self.minutes:.0f} minutes in all, {self.training_minutes:.0f} of them training, "
+            f"{self.memory_gb:.1f} GB of memory"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnitCosts:
+    """Seconds a frame: tracking it; finding a face afresh, matting, registering, drawing, warping and scoring it."""
+
+    track: float
+    find: float
+    matte: float
+    register: float
+    picture: float
+    warp: float
+    score: float
+
+
+def predict_create(clip_seconds: float, frame_rate: float, size: int, minutes: float) -> Prediction:
+    """Time and memory of `create` for a clip of this length with `minutes` of training, evaluation included.
+
+    Measures this machine for a few seconds (once for each size). Raises InputError for an unknown size.
+    """
+    cost = unit_costs(size)
+    frames = clip_seconds * frame_rate
+    cap = frame_cap(size)
+    train = (1 - HELD_OUT_SHARE) * frames / max(1, math.ceil(frames / cap))
+    held_out = HELD_OUT_SHARE * min(frames, cap)
+    checked = frames / max(1, math.ceil(frames / MAX_SAMPLES))
+    seconds = {
+        "checking": checked * cost.track + min(checked, MAX_BACKGROUND_SAMPLES) * cost.matte,
+        "tracking": frames * cost.track,
+        "cutting out": (train + held_out) * cost.matte,
+        "decoding": 3 * frames * DECODING_S,
+        "registering": min(train, MAX_FRAMES) * cost.register,
+        "evaluating": (train + held_out) * cost.find
+        + held_out * (cost.picture + cost.warp + METHODS * cost.score)
+        + REHEARSALS * len(WARP_RULES) * cost.warp,
+        "other": FIXED_S,
+    }
+    pixels = size * size
+    memory = PROGRAM_GB + pixels * (
+        max(TRAINING_GB_PER_PIXEL, EXPLICIT_GB_PER_PIXEL) + (train + held_out) * BYTES_PER_KEPT_PIXEL / 1e9
+    )
+    return Prediction(
+        minutes=minutes + sum(seconds.values()) / 60, training_minutes=minutes, memory_gb=round(memory, 2)
+    )
+
+
+@cache
+def unit_costs(size: int) -> UnitCosts:
+    """Measure them with the real functions on a synthetic person."""
+    person = stand_in(size)
+    image, state = person.samples[0].image, person.samples[0].state
+    tracker, matting, runtime = (
+        OnlineTracker(subject=person.track.subject),
+        MediaPipeMatte(),
+        TorchRuntime(person.avatar.generator),
+    )
+    conditioner, find = person.avatar.conditioner, detector()
+    frames = iter(person.frames)
+    with tracker.streaming():
+        track = seconds_of(lambda: tracker.step(next(frames)), len(person.frames) - 1)
+    question = _question(person)
+    source, target = question.train_landmarks[:2]
+    radius = DEFAULT_RULE.still_radius
+    return UnitCosts(
+        track=track,
+        find=seconds_of(lambda: find(image), 4),
+        matte=seconds_of(lambda: matting.matte(image), 4),
+        register=seconds_of(lambda: build_explicit(conditioner, person.samples[:FEW]), 1, warm_up=False)
+        / FEW,
+        picture=seconds_of(lambda: runtime.portrait(conditioner.draw(state)), 3),
+        warp=seconds_of(lambda: warp_by_landmarks(image, source, target, still_radius=radius), 2),
+        score=seconds_of(lambda: score("", question.test_frames, question, find), 1, warm_up=False)
+        / len(question.test_frames),
+    )
+
+
+def _question(person: StandIn) -> HeldOut:
+    """A few frames to predict, as evaluation has them."""
+    images = np.stack([sample.image for sample in person.samples])
+    points = read_landmarks(np.stack([frame.image for frame in person.frames]), detector())
+    points *= images.shape[1] / person.frames[0].image.shape[0]
+    rows = np.flatnonzero(np.isfinite(points).all(axis=(1, 2)))[:MIN_FACES]
+    if len(rows) < MIN_FACES:
+        raise InternalError(f"the tracker finds the synthetic face in {len(rows)} frames only")
+    return HeldOut(
+        train_frames=images[rows],
+        train_landmarks=points[rows],
+        test_frames=images[rows],
+        test_landmarks=points[rows],
+        frame_index=rows,
+        time_s=person.track.time_s[rows],
+        frame_rate=25.0,
+    )
+
+
+def seconds_of(call: Callable[[], Any], count: int, *, warm_up: bool = True) -> float:
+    """Median seconds of `count` calls."""
+    if warm_up:
+        call()
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))

@@ -1,0 +1,298 @@
+"""Live reenactment in two bounded stages on two threads. MAIN: `LivePipeline.run`.
+
+    frames -> [newest] -> track, retarget, draw -> [newest] -> network, compose -> [newest] -> the caller (encode)
+
+Between the stages lies one place that holds one item. Live, a new item replaces one that was not fetched yet: the
+oldest frame is dropped and nothing queues, so latency stays bounded however slow a stage is. With `keep_all` the place
+waits until it is free, for a recorded clip of which every frame counts.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from omokage.avatar.bundle import Avatar
+from omokage.avatar.conditioning import AvatarState, Condition
+from omokage.avatar.sheet import Pose
+from omokage.media.clip import Frame, Image
+from omokage.render.renderer import Portrait, Renderer
+from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
+from omokage.tracking.face_track import Subject
+from omokage.tracking.tracker import CALIBRATION_FRAMES, FaceState, OnlineTracker, concatenate
+
+Item = TypeVar("Item")
+
+# With a face; from so many an unknown driver's rest is taken, once the tracker knows the person.
+REST_FRAMES = CALIBRATION_FRAMES + 10
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFrame:
+    """One picture of the avatar.
+
+    index, time_s: of the driver's frame.  is_tracked: a face was found in it (else the last state is held).
+    arrived_s: `time.monotonic()` when the driver's frame came in; latency_ms: from then until the picture was ready.
+    """
+
+    index: int
+    time_s: float
+    is_tracked: bool
+    portrait: Portrait
+    arrived_s: float
+    latency_ms: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveStatistics:
+    """Of a run so far: pictures a second, latency (ms), median time of each stage (ms), frames in, out and dropped."""
+
+    fps: float
+    latency_p50_ms: float
+    latency_p95_ms: float
+    motion_ms: float
+    picture_ms: float
+    frames_in: int
+    frames_out: int
+    dropped: int
+
+
+class Place(Generic[Item]):
+    """A hand-over that holds one item. `put` replaces an item that was not taken, or waits if `keep_all`."""
+
+    def __init__(self, *, keep_all: bool) -> None:
+        self._keep_all = keep_all
+        self._changed = threading.Condition()
+        self._item: Item | None = None
+        self._is_closed = False
+        self._error: BaseException | None = None
+        self.dropped = 0
+
+    def put(self, item: Item) -> bool:
+        """False when nobody will take anything any more."""
+        with self._changed:
+            while self._keep_all and self._item is not None and not self._is_closed:
+                self._changed.wait()
+            if self._is_closed:
+                return False
+            self.dropped += self._item is not None
+            self._item = item
+            self._changed.notify_all()
+            return True
+
+    def __iter__(self) -> Iterator[Item]:
+        """Items until the place is closed. Raises what it was closed with."""
+        while True:
+            with self._changed:
+                while self._item is None and not self._is_closed:
+                    self._changed.wait()
+                item, self._item = self._item, None
+                self._changed.notify_all()
+            if item is None:
+                if self._error is not None:
+                    raise self._error
+                return
+            yield item
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Nothing more will be put; what is held can still be taken."""
+        with self._changed:
+            self._is_closed, self._error = True, self._error or error
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What stage A tells stage B."""
+
+    frame: Frame
+    arrived_s: float
+    is_tracked: bool
+    condition: Condition
+
+
+@dataclass
+class _Clock:
+    """Times of a run, s."""
+
+    motion: list[float] = field(default_factory=list)
+    picture: list[float] = field(default_factory=list)
+    latency: list[float] = field(default_factory=list)
+    ready: list[float] = field(default_factory=list)
+    frames_in: int = 0
+
+
+class LivePipeline:
+    """Drives one avatar from a stream of frames.
+
+    driving_rest: the driver's own rest (`Rest.of` their track, made with the same subject as `tracker`'s); without it
+    the first `REST_FRAMES` frames with a face give it, and until then the avatar rests.
+    tracker: of a known subject; by default it gets to know the driver from the first second.
+    """
+
+    def __init__(
+        self,
+        avatar: Avatar,
+        *,
+        driving_rest: Rest | None = None,
+        controls: Controls | None = None,
+        runtime: str = "auto",
+        tracker: OnlineTracker | None = None,
+        background: Image | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self.renderer = Renderer(avatar, runtime=runtime, background=background, threads=threads)
+        self.tracker = tracker or OnlineTracker()
+        self._director = Director(avatar, driving_rest=driving_rest, controls=controls or Controls())
+        self._clock = _Clock()
+        self._dropped: Callable[[], int] = lambda: 0
+
+    def run(self, frames: Iterable[Frame], *, keep_all: bool = False) -> Iterator[LiveFrame]:
+        """Pictures as they become ready, in order; `keep_all` drops none. Raises what `frames` or a stage raises.
+
+        A live source must give frames when they are captured; they are fetched on a thread of their own, so that a
+        source never waits for the avatar.
+        """
+        self._clock = _Clock()
+        captured: Place[tuple[Frame, float]] = Place(keep_all=keep_all)
+        told: Place[_Told] = Place(keep_all=keep_all)
+        ready: Place[LiveFrame] = Place(keep_all=keep_all)
+        places = (captured, told, ready)
+        self._dropped = lambda: sum(place.dropped for place in places)
+        threads = [
+            _start(lambda: self._capture(frames, captured), captured),
+            _start(lambda: self._move(captured, told), told),
+            _start(lambda: self._picture(told, ready), ready),
+        ]
+        try:
+            yield from ready
+        finally:
+            for place in places:
+                place.close()
+            for thread in threads[1:]:
+                thread.join()
+
+    def statistics(self) -> LiveStatistics:
+        """Of the last run."""
+        clock = self._clock
+        latency = np.array(clock.latency or [0.0]) * 1000
+        seconds = clock.ready[-1] - clock.ready[0] if len(clock.ready) > 1 else 0.0
+        return LiveStatistics(
+            fps=(len(clock.ready) - 1) / seconds if seconds else 0.0,
+            latency_p50_ms=float(np.percentile(latency, 50)),
+            latency_p95_ms=float(np.percentile(latency, 95)),
+            motion_ms=1000 * float(np.median(clock.motion or [0.0])),
+            picture_ms=1000 * float(np.median(clock.picture or [0.0])),
+            frames_in=clock.frames_in,
+            frames_out=len(clock.ready),
+            dropped=self._dropped(),
+        )
+
+    def _capture(self, frames: Iterable[Frame], captured: Place[tuple[Frame, float]]) -> None:
+        for frame in frames:
+            self._clock.frames_in += 1
+            if not captured.put((frame, time.monotonic())):
+                return
+
+    def _move(self, captured: Place[tuple[Frame, float]], told: Place[_Told]) -> None:
+        """Stage A: the driver's state, as the avatar's, drawn."""
+        draw = self.renderer.avatar.conditioner.draw
+        with self.tracker.streaming():
+            for frame, arrived in captured:
+                start = time.monotonic()
+                state = self.tracker.step(frame)
+                condition = draw(self._director.step(state, self.tracker))
+                self._clock.motion.append(time.monotonic() - start)
+                if not told.put(_Told(frame, arrived, state.is_tracked, condition)):
+                    return
+
+    def _picture(self, told: Place[_Told], ready: Place[LiveFrame]) -> None:
+        """Stage B: network and composition."""
+        for item in told:
+            start = time.monotonic()
+            portrait = self.renderer.render_condition(item.condition)
+            now = time.monotonic()
+            self._clock.picture.append(now - start)
+            self._clock.latency.append(now - item.arrived_s)
+            self._clock.ready.append(now)
+            picture = LiveFrame(
+                index=item.frame.index,
+                time_s=item.frame.time_s,
+                is_tracked=item.is_tracked,
+                portrait=portrait,
+                arrived_s=item.arrived_s,
+                latency_ms=1000 * (now - item.arrived_s),
+            )
+            if not ready.put(picture):
+                return
+
+
+class Director:
+    """Turns a driver's states into the avatar's, one frame at a time; the same as `retarget` over the whole clip."""
+
+    def __init__(self, avatar: Avatar, *, driving_rest: Rest | None, controls: Controls) -> None:
+        self._source_rest, self._coverage = Rest.of(avatar.track), Coverage.of(avatar.track)
+        self._driving_rest, self._controls = driving_rest, controls
+        self._seen: list[FaceState] = []
+        self._subject: Subject | None = None
+        self._last = self.resting()
+
+    def resting(self) -> AvatarState:
+        """The avatar at its own rest."""
+        rest = self._source_rest
+        pose = Pose(rest.rotation, rest.translation, rest.torso.astype(np.float64))
+        return AvatarState(pose, rest.expression.astype(np.float64), rest.gaze.astype(np.float64))
+
+    def step(self, state: FaceState, tracker: OnlineTracker) -> AvatarState:
+        """The avatar's state; the last one where no face was found."""
+        if not state.is_tracked or tracker.camera is None:
+            return self._last
+        if self._driving_rest is None and not self._get_to_know(state, tracker):
+            return self._last
+        track = concatenate([state], tracker.camera, tracker.subject)
+        moved = retarget(
+            track,
+            source_rest=self._source_rest,
+            coverage=self._coverage,
+            controls=self._controls,
+            driving_rest=self._driving_rest,
+        )
+        self._last = state_of(moved.motion, 0)
+        return self._last
+
+    def _get_to_know(self, state: FaceState, tracker: OnlineTracker) -> bool:
+        """Collect states until the driver's rest is known. Those from before the person was known do not count."""
+        if tracker.subject is not self._subject:
+            self._subject, self._seen = tracker.subject, []
+        self._seen.append(state)
+        if len(self._seen) < REST_FRAMES or tracker.camera is None:
+            return False
+        self._driving_rest = Rest.of(concatenate(self._seen, tracker.camera, tracker.subject))
+        return True
+
+
+def state_of(motion: Motion, row: int) -> AvatarState:
+    """One frame of a motion as the conditioner takes it."""
+    pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
+    return AvatarState(pose, motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64))
+
+
+def _start(work: Callable[[], None], output: Place[Any]) -> threading.Thread:
+    """Run a stage on its own thread; its end or its error closes its output."""
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            output.close(error)
+        else:
+            output.close()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
