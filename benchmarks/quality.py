@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from omokage.config import Progress
-from omokage.pipelines.bench import predict_create
 from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.evaluate import evaluate_avatar
+from omokage.pipelines.predict import predict_create
 
 PACKAGES = ("omokage", "torch", "numpy", "mediapipe", "av", "opencv-contrib-python")
 

@@ -180,7 +180,8 @@ def test_collapse_guard_trusts_a_winning_critic_less(explicit: ExplicitAvatar, r
     _, batch = loader.batch(0)
     fake = torch.zeros_like(batch.image)
     run.critic.forward = lambda image, drawing: (  # type: ignore[method-assign]
-        torch.where(image.abs().sum() > 0, 5.0, -5.0) * run.critic.layers[0].weight.sum().mul(0).add(1).expand(1)
+        torch.where(image.abs().sum() > 0, 5.0, -5.0)
+        * run.critic.layers[0].weight.sum().mul(0).add(1).expand(1)
     )
     for _ in range(50):
         module._critic_step(run, fake, batch)
@@ -206,7 +207,9 @@ def bundle(explicit: ExplicitAvatar, track: FaceTrack) -> Avatar:
     return Avatar(generator, explicit.conditioner, explicit.plate, track, provenance, {"split": "last-20%"})
 
 
-def test_bundle_round_trip_gives_the_same_pictures(explicit: ExplicitAvatar, recording, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_bundle_round_trip_gives_the_same_pictures(
+    explicit: ExplicitAvatar, recording, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     track, samples, _ = recording
     avatar, path = bundle(explicit, track), tmp_path / "me.avatar"
     avatar.save(path)
@@ -222,7 +225,9 @@ def test_bundle_round_trip_gives_the_same_pictures(explicit: ExplicitAvatar, rec
     assert [p.name for p in tmp_path.iterdir()] == ["me.avatar"]
 
 
-def test_damaged_foreign_and_newer_bundles_say_so(explicit: ExplicitAvatar, recording, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_damaged_foreign_and_newer_bundles_say_so(
+    explicit: ExplicitAvatar, recording, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
     from safetensors.numpy import save
 
     track, _, _ = recording
@@ -267,4 +272,6 @@ def test_state_is_what_the_track_says() -> None:
     track = SyntheticSubject(seed=1).performance(1.0, frame_rate=10.0, size=64)
     state = avatar_state(track, 3)
     assert isinstance(state, AvatarState)
-    assert np.allclose(state.pose.rotation, track.rotation[3]) and np.allclose(state.expression, track.expression[3])
+    assert np.allclose(state.pose.rotation, track.rotation[3]) and np.allclose(
+        state.expression, track.expression[3]
+    )

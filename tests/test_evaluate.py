@@ -299,7 +299,8 @@ def test_worst_frames_say_why(held_out: HeldOut) -> None:
         "not explained by the face",
     ]
     assert re.match(
-        r"Mouth open wider than seen: 21\.4 % of the face's height; training saw 3\.\d to 7\.1\.", worst[0].reason
+        r"Mouth open wider than seen: 21\.4 % of the face's height; training saw 3\.\d to 7\.1\.",
+        worst[0].reason,
     )
     assert worst[0].frame_index == clip.frame_index[2] and "vowels" in worst[0].repair
     with pytest.raises(InputError, match="not of these"):

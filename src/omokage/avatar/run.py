@@ -28,10 +28,12 @@ VERSION = 1
 class TrainingConfig(Config):
     """How an avatar is trained.
 
-    minutes: budget of wall time; the learning rate falls along it.  steps: stop after this many instead (exactly
-    repeatable).  window: largest shift of the sliding window, pixels of a 256 picture.  adversarial: weight of the
-    critic, 0 = none; adversarial_from: share of the budget before it starts.  patience: share of the budget without a
-    better check picture after which training stops early.
+    minutes: budget of wall time; the learning rate falls along it.
+    steps: stop after this many instead (exactly repeatable).
+    window: largest shift of the sliding window, pixels of a 256 picture.
+    coarse: share of the budget, at its start, on pictures of half the size, where a step costs a quarter.
+    adversarial: weight of the critic, 0 = none; adversarial_from: share of the budget before it starts.
+    patience: share of the budget without a better check picture after which training stops early.
     """
 
     minutes: float = 10.0
@@ -43,6 +45,7 @@ class TrainingConfig(Config):
     feature_rate: float = 1e-2
     code_rate: float = 1e-2
     window: int = 16
+    coarse: float = 0.35
     motion_noise: float = 0.05
     code_dropout: float = 0.5
     face_weight: float = 1.0

@@ -75,6 +75,9 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
     inside = texels.is_covered
     triangles, weights = conditioner.triangles[texels.triangle_id[inside]], texels.barycentric[inside]
     is_sheet = texels.triangle_id[inside] >= len(conditioner.model.triangles)
+    # Eyeballs and teeth lie just behind lids and lips: without a narrow tolerance the skin's color bleeds into them.
+    is_behind = ~is_sheet & (texels.triangle_id[inside] >= conditioner.model.skin_triangle_count)
+    tolerance = np.where(is_behind, 0.1, 0.4)  # cm
     rest = rotation_matrix(conditioner.sheet.rest.rotation)
 
     color = np.zeros((len(triangles), 3))
@@ -95,7 +98,7 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
         column, row = np.rint(x).astype(np.int64), np.rint(y).astype(np.int64)
         in_picture = (column >= 0) & (row >= 0) & (column < size) & (row < size)
         nearest = depth[row.clip(0, size - 1), column.clip(0, size - 1)]
-        seen = in_picture & (at[:, 2] <= nearest + 0.4)
+        seen = in_picture & (at[:, 2] <= nearest + tolerance)
         away = np.linalg.norm(rotation_matrix(sample.state.pose.rotation) - rest)
         weight = seen * np.exp(-0.5 * (away / 0.35) ** 2)
         rgba = np.dstack([sample.image, sample.matte]).astype(np.float32)

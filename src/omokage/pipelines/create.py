@@ -19,8 +19,8 @@ from omokage.avatar.train import train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import OutputError
-from omokage.pipelines.bench import predict_create
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
+from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording, sha256_of
 from omokage.trust.release import ReleaseConfig, check_writable, release_image
 
@@ -58,7 +58,8 @@ def create_avatar(
     """Check, track, compose explicitly, train, evaluate, save.
 
     A stopped run leaves `<output>.work` beside the output and goes on from there. With `evaluate`, the report is put
-    into `<output stem>-report`. Raises CaptureRefusedError for a hopeless recording, MediaError, NoFaceError, OutputError.
+    into `<output stem>-report`. Raises CaptureRefusedError for a hopeless recording,
+    MediaError, NoFaceError, OutputError.
     """
     config = config or CreateConfig()
     video, output = Path(video), Path(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -12,9 +13,10 @@ from numpy.typing import NDArray
 
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.errors import OutputError
+from omokage.media.decode import read_frames
 from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.reenact import ReenactConfig, reenact
-from omokage.pipelines.rehearse import RehearseConfig, rehearse
+from omokage.pipelines.rehearse import rehearse
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.trust.release import ReleaseConfig, release_clip, release_image
 
@@ -50,19 +52,18 @@ def demo(
     picture: NDArray[np.uint8] = np.ascontiguousarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
 
     release_image(picture, portrait, config=label)
-    rehearse(
-        portrait,
-        output=clip,
-        seconds=REHEARSAL_S,
-        config=RehearseConfig(label=LABEL),
-        on_progress=on_progress,
-    )
-    create_avatar(
-        clip,
-        output=avatar,
-        config=CreateConfig(minutes=minutes, size=size, label=LABEL, photo_only=True, force=True),
-        on_progress=on_progress,
-    )
+    with tempfile.TemporaryDirectory() as hidden:
+        # Neither the picture nor the clip to learn from has the label, or the avatar would learn the label too.
+        photo, plain = Path(hidden) / "photo.png", Path(hidden) / clip.name
+        release_image(picture, photo)
+        rehearse(photo, output=plain, seconds=REHEARSAL_S, on_progress=on_progress)
+        release_clip((f.image for f in read_frames(plain)), clip, frame_rate=FRAME_RATE, config=label)
+        create_avatar(
+            plain,
+            output=avatar,
+            config=CreateConfig(minutes=minutes, size=size, label=LABEL, photo_only=True, force=True),
+            on_progress=on_progress,
+        )
     drawn = SyntheticSubject(seed=1)
     performance = drawn.performance(DRIVER_S, frame_rate=float(FRAME_RATE), size=DRIVER_SIZE)
     frames = (frame.image for frame in drawn.render_clip(performance))

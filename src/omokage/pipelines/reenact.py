@@ -30,8 +30,8 @@ from omokage.tracking.tracker import track_clip
 from omokage.trust.release import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
-    Released,
     ReleaseConfig,
+    Released,
     check_writable,
     release_clip,
 )

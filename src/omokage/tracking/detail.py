@@ -1,7 +1,7 @@
 """What the named expressions leave out: where the skin was seen against where the face model puts it.
 
-Fifty-two weights explain a face to about a pixel. The rest, a lip corner a little higher, a crease, is what makes a mouth
-look like this person's; it is kept per vertex, in head space, so that it can be posed like everything else.
+Fifty-two weights explain a face to about a pixel. The rest, a lip corner a little higher, a crease, is what makes a
+mouth look like this person's; it is kept per vertex, in head space, so that it can be posed like everything else.
 """
 
 from __future__ import annotations

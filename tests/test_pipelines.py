@@ -1,0 +1,266 @@
+"""The commands from end to end on the synthetic subject, with bad inputs and interruptions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clips import beep, make_clip, moving_disc
+from omokage.avatar.bundle import Avatar
+from omokage.config import Progress
+from omokage.errors import (
+    BundleError,
+    CaptureRefusedError,
+    InputError,
+    MediaError,
+    NoFaceError,
+    OutputError,
+)
+from omokage.media.audio import read_audio
+from omokage.media.clip import Audio
+from omokage.media.decode import probe, read_frames
+from omokage.pipelines.create import CreateConfig, create_avatar
+from omokage.pipelines.evaluate import evaluate_avatar
+from omokage.pipelines.predict import Prediction
+from omokage.pipelines.reenact import ReenactConfig, reenact
+from omokage.tracking.arkit import write_arkit_csv
+from omokage.tracking.synthetic import SyntheticSubject
+from omokage.tracking.tracker import track_clip
+from omokage.trust.release import release_clip, release_image
+
+RATE = Fraction(12)
+QUICK = CreateConfig(size=128, steps=8, force=True, evaluate=False)
+
+
+def film(path: Path, seed: int, seconds: float, motion: float = 0.7, audio: Audio | None = None) -> Path:
+    """A clip of the synthetic subject."""
+    subject = SyntheticSubject(seed=seed)
+    truth = subject.performance(seconds, frame_rate=float(RATE), size=256, motion=motion)
+    release_clip((f.image for f in subject.render_clip(truth)), path, frame_rate=RATE, audio=audio)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prediction measures the machine for some seconds; here it is not what is tested."""
+    monkeypatch.setattr(
+        "omokage.pipelines.create.predict_create",
+        lambda *_: Prediction(minutes=1.0, training_minutes=1.0, memory_gb=1.0),
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("pipelines")
+
+
+@pytest.fixture(scope="module")
+def recording(folder: Path) -> Path:
+    return film(folder / "me.mp4", seed=3, seconds=5.0)
+
+
+@pytest.fixture(scope="module")
+def driver(folder: Path) -> Path:
+    tone = 0.3 * np.sin(np.arange(2 * 16000) * 0.2).astype(np.float32)[:, None]
+    return film(folder / "driver.mp4", seed=5, seconds=2.0, audio=Audio(tone, 16000))
+
+
+@pytest.fixture(scope="module")
+def avatar(recording: Path, folder: Path) -> Path:
+    path = folder / "me.avatar"
+    create_avatar(recording, output=path, config=replace(QUICK, steps=30))
+    return path
+
+
+def names(folder: Path) -> set[str]:
+    return {p.name for p in folder.iterdir()}
+
+
+def test_create_leaves_one_file_and_the_same_run_gives_the_same_avatar(
+    avatar: Path, recording: Path, folder: Path, tmp_path: Path
+) -> None:
+    assert not any(name.endswith((".part", ".work")) for name in names(folder))
+    first = create_avatar(recording, output=tmp_path / "a.avatar", config=QUICK)
+    again = create_avatar(recording, output=tmp_path / "b.avatar", config=QUICK)
+    assert names(tmp_path) == {"a.avatar", "b.avatar"}
+    for one, other in zip(first.generator.parameters(), again.generator.parameters(), strict=True):
+        assert np.array_equal(one.detach().numpy(), other.detach().numpy())
+    loaded = Avatar.load(avatar)
+    assert loaded.provenance.recording_name == "me.mp4" and loaded.provenance.steps == 30
+    assert len(loaded.track) == 48  # four fifths of 60 frames
+
+
+def test_reenact_keeps_length_rate_and_sound(avatar: Path, driver: Path, tmp_path: Path) -> None:
+    result = reenact(avatar, driver, output=tmp_path / "out.mp4")
+    info = probe(tmp_path / "out.mp4")
+    assert (info.width, info.height, info.frame_rate) == (128, 128, RATE)
+    assert result.released.frame_count == 24 and info.has_audio
+    sound = read_audio(tmp_path / "out.mp4")
+    assert sound is not None and abs(len(sound.samples) / sound.sample_rate - 2.0) < 0.07
+    assert np.abs(sound.samples).max() > 0.1
+
+
+def test_reenact_follows_the_driver(avatar: Path, driver: Path, tmp_path: Path) -> None:
+    """Track the result: its head turns with the driver's."""
+    from omokage.geometry.camera import yaw_pitch_roll
+
+    reenact(avatar, driver, output=tmp_path / "out.mp4", config=ReenactConfig(runtime="torch"))
+    asked = track_clip(read_frames(driver))
+    shown = track_clip(read_frames(tmp_path / "out.mp4"))
+    yaw = [yaw_pitch_roll(track.rotation)[:, 0] for track in (asked, shown)]
+    assert shown.is_tracked.mean() > 0.9
+    assert np.corrcoef(*yaw)[0, 1] > 0.8
+
+
+def test_still_background_is_exactly_still_and_runs_repeat(
+    avatar: Path, driver: Path, tmp_path: Path
+) -> None:
+    """Before encoding: zero variance over time where the person never is; equal input, equal file."""
+    from omokage.avatar.samples import avatar_state
+    from omokage.render.renderer import Renderer
+
+    person = Avatar.load(avatar)
+    renderer = Renderer(person, runtime="torch")
+    portraits = [renderer.render(avatar_state(person.track, row)) for row in range(0, 48, 6)]
+    never = np.stack([p.matte for p in portraits]).max(axis=0) == 0
+    images = np.stack([p.image for p in portraits])
+    assert never.mean() > 0.05
+    assert np.ptp(images[:, never].astype(int), axis=0).max() == 0
+    one, other = (
+        reenact(avatar, driver, output=tmp_path / name, config=ReenactConfig(runtime="torch")).released.sha256
+        for name in ("one.mp4", "other.mp4")
+    )
+    assert one == other
+
+
+def test_drivers_of_all_kinds_and_backgrounds(avatar: Path, driver: Path, tmp_path: Path) -> None:
+    track = track_clip(read_frames(driver))
+    track.save(tmp_path / "driver.track")
+    (tmp_path / "driver.csv").write_text(write_arkit_csv(track))
+    release_image(np.full((90, 160, 3), (0, 0, 250), np.uint8), tmp_path / "blue.png")
+    for name, config in (
+        ("driver.track", ReenactConfig(background="#00ff00")),
+        ("driver.csv", ReenactConfig(background=str(tmp_path / "blue.png"))),
+    ):
+        result = reenact(avatar, tmp_path / name, output=tmp_path / "out.mp4", config=config)
+        assert result.released.frame_count >= 23
+        corner = next(read_frames(tmp_path / "out.mp4")).image[4, 4]
+        assert corner.argmax() == (1 if name.endswith("track") else 2) and corner.max() > 200
+    result = reenact(
+        avatar,
+        tmp_path / "driver.track",
+        output=tmp_path / "out.webm",
+        config=ReenactConfig(background="transparent"),
+    )
+    assert probe(result.released.path).width == 128
+
+
+def test_it_says_when_it_clamps(avatar: Path, tmp_path: Path) -> None:
+    wild = film(tmp_path / "wild.mp4", seed=5, seconds=2.0, motion=2.0)
+    assert any("limited" in s for s in reenact(avatar, wild, output=tmp_path / "o.mp4").warnings)
+
+
+def test_evaluate_writes_the_report(avatar: Path, tmp_path: Path) -> None:
+    evaluation = evaluate_avatar(avatar, output=tmp_path / "report", unet_minutes=0.01)
+    assert names(tmp_path / "report") == {"report.html", "report.json", "held-out.mp4"}
+    assert [m.name for m in evaluation.methods] == [
+        "avatar",
+        "nearest training frame",
+        "warped training frame",
+        "explicit composition, no network",
+        "plain U-Net, equal size and time",
+    ]
+    assert len(evaluation.frame_index) == 12 and min(evaluation.frame_index) >= 48
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "http://" not in page.replace("http://www.w3.org", "") and "warped training frame" in page
+
+
+def test_evaluate_wants_the_same_recording(avatar: Path, driver: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not the recording"):
+        evaluate_avatar(avatar, recording=driver, output=tmp_path / "r")
+    assert not names(tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["fitting", "cutting out", "training"])
+def test_interruption_at_every_stage_of_create_resumes_to_the_same_avatar(
+    stage: str, recording: Path, avatar: Path, tmp_path: Path
+) -> None:
+    seen = 0
+
+    def interrupt(progress: Progress) -> None:
+        nonlocal seen
+        if progress.stage == stage:
+            seen += 1
+            if seen == 3:
+                raise KeyboardInterrupt
+
+    output = tmp_path / "me.avatar"
+    with pytest.raises(KeyboardInterrupt):
+        create_avatar(recording, output=output, config=QUICK, on_progress=interrupt)
+    assert not output.exists()
+    assert not list(tmp_path.rglob("*.part"))
+    resumed = create_avatar(recording, output=output, config=QUICK)
+    assert names(tmp_path) == {"me.avatar"}
+    assert resumed.provenance.steps == QUICK.steps
+
+
+def test_interrupted_reenactment_leaves_nothing(avatar: Path, driver: Path, tmp_path: Path) -> None:
+    for stage in ("landmarks", "writing"):
+
+        def interrupt(progress: Progress, stage: str = stage) -> None:
+            if progress.stage == stage:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            reenact(avatar, driver, output=tmp_path / "o.mp4", on_progress=interrupt)
+        assert not names(tmp_path)
+
+
+def test_bad_recordings_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    output = tmp_path / "me.avatar"
+    empty = make_clip(tmp_path / "empty.mp4", seconds=3, draw=moving_disc, audio=beep(3.0, 1.0))
+    with pytest.raises(CaptureRefusedError, match="face"):
+        create_avatar(empty, output=output)
+    with pytest.raises(NoFaceError, match="face"):
+        create_avatar(empty, output=output, config=QUICK)
+    short = film(tmp_path / "short.mp4", seed=3, seconds=1.0)
+    with pytest.raises(CaptureRefusedError):
+        create_avatar(short, output=output)
+    with pytest.raises(NoFaceError, match="at least"):
+        create_avatar(short, output=output, config=QUICK)
+    text = tmp_path / "text.mp4"
+    text.write_text("not a film")
+    with pytest.raises(MediaError):
+        create_avatar(text, output=output)
+    assert not output.exists()
+
+
+def test_bad_drivers_and_outputs_are_refused_in_a_sentence(
+    avatar: Path, driver: Path, tmp_path: Path
+) -> None:
+    release_image(np.zeros((64, 64, 3), np.uint8), tmp_path / "still.png")
+    empty = make_clip(tmp_path / "empty.mp4", seconds=2, draw=moving_disc)
+    out = tmp_path / "out.mp4"
+    with pytest.raises(InputError, match="still picture"):
+        reenact(avatar, tmp_path / "still.png", output=out)
+    with pytest.raises(NoFaceError):
+        reenact(avatar, empty, output=out)
+    with pytest.raises(InputError, match="not a color"):
+        reenact(avatar, driver, output=out, config=ReenactConfig(background="#nothing"))
+    with pytest.raises(OutputError, match="webm"):
+        reenact(avatar, driver, output=out, config=ReenactConfig(background="transparent"))
+    with pytest.raises(OutputError):
+        reenact(avatar, driver, output=tmp_path / "none" / "o.mp4")
+    with pytest.raises(OutputError):
+        reenact(avatar, driver, output=driver)
+    with pytest.raises(BundleError):
+        reenact(driver, driver, output=out)
+    with pytest.raises(OutputError, match=r"\.avatar"):
+        create_avatar(driver, output=tmp_path / "me.zip")
+    with pytest.raises(InputError, match="128, 256, 512"):
+        create_avatar(driver, output=tmp_path / "me.avatar", config=replace(QUICK, size=300))
+    assert not out.exists()
