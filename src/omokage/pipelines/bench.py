@@ -42,6 +42,7 @@ __all__ = ["BenchReport", "bench", "live_speed", "machine", "predict_create", "t
 CLIP_SIDE_PX = 512
 LIVE_RATE = 25.0
 LIVE_FRAMES = 100
+LIVE_RUNTIME = "auto"
 TRAINING_STEPS = 6
 RUNTIMES = ("torch", "onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-int8")
 PACKAGES = ("torch", "numpy", "numba", "mediapipe", "av", "onnxruntime", "openvino")
@@ -146,7 +147,7 @@ def bench(*, size: int = 256, on_progress: ProgressCallback = ignore_progress) -
     images = [renderers[0].render_condition(condition).image] * 50
     encode = encoding_speed(images)
     say()
-    live = live_speed(person.avatar, lambda: iter(frames), rest=Rest.of(person.track))
+    live = live_speed(person.avatar, lambda: iter(frames), rest=Rest.of(person.track), runtime=LIVE_RUNTIME)
     say()
     images_per_second = training_speed(person)
     say()

@@ -49,7 +49,7 @@ class Prediction:
 
     def to_text(self) -> str:
         return (
-            f"about {self.minutes:.0f} minutes in all, {self.training_minutes:.0f} of them training, "
+            f"about {self.minutes:.1f} minutes in all, {self.training_minutes:.1f} of them training, "
             f"{self.memory_gb:.1f} GB of memory"
         )
 

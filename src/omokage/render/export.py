@@ -4,7 +4,7 @@ The graph is what lies between the texture look-ups, `Trunk`: the look-ups thems
 (`renderer`). Wavelet transforms are folded into the weights of the first and the last convolution, the appearance code
 (zeros when an avatar is driven) into a bias.
 
-Legend: S output side, G grid side, K = 4 S S / G / G colour values of a cell (channel, row, column in the cell).
+Legend: S output side, G grid side, F texture features, D channels of the drawing, K = 4 S S / G / G colour values of a cell (channel, row, column in the cell).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Feed = dict[str, NDArray[np.float32]]
 
 
 class Trunk(nn.Module):
-    """Cells (1, K + F + 6, G, G) and motion (1, 59) -> residual (1, K, G, G) and offset (1, 2, G, G).
+    """Cells (1, K + F + D, G, G) and motion (1, 62) -> residual (1, K, G, G) and offset (1, 2, G, G).
 
     cells: colour and opacity that the warp map pulls, cell by cell; texture features at the cells' centers; drawing.
     residual: what is added to the second look-up, cell by cell.  offset: shift of its coordinates.

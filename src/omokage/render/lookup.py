@@ -2,7 +2,7 @@
 
 These loops do what `Generator.forward` does with tensor operations, without its intermediate pictures.
 
-Legend: S output side, G grid side, A texels a side of a chart, F texture features, n = S / G pixels a side of a cell,
+Legend: S output side, G grid side, A texels a side of a chart, F texture features, D channels of the drawing, n = S / G pixels a side of a cell,
 K = 4 n n colour values of a cell (channel, row, column in the cell: the order of `pixel_unshuffle`).
 """
 
@@ -42,7 +42,7 @@ class Texture:
 
 
 def pull_cells(texture: Texture, condition: Condition) -> Float32:
-    """What the network sees, (1, K + F + 6, G, G): pulled colour cell by cell, features at the centers, drawing."""
+    """What the network sees, (1, K + F + D, G, G): pulled colour cell by cell, features at the centers, drawing."""
     side, grid = condition.warp.shape[-1], condition.drawing.shape[-1]
     values = 4 * (side // grid) ** 2
     features = texture.features.shape[2]
@@ -55,7 +55,7 @@ def pull_cells(texture: Texture, condition: Condition) -> Float32:
 def pull_portrait(texture: Texture, warp: Float32, offset: Float32, residual: Float32) -> Float32:
     """The second look-up: warp (2, S, S) moved by offset (2, G, G), plus residual (K, G, G) -> (S, S, 4).
 
-    Straight colour (not clamped) and opacity (not clamped).
+    Straight colour (not clamped) and opacity in [0, 1].
     """
     portrait = np.empty((*warp.shape[1:], 4), dtype=np.float32)
     _finish(texture.colors, warp, offset, residual, portrait)
@@ -148,6 +148,7 @@ def _finish(colors, warp, offset, residual, portrait):  # type: ignore[no-untype
                     above = texels[a + k] + tx * (texels[b + k] - texels[a + k])
                     below = texels[c + k] + tx * (texels[d + k] - texels[c + k])
                     portrait[y, x, k] = above + ty * (below - above) + residual[k * step + part, i, j]
+                portrait[y, x, 3] = min(max(portrait[y, x, 3], np.float32(0)), np.float32(1))
 
 
 @njit(cache=True, nogil=True)
@@ -156,7 +157,7 @@ def _compose(portrait, background, picture, color, matte):  # type: ignore[no-un
     clear = np.float32(CLEAR)
     for y in range(portrait.shape[0]):
         for x in range(portrait.shape[1]):
-            share = min(max(portrait[y, x, 3], zero), np.float32(1))
+            share = portrait[y, x, 3]
             is_clear = share < clear
             matte[y, x] = 0 if is_clear else np.uint8(share * full + half)
             for k in range(3):

@@ -1,0 +1,197 @@
+"""The live pipeline drops instead of queueing, the bench, and the prediction of `create`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from omokage.errors import MediaError
+from omokage.media.clip import Frame
+from omokage.pipelines import bench as bench_module
+from omokage.pipelines import predict as predict_module
+from omokage.pipelines.bench import Paced, bench, endless
+from omokage.pipelines.predict import UnitCosts, predict_create
+from omokage.pipelines.stand_in import StandIn, stand_in
+from omokage.render import realtime
+from omokage.render.realtime import LivePipeline, Place, state_of
+from omokage.render.retarget import Controls, Coverage, Rest, retarget
+from omokage.tracking.face_track import FRAME_ARRAYS
+from omokage.tracking.tracker import FaceState
+
+
+@pytest.fixture(scope="module")
+def person() -> StandIn:
+    torch.set_num_threads(1)
+    return stand_in(128, frame_count=10, clip_side=128)
+
+
+class KnownMotion:
+    """A tracker that knows the truth, so that tests do not wait for landmarks; `lost` frames show no face."""
+
+    def __init__(self, person: StandIn, lost: tuple[int, ...] = ()) -> None:
+        self.track, self.lost = person.track, lost
+        self.subject, self.camera = person.track.subject, person.track.camera
+
+    @contextmanager
+    def streaming(self) -> Iterator[KnownMotion]:
+        yield self
+
+    def step(self, frame: Frame) -> FaceState:
+        row = frame.index % len(self.track)
+        values: dict[str, Any] = {name: getattr(self.track, name)[row] for name in FRAME_ARRAYS}
+        return FaceState(**values | {"is_tracked": frame.index not in self.lost})
+
+
+def pipeline(person: StandIn, **changes: Any) -> LivePipeline:
+    arguments = {
+        "driving_rest": Rest.of(person.track),
+        "controls": Controls(pose_strength=0.8),
+        "runtime": "torch",
+        "tracker": KnownMotion(person),
+    }
+    return LivePipeline(person.avatar, **(arguments | changes))
+
+
+def slowed(live: LivePipeline, seconds: float) -> LivePipeline:
+    inner = live.renderer.runtime
+
+    def portrait(condition: Any) -> Any:
+        time.sleep(seconds)
+        return inner.portrait(condition)
+
+    live.renderer.runtime = SimpleNamespace(name="slow", portrait=portrait)
+    return live
+
+
+def test_frame_by_frame_equals_the_whole_clip(person: StandIn) -> None:
+    live = pipeline(person)
+    pictures = list(live.run(person.frames, keep_all=True))
+    moved = retarget(
+        person.track,
+        source_rest=Rest.of(person.track),
+        coverage=Coverage.of(person.track),
+        controls=Controls(pose_strength=0.8),
+        driving_rest=Rest.of(person.track),
+    )
+    assert [p.index for p in pictures] == list(range(len(person.frames)))
+    for row, picture in enumerate(pictures):
+        expected = live.renderer.render(state_of(moved.motion, row))
+        np.testing.assert_array_equal(picture.portrait.image, expected.image)
+    statistics = live.statistics()
+    assert (statistics.frames_in, statistics.frames_out, statistics.dropped) == (10, 10, 0)
+    assert statistics.fps > 0 and statistics.latency_p50_ms <= statistics.latency_p95_ms
+
+
+def test_a_slow_stage_drops_the_oldest_and_never_queues(person: StandIn) -> None:
+    live = slowed(pipeline(person), 0.08)
+    for _ in live.run(person.frames[:2], keep_all=True):
+        pass
+    source = itertools.islice(endless(person.frames), 60)
+    pictures = list(live.run(Paced(source, 60.0)))
+    statistics = live.statistics()
+    assert statistics.frames_in == 60
+    assert 5 <= statistics.frames_out <= 20
+    assert statistics.frames_out + statistics.dropped == 60
+    indices = [p.index for p in pictures]
+    assert indices == sorted(set(indices))
+    assert indices[-1] == 59  # the newest is never the one that is dropped
+    # At most one finished condition waits for the slow stage: two turns of it, and some slack for a busy machine.
+    assert np.median([p.latency_ms for p in pictures]) < 400
+
+
+def test_a_lost_face_holds_the_last_state(person: StandIn) -> None:
+    tracker = KnownMotion(person, lost=(4, 5))
+    pictures = list(pipeline(person, tracker=tracker).run(person.frames, keep_all=True))
+    assert [p.is_tracked for p in pictures[3:7]] == [True, False, False, True]
+    held = pictures[3].portrait.image
+    np.testing.assert_array_equal(pictures[5].portrait.image, held)
+    assert (pictures[6].portrait.image != held).any()
+
+
+def test_an_unknown_driver_is_waited_for(person: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime, "REST_FRAMES", 4)
+    pictures = list(pipeline(person, driving_rest=None).run(person.frames, keep_all=True))
+    for picture in pictures[1:3]:
+        np.testing.assert_array_equal(picture.portrait.image, pictures[0].portrait.image)
+    assert (pictures[-1].portrait.image != pictures[0].portrait.image).any()
+
+
+def test_errors_of_the_source_reach_the_caller_and_threads_end(person: StandIn) -> None:
+    def broken() -> Iterator[Frame]:
+        yield from person.frames[:3]
+        raise MediaError("the camera is gone")
+
+    before = threading.active_count()
+    seen = []
+    with pytest.raises(MediaError, match="camera is gone"):
+        for picture in pipeline(person).run(broken(), keep_all=True):
+            seen.append(picture.index)
+    assert seen == [0, 1, 2]
+    for _ in pipeline(person).run(endless(person.frames)):
+        break  # a caller that leaves early
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def test_a_place_holds_one_item() -> None:
+    live: Place[int] = Place(keep_all=False)
+    for item in range(3):
+        live.put(item)
+    live.close()
+    assert list(live) == [2] and live.dropped == 2
+    assert not live.put(3)
+
+    waiting: Place[int] = Place(keep_all=True)
+    thread = threading.Thread(target=lambda: [waiting.put(i) for i in range(20)] and waiting.close())
+    thread.start()
+    assert list(waiting) == list(range(20)) and waiting.dropped == 0
+    thread.join()
+
+
+def test_bench_measures_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_module, "RUNTIMES", ("torch", "onnxruntime-fp32"))
+    monkeypatch.setattr(bench_module, "LIVE_FRAMES", 16)
+    monkeypatch.setattr(bench_module, "TRAINING_STEPS", 4)
+    monkeypatch.setattr(bench_module, "LIVE_RUNTIME", "onnxruntime-fp32")
+    monkeypatch.setattr(predict_module, "unit_costs", lambda _: UNIT_COSTS)
+    seen = []
+    report = bench(size=128, on_progress=lambda p: seen.append(p.done))
+    assert seen == list(range(len(seen))) and len(seen) >= 6
+    values = json.loads(json.dumps(report.to_json()))
+    assert set(values["pictures"]) == {"torch", "onnxruntime-fp32"}
+    assert 1 < report.tracking.per_second < 1000
+    assert 0 < report.live.p50_ms <= report.live.p95_ms
+    assert report.training_images_per_second > 0
+    assert values["machine"]["versions"]["torch"] == torch.__version__
+    text = report.to_text()
+    for word in ("tracking", "onnxruntime-fp32", "latency at 25 fps", "pictures a second", "GB"):
+        assert word in text
+
+
+UNIT_COSTS = UnitCosts(
+    track=0.02, find=0.01, matte=0.03, register=0.2, picture=0.02, warp=0.02, score=0.05
+)  # fmt: skip
+
+
+def test_prediction_grows_with_clip_size_and_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predict_module, "unit_costs", lambda _: UNIT_COSTS)
+    base = predict_create(60, 25, 256, 10)
+    assert base.training_minutes == 10 and 10.5 < base.minutes < 20
+    assert predict_create(60, 25, 256, 20).minutes == pytest.approx(base.minutes + 10)
+    assert predict_create(120, 25, 256, 10).minutes > base.minutes
+    assert predict_create(60, 25, 512, 10).memory_gb > base.memory_gb
+    # A half-hour recording does not take the memory of a half hour.
+    assert predict_create(1800, 25, 256, 10).memory_gb < 1.5 * base.memory_gb
+    assert f"{base.minutes:.1f} minutes" in base.to_text()
