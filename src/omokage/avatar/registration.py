@@ -37,21 +37,6 @@ class ExplicitAvatar:
         warp = self.conditioner.draw(sample_state.state).warp
         return explicit_portrait(self.atlas, warp, self.plate)
 
-    def halved(self) -> ExplicitAvatar:
-        """The same at half the size: the network is convolutional, so it can start on small pictures."""
-        old = self.conditioner
-        config = replace(old.config, size=old.config.size // 2)
-        small = Conditioner(old.model, old.subject, old.sheet, old.crop, config)
-        return ExplicitAvatar(small, self.atlas, half_picture(self.plate))
-
-
-def half_picture(image: UInt8) -> UInt8:
-    """A picture (H, W, ...) at half the size, anti-aliased."""
-    height, width = image.shape[:2]
-    return np.asarray(
-        cv2.resize(image, (width // 2, height // 2), interpolation=cv2.INTER_AREA), dtype=np.uint8
-    )
-
 
 def build_explicit(
     conditioner: Conditioner, samples: Sequence[Sample], *, on_progress: ProgressCallback = ignore_progress

@@ -119,6 +119,13 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
     )
     known = np.zeros(inside.shape, dtype=bool)
     known[inside] = opacity_weight > 1e-6
+    # The mouth's inside is seen in slits, by a few frames each: its mean is noise unless it is smoothed.
+    is_mouth = np.zeros(inside.shape, dtype=bool)
+    is_mouth[inside] = np.isin(triangles, conditioner.model.mouth_interior).all(axis=1)
+    seen_weight = np.zeros(inside.shape)
+    seen_weight[inside] = np.where(is_mouth[inside], opacity_weight, 0.0)
+    blurred = cv2.GaussianBlur(np.dstack([atlas * seen_weight[..., None], seen_weight]), (0, 0), side / 64)
+    atlas[is_mouth] = (blurred[..., :4] / np.maximum(blurred[..., 4:], 1e-9))[is_mouth]
     charts = [fill_holes(atlas[:, s], known[:, s]) for s in (slice(0, side), slice(side, None))]
     return np.concatenate(charts, axis=1)
 

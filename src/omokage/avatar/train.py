@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from omokage.avatar.generator import Generator, composite
 from omokage.avatar.losses import critic_hinge, detail, reconstruction
-from omokage.avatar.registration import ExplicitAvatar, half_picture
+from omokage.avatar.registration import ExplicitAvatar
 from omokage.avatar.run import Run, TrainingConfig
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
@@ -38,11 +38,6 @@ class TrainingResult:
     steps: int
     seconds: float
     curve: tuple[tuple[int, float, float], ...]
-
-
-def halved(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The samples at half the size."""
-    return [Sample(half_picture(s.image), half_picture(s.matte), s.state) for s in samples]
 
 
 @dataclass(frozen=True)
@@ -75,13 +70,13 @@ def train_avatar(
     run = Run.start(explicit, len(samples), config)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint)
-    loader, coarse = Loader(explicit, samples, config), Loader(explicit.halved(), halved(samples), config)
+    loader = Loader(explicit, samples, config)
     checks = [loader.fixed(sample) for sample in _checks(samples)]
     started, saved = time.monotonic() - run.seconds, time.monotonic()
 
     while (share := run.share(config)) < 1 and not run.is_stale(config):
         run.set_rates(share, config)
-        rows, batch = (coarse if share < config.coarse else loader).batch(run.step)
+        rows, batch = loader.batch(run.step)
         loss = _train_step(run, rows, batch, share, config)
         run.step += 1
         run.seconds = time.monotonic() - started
