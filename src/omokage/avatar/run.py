@@ -68,7 +68,8 @@ class Run:
         textures = {id(generator.colors), id(generator.features)}
         self.network = [p for p in generator.parameters() if id(p) not in textures]
         self.rates = (config.learning_rate, config.texture_rate, config.feature_rate, config.code_rate)
-        # Adam normalizes every texel by its own history, which turns the few gradients of a rarely seen texel into noise.
+        # Adam normalizes every texel by its own history, which turns the few gradients of a rarely
+        # seen texel into noise.
         # This epsilon, a fraction of one pixel's gradient, leaves the often seen ones as they are.
         pixel = 0.25 / (3 * config.batch * generator.config.size**2)
         groups: list[dict[str, Any]] = [
