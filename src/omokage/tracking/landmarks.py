@@ -58,14 +58,17 @@ class MediaPipeLandmarks:
             "min_tracking_confidence": min_confidence,
         }
         self._network: Any = None
+        self._is_starting = True
         load_solution("face_mesh")
 
     def detect(self, image: Image) -> list[Landmarks]:
         height, width = image.shape[:2]
-        with quiet() if self._network is None else contextlib.nullcontext():
+        # The native graph starts, and talks, at the first picture after a start or a reset.
+        with quiet() if self._is_starting else contextlib.nullcontext():
             if self._network is None:
                 self._network = load_solution("face_mesh").FaceMesh(**self._settings)
             answer = self._network.process(reduced(image))
+        self._is_starting = False
         size = np.array([width, height, width], dtype=np.float32)
         return [
             Landmarks(np.array([(p.x, p.y, p.z) for p in face.landmark], dtype=np.float32) * size)
@@ -74,7 +77,9 @@ class MediaPipeLandmarks:
 
     def reset(self) -> None:
         if self._network is not None:
-            self._network.reset()
+            with quiet():
+                self._network.reset()
+            self._is_starting = True
 
 
 class FaceCounter:
