@@ -4,7 +4,8 @@ The graph is what lies between the texture look-ups, `Trunk`: the look-ups thems
 (`renderer`). Wavelet transforms are folded into the weights of the first and the last convolution, the appearance code
 (zeros when an avatar is driven) into a bias.
 
-Legend: S output side, G grid side, F texture features, D channels of the drawing, K = 4 S S / G / G colour values of a cell (channel, row, column in the cell).
+Legend: S output side, G grid side, F texture features, D channels of the drawing, K = 4 S S / G / G colour values of a
+cell (channel, row, column in the cell).
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 These loops do what `Generator.forward` does with tensor operations, without its intermediate pictures.
 
-Legend: S output side, G grid side, A texels a side of a chart, F texture features, D channels of the drawing, n = S / G pixels a side of a cell,
-K = 4 n n colour values of a cell (channel, row, column in the cell: the order of `pixel_unshuffle`).
+Legend: S output side, G grid side, A texels a side of a chart, F texture features, D channels of the drawing,
+n = S / G pixels a side of a cell, K = 4 n n colour values of a cell (channel, row, column in the cell: the order of
+`pixel_unshuffle`).
 """
 
 from __future__ import annotations
