@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,18 @@ from omokage.evaluate.baselines import (
     predict,
     warped_training_frame,
 )
-from omokage.evaluate.protocol import HeldOut, Motion, Split, read_landmarks, score
+from omokage.evaluate.protocol import Extras, HeldOut, Motion, Split, read_landmarks, score
 from omokage.evaluate.report import Evaluation, render_report
 from omokage.evaluate.unet_baseline import train_plain_unet, width_for
 from omokage.evaluate.worst import explain_worst_frames
+from omokage.geometry.camera import Camera
+from omokage.metrics.motion import Landmarks
 from omokage.pipelines.recording import Recording, sha256_of
 from omokage.render.renderer import Renderer
+from omokage.tracking.face_track import BLENDSHAPES
+from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import MediaPipeLandmarks
+from omokage.tracking.morphable import MorphableModel
 from omokage.trust.release import ReleaseConfig, release_clip, release_text
 
 
@@ -87,7 +92,7 @@ def evaluate_recording(
     """Predict the tail with the avatar and its baselines, score all, release report.html, report.json, held-out.mp4."""
     _make_folder(output)
     on_progress(Progress("evaluating", 0, 1, "landmarks"))
-    question = _held_out(recording, train, held_out)
+    question = _held_out(avatar, recording, train, held_out)
     kept = _rows_with_face(recording, held_out, question)
     states = [held_out[i].state for i in kept]
 
@@ -115,7 +120,10 @@ def evaluate_recording(
     for done, (name, method) in enumerate(methods.items()):
         on_progress(Progress("evaluating", done, len(methods), name))
         predictions[name] = method(question)
-    scores = tuple(score(name, frames, question, detector()) for name, frames in predictions.items())
+    extras = Extras(read_motion=motion_reader(avatar))
+    scores = tuple(
+        score(name, frames, question, detector(), extras=extras) for name, frames in predictions.items()
+    )
     evaluation = Evaluation(
         clip=avatar.provenance.recording_name,
         split=Split("last-20%", len(question.train_frames), len(question.test_frames)),
@@ -124,7 +132,7 @@ def evaluate_recording(
         frame_index=tuple(int(i) for i in question.frame_index),
         time_s=tuple(float(t) for t in question.time_s),
         methods=scores,
-        controls=(score("the recording itself", question.test_frames, question, detector()),),
+        controls=(score("the recording itself", question.test_frames, question, detector(), extras=extras),),
         worst=explain_worst_frames(question, scores[0]),
         notes=_notes(avatar, unet_minutes),
     )
@@ -155,7 +163,29 @@ def detector() -> Any:
     return detect
 
 
-def _held_out(recording: Recording, train: Sequence[Sample], held_out: Sequence[Sample]) -> HeldOut:
+def motion_reader(avatar: Avatar) -> Callable[[NDArray[np.uint8], Landmarks], Motion]:
+    """Head rotation and expression of pictures (T, S, S, 3) with landmarks (T, 478, 3), NaN where there is no face.
+
+    Fitted with the avatar's own face model, every picture alone, the same for true and generated pictures.
+    """
+    subject, camera = avatar.conditioner.subject, Camera.for_image(avatar.size, avatar.size)
+
+    def read(frames: NDArray[np.uint8], landmarks: Landmarks) -> Motion:
+        fitter = FaceFitter(MorphableModel.load(), subject, camera)
+        rotation = np.full((len(frames), 3), np.nan)
+        expression = np.full((len(frames), len(BLENDSHAPES)), np.nan)
+        for row in np.flatnonzero(np.isfinite(landmarks).all(axis=(1, 2))):
+            fit = fitter.fit(landmarks[row].astype(np.float32))
+            rotation[row], expression[row] = fit.rotation, fit.expression
+        return Motion(rotation=rotation, expression=expression)
+
+    return read
+
+
+def _held_out(
+    avatar: Avatar, recording: Recording, train: Sequence[Sample], held_out: Sequence[Sample]
+) -> HeldOut:
+    read_motion = motion_reader(avatar)
     parts: dict[str, Any] = {}
     kept: dict[str, NDArray[np.bool_]] = {}
     for name, samples in (("train", train), ("test", held_out)):
@@ -164,10 +194,7 @@ def _held_out(recording: Recording, train: Sequence[Sample], held_out: Sequence[
         has_face = np.asarray(np.isfinite(landmarks).all(axis=(1, 2)))
         kept[name] = has_face
         parts[f"{name}_frames"], parts[f"{name}_landmarks"] = frames[has_face], landmarks[has_face]
-        parts[f"{name}_motion"] = Motion(
-            rotation=np.stack([s.state.pose.rotation for s in samples])[has_face],
-            expression=np.stack([s.state.expression for s in samples])[has_face],
-        )
+        parts[f"{name}_motion"] = read_motion(parts[f"{name}_frames"], parts[f"{name}_landmarks"])
     rows = recording.split.held_out[kept["test"]]
     return HeldOut(
         frame_index=recording.track.frame_index[rows],
