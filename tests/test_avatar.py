@@ -194,9 +194,11 @@ def test_split_keeps_the_tail_in_time() -> None:
     hidden[10:20] = True
     track = replace(track, is_tracked=~hidden)
     split = split_tail(track, cap=1000)
-    assert split.train.max() < 80 <= split.held_out.min()
+    assert split.train.max() < split.held_out.min() and (len(split.train), len(split.held_out)) == (72, 18)
     assert not set(split.train) & set(range(10, 20))
     assert len(split_tail(track, cap=30).train) <= 30
+    gone = replace(track, is_tracked=np.arange(len(track)) < 70)
+    assert split_tail(gone, cap=1000).held_out.max() == 69  # a face that leaves early still has a tail
 
 
 def bundle(explicit: ExplicitAvatar, track: FaceTrack) -> Avatar:
@@ -239,6 +241,10 @@ def test_damaged_foreign_and_newer_bundles_say_so(
     flipped[len(whole) // 2] ^= 0x40
     path.write_bytes(flipped)
     with pytest.raises(BundleError, match="damaged"):
+        Avatar.load(path)
+    path.write_bytes(whole.replace(b'\\"head_width\\": 1', b'\\"head_width\\": 2', 1))
+    assert path.read_bytes() != whole
+    with pytest.raises(BundleError, match="checksum"):
         Avatar.load(path)
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(BundleError, match="damaged"):

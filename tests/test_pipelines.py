@@ -26,7 +26,8 @@ from omokage.media.decode import probe, read_frames
 from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.evaluate import evaluate_avatar
 from omokage.pipelines.predict import Prediction
-from omokage.pipelines.reenact import ReenactConfig, reenact
+from omokage.pipelines.reenact import ReenactConfig, motion_states, reenact
+from omokage.render.retarget import Coverage, Rest, retarget, retarget_detail
 from omokage.tracking.arkit import write_arkit_csv
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip
@@ -177,6 +178,30 @@ def test_evaluate_writes_the_report(avatar: Path, tmp_path: Path) -> None:
     assert len(evaluation.frame_index) == 12 and min(evaluation.frame_index) >= 48
     page = (tmp_path / "report" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "warped training frame" in page
+
+
+def test_skin_detail_reaches_the_pictures(avatar: Path, driver: Path) -> None:
+    """What the report measures is what the user gets: reenactment is driven by the same detail as evaluation."""
+    track = track_clip(read_frames(driver))
+    rest = Rest.of(Avatar.load(avatar).track)
+    moved = retarget(track, source_rest=rest, coverage=Coverage.of(Avatar.load(avatar).track))
+    states = list(motion_states(moved.motion, retarget_detail(track, source_rest=rest)))
+    details = np.stack([state.detail for state in states if state.detail is not None])
+    assert len(details) == len(track) == len(states)
+    assert 0.001 < np.abs(details).mean() < 0.2
+    assert np.abs(details.mean(axis=0)).max() < 1e-6  # another person's: against their own mean
+
+
+def test_a_users_folder_in_the_way_is_left_alone(recording: Path, tmp_path: Path) -> None:
+    precious = tmp_path / "me.avatar.work" / "notes.txt"
+    precious.parent.mkdir()
+    precious.write_text("mine")
+    with pytest.raises(OutputError, match="in the way"):
+        create_avatar(recording, output=tmp_path / "me.avatar", config=QUICK)
+    assert precious.read_text() == "mine"
+    for bad in ({"minutes": 0.0}, {"seed": -1}, {"steps": 0}):
+        with pytest.raises(InputError, match="above 0"):
+            CreateConfig(**bad)
 
 
 def test_evaluate_wants_the_same_recording(avatar: Path, driver: Path, tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ class Avatar:
             "provenance": asdict(self.provenance),
             "evaluation": dict(self.evaluation),
         }
-        header["sha256"] = _digest(tensors)
+        header["sha256"] = _digest(tensors, header)
         metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
         partial = path.with_name(path.name + ".part")
         try:
@@ -147,14 +147,15 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         header = json.loads(metadata["header"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
-    if header.get("sha256") != _digest(tensors):
+    if not isinstance(header, dict) or header.get("sha256") != _digest(tensors, header):
         raise BundleError(f"{path} is damaged: its contents do not match its checksum; use a copy")
     return tensors, header
 
 
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 over names, shapes and bytes of all tensors."""
-    digest = hashlib.sha256()
+def _digest(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
+    """SHA-256 over the header and over names, shapes and bytes of all tensors."""
+    said = {name: value for name, value in header.items() if name != "sha256"}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name in sorted(tensors):
         array = tensors[name].contiguous().numpy()
         digest.update(f"{name}{array.dtype}{array.shape}".encode())

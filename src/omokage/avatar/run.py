@@ -20,7 +20,7 @@ from omokage.avatar.generator import DRAWING_CHANNELS, Generator
 from omokage.avatar.losses import Critic
 from omokage.avatar.registration import ExplicitAvatar
 from omokage.config import Config
-from omokage.errors import InputError
+from omokage.errors import InputError, OutputError
 
 VERSION = 1
 
@@ -155,6 +155,10 @@ class Run:
         try:
             save_file(tensors, partial, metadata)
             partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"cannot write {path} ({error}); free some room and give the same command again"
+            ) from error
         finally:
             partial.unlink(missing_ok=True)
 

@@ -73,11 +73,13 @@ class Split:
 
 
 def split_tail(track: FaceTrack, *, cap: int, share: float = 0.2) -> Split:
-    """The last `share` of the clip is held out. Of more than `cap` tracked rows, every k-th is taken."""
+    """The last `share` of the frames with a face is held out.
+
+    Of more than `cap` such frames every k-th of the training part is taken, and the first consecutive ones of the tail.
+    """
     rows = np.flatnonzero(track.is_tracked)
-    border = round(len(track) * (1 - share))
-    step = -(-len(rows) // cap)
-    return Split(train=rows[rows < border][::step], held_out=rows[rows >= border][: max(1, int(cap * share))])
+    border, step = round(len(rows) * (1 - share)), max(1, -(-len(rows) // cap))
+    return Split(train=rows[:border:step], held_out=rows[border : border + max(1, int(cap * share))])
 
 
 def collect_samples(

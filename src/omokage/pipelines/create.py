@@ -18,7 +18,8 @@ from omokage.avatar.run import TrainingConfig
 from omokage.avatar.train import train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import OutputError
+from omokage.errors import InputError, OutputError
+from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording, sha256_of
@@ -47,6 +48,12 @@ class CreateConfig(Config):
     photo_only: bool = False
     steps: int | None = None
 
+    def __post_init__(self) -> None:
+        if self.minutes <= 0 or self.seed < 0 or (self.steps is not None and self.steps < 1):
+            raise InputError(
+                f"minutes and steps must be above 0 and seed at least 0, got {self.minutes}, {self.steps}, {self.seed}"
+            )
+
 
 def create_avatar(
     video: Path,
@@ -64,19 +71,22 @@ def create_avatar(
     config = config or CreateConfig()
     video, output = Path(video), Path(output)
     check_writable(output, (SUFFIX,), inputs=[video])
-    network = preset_for(config.size)
+    network, info = preset_for(config.size), probe(video)
+    report = output.with_name(f"{output.stem}-report")
+    if config.evaluate and report.is_file():
+        raise OutputError(
+            f"{report} is a file, the report needs a folder of that name; move it or choose another -o"
+        )
 
-    # Is it good enough, and what will it cost?
+    # What will it cost, and is it good enough?
+    prediction = predict_create(info.duration_s, float(info.frame_rate), config.size, config.minutes)
+    on_progress(Progress("plan", 1, 1, prediction.to_text()))
     if not config.force:
         check_recording(video, on_progress=on_progress).raise_if_refused()
     work = Work.open(output, video, config)
 
     # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
     recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)
-    prediction = predict_create(
-        recording.info.duration_s, float(recording.info.frame_rate), config.size, config.minutes
-    )
-    on_progress(Progress("plan", 1, 1, prediction.to_text()))
     train, held_out = recording.samples(config.size, on_progress=on_progress)
 
     # Explicit first: plate, texture and matte by direct computation.
@@ -113,9 +123,8 @@ def create_avatar(
 
     # How good is it, on frames it has never seen?
     if config.evaluate:
-        folder = output.with_name(f"{output.stem}-report")
         evaluation = evaluate_recording(
-            avatar, recording, explicit, train, held_out, output=folder, on_progress=on_progress
+            avatar, recording, explicit, train, held_out, output=report, on_progress=on_progress
         )
         avatar = avatar.with_evaluation(summary_of(evaluation))
         avatar.save(output)
@@ -147,9 +156,13 @@ class Work:
         """Go on with the folder of a stopped run of the same recording and settings, or start a new one."""
         folder, digest = output.with_name(output.name + ".work"), sha256_of(video)
         # What does not change the numbers may differ between the two runs.
-        settings = replace(config, resume=True, force=True, evaluate=True, minutes=0.0).to_json()
+        settings = replace(
+            config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False
+        ).to_json()
         key = json.dumps({"recording": digest, "settings": settings, "version": omokage.__version__})
         marker = folder / "run.json"
+        if folder.exists() and not marker.is_file():
+            raise OutputError(f"{folder} is in the way and not of omokage; move it or choose another -o")
         try:
             same = marker.is_file() and marker.read_text() == key
             if folder.exists() and not (same and config.resume):

@@ -42,8 +42,12 @@ def demo(
     Everything is written into `folder`, with the visible label 'sample, generated'. Raises OutputError.
     """
     folder = Path(folder)
+    marker = folder / ".omokage-demo"
+    if folder.is_dir() and any(folder.iterdir()) and not marker.exists():
+        raise OutputError(f"{folder} holds other files; give -o an empty or new folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        marker.touch()
     except OSError as error:
         raise OutputError(f"cannot use {folder} as a folder ({error.strerror}); choose another -o") from error
     portrait, clip = folder / "portrait.png", folder / "rehearsal.mp4"

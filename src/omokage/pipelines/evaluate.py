@@ -62,6 +62,7 @@ def evaluate_avatar(
         raise InputError(
             f"{video} is not the recording this avatar was made from; give the right one with --recording"
         )
+    _make_folder(output)
     opened = Recording.open(video, size=loaded.size, on_progress=on_progress)
     train, held_out = opened.samples(loaded.size, on_progress=on_progress)
     explicit = build_explicit(opened.conditioner(loaded.config), train, on_progress=on_progress)

@@ -101,11 +101,12 @@ def reenact(
     person = avatar if isinstance(avatar, Avatar) else Avatar.load(Path(avatar))
     background = _background(config.background, person.size)
 
+    controls, renderer = config.controls(), Renderer(person, runtime=config.runtime, background=background)
+
     driving = open_driver(driver, on_progress=on_progress)
-    rest, controls = Rest.of(person.track), config.controls()
+    rest = Rest.of(person.track)
     moved = retarget(driving.track, source_rest=rest, coverage=Coverage.of(person.track), controls=controls)
     detail = retarget_detail(driving.track, source_rest=rest, controls=controls)
-    renderer = Renderer(person, runtime=config.runtime, background=background)
     released = release_clip(
         _pictures(renderer, motion_states(moved.motion, detail), is_transparent=is_transparent),
         output,
@@ -121,11 +122,9 @@ def reenact(
 def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) -> Driver:
     """Read or track a driver. Raises InputError for a still picture, MediaError, NoFaceError."""
     if path.suffix.lower() == ".csv":
-        track = read_arkit_csv(path)
-        return Driver(track, _rate_of(track), None)
+        return _at_constant_rate(read_arkit_csv(path))
     if path.suffix.lower() == ".track":
-        track = FaceTrack.load(path)
-        return Driver(track, _rate_of(track), None)
+        return _at_constant_rate(FaceTrack.load(path))
     if is_still_image(path):
         raise InputError(
             f"{path} is a still picture and has no movement; give a video, a .track or a .csv as driver"
@@ -134,13 +133,12 @@ def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) 
     return Driver(track, probe(path).frame_rate, read_audio(path))
 
 
-def motion_states(motion: Motion, detail: NDArray[np.float64]) -> Iterator[AvatarState]:
-    """Frames of a motion and its skin detail (T, 468, 3) as the renderer takes them."""
-    for row in range(len(motion)):
+def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Iterator[AvatarState]:
+    """Frames of a motion, each with its skin detail (468, 3), as the renderer takes them."""
+    for row, detail in enumerate(details):
         pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
-        yield AvatarState(
-            pose, motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
-        )
+        expression, gaze = motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
+        yield AvatarState(pose, expression, gaze, detail)
 
 
 def _pictures(
@@ -167,8 +165,13 @@ def _background(wish: str, size: int) -> NDArray[np.uint8] | None:
     return fit_background(read_image(Path(wish)), size)
 
 
-def _rate_of(track: FaceTrack) -> Fraction:
-    """Frame rate from the times of a track."""
-    if len(track) < 2:
-        raise InputError("the driver has a single frame and no movement; give a longer one")
-    return Fraction(1 / float(np.median(np.diff(track.time_s)))).limit_denominator(1001)
+def _at_constant_rate(track: FaceTrack) -> Driver:
+    """A stored track at its own median rate; rows that are missing are filled with the nearest in time."""
+    step = float(np.median(np.diff(track.time_s))) if len(track) > 1 else 0.0
+    if step <= 0:
+        raise InputError(
+            "the driver has no movement in time; give one with at least two frames at different times"
+        )
+    times = np.arange(track.time_s[0], track.time_s[-1] + step / 2, step)
+    rows = np.searchsorted((track.time_s[1:] + track.time_s[:-1]) / 2, times)
+    return Driver(track.select(rows), Fraction(1 / step).limit_denominator(1001), None)

@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from omokage.errors import InputError
+from omokage.errors import InputError, OutputError
 from omokage.geometry.camera import Camera
 
 FORMAT_VERSION = 1
@@ -97,8 +97,9 @@ class FaceTrack:
         return replace(self, **{name: getattr(self, name)[rows] for name in FRAME_ARRAYS})
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file, atomically."""
-        from safetensors.numpy import save
+        """Write one safetensors file, atomically. Raises OutputError."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import save_file
 
         tensors = {name: np.ascontiguousarray(getattr(self, name)) for name in FRAME_ARRAYS}
         tensors |= {
@@ -111,8 +112,15 @@ class FaceTrack:
             "camera": json.dumps(camera),
         }
         partial = path.with_name(path.name + ".part")
-        partial.write_bytes(save(tensors, metadata))
-        partial.replace(path)
+        try:
+            save_file(tensors, partial, metadata)
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise OutputError(
+                f"cannot write {path} ({error}); free some room or choose another place"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path) -> Self:

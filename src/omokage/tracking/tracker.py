@@ -28,6 +28,7 @@ from omokage.tracking.torso import TorsoTracker
 
 KEY_FRAMES = 32
 PERSONALIZE_FRAMES = 400
+IDENTITY_FRAMES = 2000
 MIN_PERSONALIZE_FRAMES = 40
 CALIBRATION_FRAMES = 30
 SETTLING_RUNS = 3
@@ -75,8 +76,8 @@ def track_clip(
     Raises NoFaceError when no frame shows a face.
     """
     observations, camera = _observe_all(frames, backend or MediaPipeLandmarks(), on_progress)
-    seen = np.array([o.face.points for o in observations if o.face is not None])
-    if camera is None or not len(seen):
+    faces = [o.face.points for o in observations if o.face is not None]
+    if camera is None or not faces:
         raise NoFaceError(
             f"No face was found in any of the {len(observations)} frames; record one person, the face toward the "
             "camera, well lit and at least 100 pixels wide."
@@ -84,7 +85,8 @@ def track_clip(
     model = MorphableModel.load()
     if subject is None:
         on_progress(Progress("identity", 0, 1))
-        subject = identify(model, camera, seen)
+        # Two thousand frames say who it is; more would only cost memory.
+        subject = identify(model, camera, np.array(faces[:: -(-len(faces) // IDENTITY_FRAMES)]))
         on_progress(Progress("identity", 1, 1))
     estimator = StateEstimator(model, subject, camera)
     states = []
