@@ -65,8 +65,14 @@ def test_every_command_is_in_the_table() -> None:
 def test_the_first_two_commands_are_the_two_make_targets() -> None:
     assert SHELL_LINES[:2] == ["make demo", "make test"]
     for line in SHELL_LINES[:2]:
+        # This test may itself run under make, which would add lines of its own.
         done = subprocess.run(
-            [*line.split(), "--dry-run"], cwd=ROOT, capture_output=True, text=True, timeout=30, check=True
+            [*line.split(), "--dry-run", "--no-print-directory"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
         )
         assert done.stdout.startswith("scripts/setup\n")
 

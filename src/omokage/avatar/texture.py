@@ -85,7 +85,8 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
     color_weight, opacity_weight = np.full(len(triangles), 1e-9), np.full(len(triangles), 1e-9)
     size = conditioner.config.size
     map_xy = np.zeros((side, 2 * side, 2), dtype=np.float32)
-    for sample in samples:
+    frames = 0
+    for frames, sample in enumerate(samples, start=1):  # noqa: B007
         points, _ = conditioner.project(sample.state)
         raster = rasterize(points, conditioner.triangles, size, size)
         depth = np.where(
@@ -119,9 +120,9 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
     )
     known = np.zeros(inside.shape, dtype=bool)
     known[inside] = opacity_weight > 1e-6
-    # The mouth's inside is seen in slits, by a few frames each: its mean is noise unless it is smoothed.
+    # The mouth's inside is seen in slits, by a few frames each: the mean of several is noise unless it is smoothed.
     is_mouth = np.zeros(inside.shape, dtype=bool)
-    is_mouth[inside] = np.isin(triangles, conditioner.model.mouth_interior).all(axis=1)
+    is_mouth[inside] = np.isin(triangles, conditioner.model.mouth_interior).all(axis=1) & (frames > 1)
     seen_weight = np.zeros(inside.shape)
     seen_weight[inside] = np.where(is_mouth[inside], opacity_weight, 0.0)
     blurred = cv2.GaussianBlur(np.dstack([atlas * seen_weight[..., None], seen_weight]), (0, 0), side / 64)

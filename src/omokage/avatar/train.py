@@ -138,7 +138,9 @@ def _train_step(run: Run, rows: Tensor, batch: Batch, share: float, config: Trai
     color, matte = run.generator(batch.warp, batch.drawing, batch.motion, code)
     portrait = composite(color, matte, batch.plate)
     scale = portrait.shape[-1] // batch.drawing.shape[-1]
-    face, features = batch.drawing[:, 3:4], batch.drawing[:, 4:6].sum(dim=1, keepdim=True)
+    # Eyes and the mouth's inside, grown by a cell: lids and lips are what people look at.
+    face, inside = batch.drawing[:, 3:4], batch.drawing[:, 4:6].amax(dim=1, keepdim=True)
+    features = F.max_pool2d(inside, kernel_size=3, stride=1, padding=1)
     important = F.interpolate(
         config.face_weight * face + config.feature_weight * features, scale_factor=float(scale)
     )
