@@ -41,7 +41,7 @@ class TrainingConfig(Config):
     batch: int = 4
     seed: int = 0
     learning_rate: float = 3e-3
-    texture_rate: float = 4e-3
+    texture_rate: float = 2e-3
     feature_rate: float = 1e-2
     code_rate: float = 1e-2
     window: int = 16
@@ -68,14 +68,10 @@ class Run:
         textures = {id(generator.colors), id(generator.features)}
         self.network = [p for p in generator.parameters() if id(p) not in textures]
         self.rates = (config.learning_rate, config.texture_rate, config.feature_rate, config.code_rate)
-        # Adam normalizes every texel by its own history, which turns the few gradients of a rarely
-        # seen texel into noise.
-        # This epsilon, a fraction of one pixel's gradient, leaves the often seen ones as they are.
-        pixel = 0.25 / (3 * config.batch * generator.config.size**2)
         groups: list[dict[str, Any]] = [
             {"params": self.network},
-            {"params": [generator.colors], "eps": pixel},
-            {"params": [generator.features], "eps": pixel},
+            {"params": [generator.colors]},
+            {"params": [generator.features]},
             {"params": [self.codes]},
         ]
         for group, rate in zip(groups, self.rates, strict=True):
