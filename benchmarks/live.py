@@ -45,6 +45,7 @@ from omokage.render.retarget import Rest
 from omokage.tracking.tracker import OnlineTracker, track_clip
 
 CLIP_SIDE_PX = 512
+QUIET_CORES = 0.25
 TARGETS = {
     "tracking": {"must_fps": 40, "goal_fps": 60},
     "live-256": {"must_fps": 25, "must_p95_ms": 60, "goal_fps": 40},
@@ -59,6 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--avatar", type=Path, help="a trained avatar, of one of the sizes")
     parser.add_argument("--frames", type=int, default=150)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--wait", type=float, default=0, help="seconds to wait for a quiet machine before each repeat"
+    )
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args(arguments)
@@ -67,6 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     track = track_clip(frames)
     tracking, others = [], []
     for _ in range(given.repeats):
+        wait_for_quiet(given.wait)
         watch = Others()
         tracking.append(asdict(tracking_speed(frames, OnlineTracker(subject=track.subject))))
         others.append(watch.cores())
@@ -82,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         stages = stages_of(avatar)
         live, others = [], []
         for _ in range(given.repeats):
+            wait_for_quiet(given.wait)
             watch = Others()
             live.append(live_on(avatar, given.clip, given.frames, track))
             others.append(watch.cores())
@@ -135,6 +141,16 @@ class Others:
             return None
         busy, own, seconds = (after - before for after, before in zip(now, self._start, strict=True))
         return round(max(0.0, busy - own) / seconds, 2)
+
+
+def wait_for_quiet(seconds: float) -> None:
+    """Until other processes use less than `QUIET_CORES`, but no longer than this."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        watch = Others()
+        time.sleep(2)
+        if (watch.cores() or 0.0) < QUIET_CORES:
+            return
 
 
 def avatar_of(trained: Path | None, size: int) -> Avatar:
