@@ -33,7 +33,7 @@ DECODING_S = 0.003
 FIXED_S = 12.0
 # Memory, GB: the program with its networks; training, and the explicit avatar's medians, by the pixel; copies of the
 # frames (with their mattes, then those of the evaluation).
-PROGRAM_GB = 0.62
+PROGRAM_GB = 0.82
 TRAINING_GB_PER_PIXEL = 5.0e-6
 EXPLICIT_GB_PER_PIXEL = 64 * 3 * 10 / 1e9
 BYTES_PER_KEPT_PIXEL = 4 + 2 * 3
