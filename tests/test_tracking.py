@@ -9,10 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import skimage.data
+from scipy.spatial.transform import Rotation
 
 from omokage.errors import InputError, NoFaceError
-from omokage.geometry.camera import rotation_matrix, yaw_pitch_roll
+from omokage.geometry.camera import yaw_pitch_roll
 from omokage.media.clip import Frame
+from omokage.tracking.appearance import Appearance, FaceCrop, learn_appearance
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.fitting import FREE, FaceFitter
 from omokage.tracking.landmarks import Landmarks, MediaPipeLandmarks, count_faces
@@ -20,10 +22,29 @@ from omokage.tracking.matting import matte, refine_against_background
 from omokage.tracking.smoothing import CHANNELS, OneEuro, smooth_signal
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.torso import TorsoTracker
-from omokage.tracking.tracker import Observation, OnlineTracker, StateEstimator, concatenate, track_clip
+from omokage.tracking.tracker import (
+    Observation,
+    Observer,
+    OnlineTracker,
+    StateEstimator,
+    concatenate,
+    track_clip,
+)
 
 SIZE = 256
 FRAME_RATE = 15.0
+
+
+def from_rest(rotation: np.ndarray) -> Rotation:
+    """Turns (T,) against their median: the head's own rest."""
+    turns = Rotation.from_rotvec(rotation)
+    return Rotation.from_rotvec(np.median(rotation, axis=0)).inv() * turns
+
+
+def turn_error(found: np.ndarray | Rotation, known: np.ndarray | Rotation) -> np.ndarray:
+    """The one turn (T,) that is between two, degrees."""
+    one, other = (t if isinstance(t, Rotation) else Rotation.from_rotvec(t) for t in (found, known))
+    return np.degrees((one.inv() * other).magnitude())
 
 
 class Performance:
@@ -34,6 +55,15 @@ class Performance:
         self.truth = self.person.performance(6.0, frame_rate=FRAME_RATE, size=SIZE)
         self.frames = list(self.person.render_clip(self.truth, noise=2.0))
         self.track = track_clip(self.frames)
+
+    def appearance(self) -> Appearance:
+        """The skin of the tracked subject, learned from a part of the clip."""
+        observer = Observer(MediaPipeLandmarks())
+        seen = [observer.step(frame) for frame in self.frames[:40]][::3]
+        fitter = FaceFitter(self.person.model, self.track.subject, self.truth.camera)
+        points = np.array([o.face.points for o in seen if o.face is not None])
+        crops = [o.crop for o in seen if o.crop is not None]
+        return learn_appearance(fitter, points, crops, with_shape=False)[1]
 
     def correlation(self, *names: str) -> float:
         """Of the mean over `names`, tracked against true."""
@@ -48,13 +78,10 @@ def performance() -> Performance:
 
 
 def test_pose_error(performance: Performance) -> None:
-    """Median error: under 1.5 degrees as the mean over yaw, pitch and roll; the whole turn under 2.6 degrees."""
+    """Median of the whole turn against the head's own rest: under 1.5 degrees; against the camera: under 2.6."""
     found, known = performance.track, performance.truth
-    angles = np.degrees(yaw_pitch_roll(found.rotation) - yaw_pitch_roll(known.rotation))
-    assert np.median(np.abs(angles), axis=0).mean() < 1.5
-    between = rotation_matrix(found.rotation) @ np.swapaxes(rotation_matrix(known.rotation), 1, 2)
-    turn = np.degrees(np.arccos(np.clip((np.trace(between, axis1=1, axis2=2) - 1) / 2, -1, 1)))
-    assert np.median(turn) < 2.6
+    assert np.median(turn_error(found.rotation, known.rotation)) < 2.6
+    assert np.median(turn_error(from_rest(found.rotation), from_rest(known.rotation))) < 1.5
     assert np.abs(yaw_pitch_roll(known.rotation)).max() > np.radians(15)  # the test does turn the head
 
 
@@ -65,16 +92,26 @@ def test_pose_error(performance: Performance) -> None:
         ("eyeBlinkLeft", "eyeBlinkRight"),
         ("mouthSmileLeft", "mouthSmileRight"),
         ("browInnerUp",),
+        ("browOuterUpLeft", "browOuterUpRight"),
     ],
 )
 def test_expressions_follow_the_truth(performance: Performance, names: tuple[str, ...]) -> None:
     assert performance.correlation(*names) > 0.9
 
 
-def test_outer_brow_alone_is_weaker(performance: Performance) -> None:
-    """A known limit: the network moves the whole brow when only its tail rises."""
-    assert performance.correlation("browOuterUpLeft", "browOuterUpRight") > 0.6
-    assert performance.correlation("browInnerUp", "browOuterUpLeft", "browOuterUpRight") > 0.8
+def test_the_skin_corrects_the_landmarks(performance: Performance) -> None:
+    """The same observations without the pictures of the face are farther from the truth."""
+    known, subject = performance.truth, performance.track.subject
+    observer = Observer(MediaPipeLandmarks())
+    estimator = StateEstimator(performance.person.model, subject, known.camera)
+    rough = [
+        estimator.step(replace(observer.step(frame), crop=None)).rotation for frame in performance.frames
+    ]
+    errors = [
+        np.median(turn_error(from_rest(rotation), from_rest(known.rotation)))
+        for rotation in (performance.track.rotation, np.array(rough))
+    ]
+    assert errors[0] < 0.75 * errors[1]
 
 
 def test_gaze_follows_the_truth(performance: Performance) -> None:
@@ -115,8 +152,9 @@ def test_exact_landmarks_give_exact_parameters(performance: Performance) -> None
 
 def test_offline_and_online_agree(performance: Performance) -> None:
     subject, frames = performance.track.subject, performance.frames[:25]
-    offline = track_clip(frames, subject=subject, smooth=False)
-    tracker = OnlineTracker(subject=subject, smooth=False)
+    appearance = performance.appearance()
+    offline = track_clip(frames, subject=subject, appearance=appearance, smooth=False)
+    tracker = OnlineTracker(subject=subject, appearance=appearance, smooth=False)
     for _ in range(2):  # a second stream starts afresh
         with tracker.streaming():
             states = [tracker.step(frame) for frame in frames]
@@ -130,13 +168,52 @@ def test_offline_and_online_agree(performance: Performance) -> None:
         np.testing.assert_allclose(torso, offline.torso, atol=1e-5)
 
 
-def test_online_calibrates_itself(performance: Performance) -> None:
-    tracker = OnlineTracker(calibration_frames=12)
+def test_online_gets_to_know_a_person(performance: Performance) -> None:
+    """A person never seen before, known from 20 frames: turns of the head, brows and jaw of the rest follow the truth."""
+    tracker = OnlineTracker(calibration_frames=20, smooth=False)
     start = tracker.subject
-    states = [tracker.step(frame) for frame in performance.frames[:20]]
+    states = [tracker.step(frame) for frame in performance.frames[:70]]
     assert tracker.subject is not start
     assert np.abs(tracker.subject.identity).max() > 0.05
     assert all(state.is_tracked for state in states)
+    known, found = performance.truth.select(slice(20, 70)), states[20:]
+    rotation = np.array([state.rotation for state in found])
+    assert np.median(turn_error(from_rest(rotation), from_rest(known.rotation))) < 1.8
+    for name in ("jawOpen", "browInnerUp", "browOuterUpLeft"):
+        column = BLENDSHAPES.index(name)
+        weights = [state.expression[column] for state in found]
+        assert np.corrcoef(weights, known.expression[:, column])[0, 1] > 0.9
+
+
+def test_a_covered_mouth_lowers_confidence(performance: Performance) -> None:
+    """Confidence tells what is visible: a bar over the mouth takes a good part of it, and it comes back."""
+    frames = list(performance.frames[:30])
+    for row in range(12, 18):
+        image = frames[row].image.copy()
+        x, y = performance.track.landmarks[row, [61, 291]].mean(axis=0)[:2].astype(int)
+        cv2.rectangle(image, (x - 40, y - 16), (x + 40, y + 22), (190, 150, 130), -1)
+        frames[row] = replace(frames[row], image=image)
+    subject, appearance = performance.track.subject, performance.appearance()
+    confidence = track_clip(frames, subject=subject, appearance=appearance).confidence
+    assert confidence[12:18].max() < 0.85 < confidence[[*range(12), *range(19, 30)]].min()
+
+
+def test_face_crop_says_where_it_is_from(performance: Performance) -> None:
+    """A place of the picture is found again in the crop, wherever the face is, also beyond the picture's edge."""
+    rng = np.random.default_rng(0)
+    image = cv2.GaussianBlur(rng.uniform(0, 255, (300, 400, 3)).astype(np.float32), (0, 0), 4)
+    image = np.clip(127 + 6 * (image - 127), 0, 255).astype(np.uint8)
+    points = performance.track.landmarks[0].copy()
+    views = [
+        FaceCrop.of(image, points + np.array([x, y, 0], np.float32)).view()
+        for x, y in ((20, 30), (35.5, 12.25))
+    ]
+    middle = np.add(points[:468, :2].mean(axis=0), (30, 20))
+    pixels = middle + rng.uniform(-25, 25, (200, 2))
+    first, second = (view.at(pixels)[0] for view in views)
+    assert np.corrcoef(first, second)[0, 1] > 0.98
+    at_edge = FaceCrop.of(image, points - np.array([200, 200, 0], np.float32)).view()
+    assert np.isfinite(at_edge.planes).all()
 
 
 def test_still_head_stays_still() -> None:

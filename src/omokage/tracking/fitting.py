@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from omokage.geometry.camera import Camera, axis_angle, rotation_matrix
+from omokage.geometry.camera import Camera, axis_angle
 from omokage.geometry.mesh import vertex_normals
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, Subject
@@ -22,7 +22,6 @@ from omokage.tracking.morphable import EYE_RADIUS_CM, MAX_GAZE_RAD, MorphableMod
 Float = NDArray[np.float64]
 
 NOISE_CM = 0.15  # what a landmark is expected to be off, on the face; errors of neighbors are alike
-DEPTH_SHARE = 0.0
 WARM_ITERATIONS = 2
 COLD_ITERATIONS = 12
 EYE_LOOK = tuple(i for i, name in enumerate(BLENDSHAPES) if name.startswith("eyeLook"))
@@ -65,12 +64,12 @@ class FaceFitter:
         self.camera = camera
         self.subject = subject
         skin = slice(0, region.SKIN_COUNT)
-        self._neutral = subject.neutral[skin].astype(np.float64)
+        self.neutral = subject.neutral[skin].astype(np.float64)
         fields = subject.blendshapes[:, skin].astype(np.float64)
         self._fixed_fields = fields[list(EYE_LOOK)]
-        self._fields = np.ascontiguousarray(fields[FREE].transpose(1, 0, 2))
+        self.free_fields = np.ascontiguousarray(fields[FREE].transpose(1, 0, 2))
         self._flat_fields = fields[FREE].reshape(len(FREE), -1)
-        self._normals = vertex_normals(subject.neutral, model.triangles[: model.skin_triangle_count])[skin]
+        self.normals = vertex_normals(subject.neutral, model.triangles[: model.skin_triangle_count])[skin]
         self._weights = landmark_weights(model)
         self._cost = np.array([_COST.get(BLENDSHAPES[i], _DEFAULT_COST) for i in FREE])
 
@@ -79,14 +78,14 @@ class FaceFitter:
         observed = np.asarray(points, dtype=np.float64)
         state = self.rigid(observed) if start is None else start
         for iteration in range(COLD_ITERATIONS if start is None else WARM_ITERATIONS):
-            state = self._step(observed, state)
+            state = self.advance(state, *self.joint_equations(observed, state))
             if iteration < 2 or start is None:
                 state = self.look(observed, state)
         return replace(state, residual_px=float(self.residuals(observed, state).mean()))
 
     def rigid(self, observed: Float) -> FaceFit:
         """Pose alone, from the network's own depth: a start for anything."""
-        points, neutral = observed[: region.SKIN_COUNT], self._neutral
+        points, neutral = observed[: region.SKIN_COUNT], self.neutral
         center, origin = points.mean(axis=0), neutral.mean(axis=0)
         left, values, right = np.linalg.svd((points - center).T @ (neutral - origin))
         sign = np.array([1.0, 1.0, np.sign(np.linalg.det(left @ right))])
@@ -108,17 +107,26 @@ class FaceFitter:
 
     def normal_equations(
         self, observed: NDArray[np.floating], state: FaceFit, fields: Float
-    ) -> tuple[Float, Float, Float, Float]:
+    ) -> tuple[Float, Float]:
         """The quadratic around `state`, with pose eliminated, in units of the expected error.
 
         fields: (468, M, 3), displacement fields in head space. Returns hessian (M, M) and gradient (M,) of the fields'
-        weights, and the pose change (6: turn in camera axes, then shift) as `turn - follow @ change of weights`:
-        turn (6,), follow (6, M).
+        weights.
         """
-        matrix = rotation_matrix(state.rotation)
-        facing = np.clip(-(self._normals @ matrix.T)[:, 2] / 0.3, 0.08, 1.0)
-        hessian, gradient = _accumulate(
-            fields,
+        hessian, gradient, _, _ = _without_pose(*self.joint_equations(observed, state, fields))
+        return hessian, gradient
+
+    def joint_equations(
+        self, observed: NDArray[np.floating], state: FaceFit, fields: Float | None = None
+    ) -> tuple[Float, Float]:
+        """The same with pose: hessian (M + 6, M + 6) and gradient (M + 6,), the turn in camera axes and the shift last.
+
+        fields: by default those of the expressions `FREE`.
+        """
+        matrix = turn_matrix(state.rotation)
+        facing = np.clip(-(self.normals @ matrix.T)[:, 2] / 0.3, 0.08, 1.0)
+        jacobian, error = _landmark_errors(
+            self.free_fields if fields is None else fields,
             self.posed_skin(state.expression) @ matrix.T,
             matrix,
             state.translation,
@@ -126,12 +134,17 @@ class FaceFitter:
             np.sqrt(self._weights * facing) / NOISE_CM,
             np.array([self.camera.focal_px, self.camera.width / 2, self.camera.height / 2]),
         )
-        count = fields.shape[1]
-        pose = hessian[count:, count:] + 1e-6 * np.eye(6)
-        shared = np.linalg.solve(pose, np.column_stack([hessian[count:, :count], gradient[count:]]))
-        follow, turn = shared[:, :-1], shared[:, -1]
-        across = hessian[:count, count:]
-        return hessian[:count, :count] - across @ follow, gradient[:count] - across @ turn, turn, follow
+        return jacobian.T @ jacobian, jacobian.T @ error
+
+    def with_cost(
+        self, state: FaceFit, hessian: Float, gradient: Float, first: int = 0
+    ) -> tuple[Float, Float]:
+        """A quadratic with the cost of the expressions `FREE` added, whose weights start at index `first`."""
+        rows = first + np.arange(len(FREE))
+        hessian, gradient = hessian.copy(), gradient.copy()
+        hessian[rows, rows] += self._cost
+        gradient[rows] -= self._cost * state.expression[FREE] + _SPARSITY
+        return hessian, gradient
 
     def posed_skin(self, expression: Float) -> Float:
         """Skin (468, 3) in head space."""
@@ -140,24 +153,24 @@ class FaceFitter:
         look = expression[list(EYE_LOOK)]
         if look.any():
             moved = moved + np.tensordot(look, self._fixed_fields, 1)
-        return np.asarray(self._neutral + moved)
+        return np.asarray(self.neutral + moved)
 
-    def _step(self, observed: Float, state: FaceFit) -> FaceFit:
-        hessian, gradient, turn, follow = self.normal_equations(observed, state, self._fields)
+    def advance(self, state: FaceFit, hessian: Float, gradient: Float) -> FaceFit:
+        """One Gauss-Newton step on a joint quadratic: expressions stay in [0, 1]."""
+        hessian, gradient, turn, follow = _without_pose(*self.with_cost(state, hessian, gradient))
         weights = state.expression[FREE]
-        gradient = gradient - self._cost * weights - _SPARSITY
-        change = _descend(hessian + np.diag(self._cost), gradient, weights)
+        change = _descend(hessian, gradient, weights)
         turn = turn - follow @ change
         expression = state.expression.copy()
         expression[FREE] = weights + change
-        rotation = axis_angle(rotation_matrix(turn[:3]) @ rotation_matrix(state.rotation))
+        rotation = axis_angle(turn_matrix(turn[:3]) @ turn_matrix(state.rotation))
         return replace(
             state, rotation=rotation, translation=state.translation + turn[3:], expression=expression
         )
 
     def look(self, observed: Float, state: FaceFit) -> FaceFit:
         """Gaze from the irises; the lids' share of it goes into the eyeLook expressions."""
-        matrix = rotation_matrix(state.rotation)
+        matrix = turn_matrix(state.rotation)
         gaze = state.gaze.copy()
         for eye, first in enumerate(region.IRIS_CENTERS):
             if state.expression[BLINK[eye]] > 0.65:
@@ -207,50 +220,54 @@ def landmark_weights(model: MorphableModel) -> Float:
     return weights
 
 
+def _without_pose(hessian: Float, gradient: Float) -> tuple[Float, Float, Float, Float]:
+    """A joint quadratic (M + 6) -> hessian (M, M), gradient (M,), and pose as `turn - follow @ change of weights`."""
+    count = len(gradient) - 6
+    pose = hessian[count:, count:] + 1e-6 * np.eye(6)
+    shared = np.linalg.solve(pose, np.column_stack([hessian[count:, :count], gradient[count:]]))
+    follow, turn = np.asarray(shared[:, :-1]), np.asarray(shared[:, -1])
+    across = hessian[:count, count:]
+    return hessian[:count, :count] - across @ follow, gradient[:count] - across @ turn, turn, follow
+
+
 @njit(cache=True, nogil=True)
-def _accumulate(fields, turned, matrix, translation, observed, weights, camera):  # type: ignore[no-untyped-def]
-    """Hessian (M + 6, M + 6) and gradient of the squared, weighted error of x, y and (less) depth; pose comes last."""
+def _landmark_errors(fields, turned, matrix, translation, observed, weights, camera):  # type: ignore[no-untyped-def]
+    """Weighted errors (2 N,) of x and y in cm on the face, and their derivatives (2 N, M + 6); pose comes last."""
     count, shapes = fields.shape[0], fields.shape[1]
-    size = shapes + 6
-    hessian = np.zeros((size, size))
-    gradient = np.zeros(size)
-    rows = np.zeros((3, size))
-    cm_per_px = translation[2] / camera[0]
-    middle = (observed[:, 2] * cm_per_px - turned[:, 2]).mean()
+    rows = np.zeros((2 * count, shapes + 6))
+    errors = np.empty(2 * count)
     for v in range(count):
-        z = turned[v, 2] + translation[2]
-        ray_x, ray_y = (turned[v, 0] + translation[0]) / z, (turned[v, 1] + translation[1]) / z
-        w = weights[v]
-        flat, deep = w * translation[2] / z, w * DEPTH_SHARE
-        for k in range(shapes):
-            a, b, c = fields[v, k, 0], fields[v, k, 1], fields[v, k, 2]
-            depth = matrix[2, 0] * a + matrix[2, 1] * b + matrix[2, 2] * c
-            rows[0, k] = flat * (matrix[0, 0] * a + matrix[0, 1] * b + matrix[0, 2] * c - ray_x * depth)
-            rows[1, k] = flat * (matrix[1, 0] * a + matrix[1, 1] * b + matrix[1, 2] * c - ray_y * depth)
-            rows[2, k] = deep * depth
         x, y, h = turned[v, 0], turned[v, 1], turned[v, 2]
-        # Derivatives of the turned point by a small turn: the axes' cross products with it; then by a shift.
-        for k in range(3):
-            dx = (0.0, h, -y)[k]
-            dy = (-h, 0.0, x)[k]
-            dz = (y, -x, 0.0)[k]
-            rows[0, shapes + k] = flat * (dx - ray_x * dz)
-            rows[1, shapes + k] = flat * (dy - ray_y * dz)
-            rows[2, shapes + k] = deep * dz
-        rows[0, shapes + 3], rows[1, shapes + 4] = flat, flat
-        rows[0, shapes + 5], rows[1, shapes + 5] = -flat * ray_x, -flat * ray_y
-        error_x = w * ((observed[v, 0] - camera[1]) / camera[0] - ray_x) * translation[2]
-        error_y = w * ((observed[v, 1] - camera[2]) / camera[0] - ray_y) * translation[2]
-        error_z = deep * (observed[v, 2] * cm_per_px - h - middle)
-        for i in range(size):
-            ax, ay, az = rows[0, i], rows[1, i], rows[2, i]
-            gradient[i] += ax * error_x + ay * error_y + az * error_z
-            for j in range(i, size):
-                hessian[i, j] += ax * rows[0, j] + ay * rows[1, j] + az * rows[2, j]
-    for i in range(size):
-        for j in range(i):
-            hessian[i, j] = hessian[j, i]
-    return hessian, gradient
+        z = h + translation[2]
+        ray_x, ray_y = (x + translation[0]) / z, (y + translation[1]) / z
+        flat = weights[v] * translation[2] / z
+        for axis in range(2):
+            row, ray = rows[2 * v + axis], (ray_x, ray_y)[axis]
+            a = flat * (matrix[axis, 0] - ray * matrix[2, 0])
+            b = flat * (matrix[axis, 1] - ray * matrix[2, 1])
+            c = flat * (matrix[axis, 2] - ray * matrix[2, 2])
+            for k in range(shapes):
+                row[k] = a * fields[v, k, 0] + b * fields[v, k, 1] + c * fields[v, k, 2]
+            row[shapes + 3 + axis], row[shapes + 5] = flat, -flat * ray
+            error = (observed[v, axis] - camera[1 + axis]) / camera[0] - ray
+            errors[2 * v + axis] = weights[v] * error * translation[2]
+        # The point turned a little about x, y and z moves by the axes' cross products with it.
+        first, second = rows[2 * v], rows[2 * v + 1]
+        first[shapes], second[shapes] = -flat * ray_x * y, -flat * (h + ray_y * y)
+        first[shapes + 1], second[shapes + 1] = flat * (h + ray_x * x), flat * ray_y * x
+        first[shapes + 2], second[shapes + 2] = -flat * y, flat * x
+    return rows, errors
+
+
+@njit(cache=True, nogil=True)
+def turn_matrix(turn):  # type: ignore[no-untyped-def]
+    """`rotation_matrix` of one axis-angle (3,), quickly."""
+    angle = np.sqrt(turn[0] ** 2 + turn[1] ** 2 + turn[2] ** 2)
+    first = np.sin(angle) / angle if angle > 1e-8 else 1.0
+    second = (1 - np.cos(angle)) / angle**2 if angle > 1e-8 else 0.5
+    x, y, z = turn
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + first * cross + second * (cross @ cross)
 
 
 @njit(cache=True, nogil=True)

@@ -52,7 +52,7 @@ def solve_identity(model: MorphableModel, camera: Camera, points: NDArray[np.flo
         gradient = -hessian @ identity
         for face, fit in zip(points, fits, strict=True):
             assert fit is not None
-            curvature, slope, _, _ = fitter.normal_equations(face, fit, basis)
+            curvature, slope = fitter.normal_equations(face, fit, basis)
             hessian += curvature
             gradient += slope
         identity = identity + np.linalg.solve(hessian, gradient)

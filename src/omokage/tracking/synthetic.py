@@ -27,14 +27,16 @@ Color = tuple[float, float, float]
 TEXTURE_PX = 512
 SUPERSAMPLING = 2
 _LIGHT = np.array([-0.35, -0.45, -0.82])
-# Ellipsoids of the rest of the person, head space at rest: center, radii (cm), color of the material.
 _SHELL_RINGS = 7
 
 
 class SyntheticSubject:
-    """A made-up person. `seed` chooses the face's shape, skin, hair and eyes. `subject` is the true face model."""
+    """A made-up person. `seed` chooses the face's shape, skin, hair and eyes. `subject` is the true face model.
 
-    def __init__(self, seed: int) -> None:
+    skin: (S, S, 3) levels in the model's texture map, in place of the painted skin; a photo's, for example.
+    """
+
+    def __init__(self, seed: int, *, skin: NDArray[np.floating] | None = None) -> None:
         self.model = MorphableModel.load()
         rng = np.random.default_rng(seed)
         self.subject = self.model.subject(rng.normal(0, 0.25, len(self.model.id_basis)))
@@ -43,6 +45,10 @@ class SyntheticSubject:
         self._clothes = rng.uniform(50, 170, 3)
         self._iris = np.array([[96, 66, 40], [70, 96, 120], [84, 92, 60]][int(rng.integers(3))])
         self._texture = self._paint(rng)
+        if skin is not None:
+            self._texture = cv2.resize(skin.astype(np.float32), (TEXTURE_PX, TEXTURE_PX))
+            cheeks = np.round(self.model.uv[list(region.CHEEK)] * (TEXTURE_PX - 1)).astype(int)
+            self._skin = np.median(self._texture[cheeks[:, 1], cheeks[:, 0]], axis=0)
         self._wall = _background(rng)
         self._oval = self.model.face_oval
         self._shell_faces = _tube_faces(len(self._oval), _SHELL_RINGS, self.model.vertex_count)

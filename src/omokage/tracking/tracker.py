@@ -1,6 +1,7 @@
 """MAIN of tracking: a clip or a live camera in, a `FaceTrack` out.
 
-track_clip      observe every frame -> who is it -> state of every frame -> smooth without lag
+track_clip      observe every frame -> who is it, and how does the skin look -> state of every frame -> smooth
+                without lag
 OnlineTracker   the same observation and the same fit, one frame at a time
 """
 
@@ -16,8 +17,9 @@ from numpy.typing import NDArray
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import NoFaceError
-from omokage.geometry.camera import Camera, yaw_pitch_roll
+from omokage.geometry.camera import Camera, axis_angle, rotation_matrix, yaw_pitch_roll
 from omokage.media.clip import Frame
+from omokage.tracking.appearance import STEPS, Appearance, AppearanceFitter, FaceCrop, learn_appearance
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.fitting import FaceFit, FaceFitter
 from omokage.tracking.identity import key_frames, personalize, solve_identity
@@ -30,9 +32,12 @@ KEY_FRAMES = 32
 PERSONALIZE_FRAMES = 400
 IDENTITY_FRAMES = 2000
 MIN_PERSONALIZE_FRAMES = 40
+APPEARANCE_FRAMES = 120
+MIN_APPEARANCE_FRAMES = 10
 CALIBRATION_FRAMES = 30
 SETTLING_RUNS = 3
 MAX_WARM_JUMP = 0.15  # of the face's size: a face that moved farther is fitted afresh
+LEAST_VISIBLE = 0.3  # of the face: with less, the skin is no guide and the landmarks decide alone
 _BAD_FIT = 0.03  # mean residual as a share of the face's size
 
 
@@ -54,41 +59,54 @@ class FaceState:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one frame shows before any model: `face` None when nobody is seen; `torso` (4,) against the first frame."""
+    """What one frame shows before any model: `face` None when nobody is seen; `torso` (4,) against the first frame.
+
+    crop: the picture of the face; without it the state comes from the landmarks alone.
+    """
 
     frame_index: int
     time_s: float
     face: Landmarks | None
     torso: NDArray[np.float32]
+    crop: FaceCrop | None = None
 
 
 def track_clip(
     frames: Iterable[Frame],
     *,
     subject: Subject | None = None,
+    appearance: Appearance | None = None,
     backend: LandmarkBackend | None = None,
     smooth: bool = True,
     on_progress: ProgressCallback = ignore_progress,
 ) -> FaceTrack:
     """Track one person through a clip. Frames are read once and not kept.
 
-    subject: the person, if known from another recording; otherwise solved from this one. smooth: zero-phase smoothing.
+    subject, appearance: the person, if known from another recording; otherwise solved from this one.
+    smooth: zero-phase smoothing.
     Raises NoFaceError when no frame shows a face.
     """
     observations, camera = _observe_all(frames, backend or MediaPipeLandmarks(), on_progress)
-    faces = [o.face.points for o in observations if o.face is not None]
-    if camera is None or not faces:
+    seen = [(o.face.points, o.crop) for o in observations if o.face is not None and o.crop is not None]
+    if camera is None or not seen:
         raise NoFaceError(
             f"No face was found in any of the {len(observations)} frames; record one person, the face toward the "
             "camera, well lit and at least 100 pixels wide."
         )
-    model = MorphableModel.load()
+    model, is_known = MorphableModel.load(), subject is not None
+    on_progress(Progress("identity", 0, 2))
     if subject is None:
-        on_progress(Progress("identity", 0, 1))
         # Two thousand frames say who it is; more would only cost memory.
-        subject = identify(model, camera, np.array(faces[:: -(-len(faces) // IDENTITY_FRAMES)]))
-        on_progress(Progress("identity", 1, 1))
-    estimator = StateEstimator(model, subject, camera)
+        subject = identify(model, camera, np.array([p for p, _ in seen[:: -(-len(seen) // IDENTITY_FRAMES)]]))
+    on_progress(Progress("identity", 1, 2))
+    if appearance is None and len(seen) >= MIN_APPEARANCE_FRAMES:
+        rows = np.unique(np.linspace(0, len(seen) - 1, APPEARANCE_FRAMES).astype(int))
+        points, crops = np.array([seen[row][0] for row in rows]), [seen[row][1] for row in rows]
+        with_shape = not is_known and len(seen) >= MIN_PERSONALIZE_FRAMES
+        fitter = FaceFitter(model, subject, camera)
+        subject, appearance = learn_appearance(fitter, points, crops, with_shape=with_shape)
+    on_progress(Progress("identity", 2, 2))
+    estimator = StateEstimator(model, subject, camera, appearance)
     states = []
     for observation in observations:
         states.append(estimator.step(observation))
@@ -123,15 +141,23 @@ class Observer:
                 faces = self._backend.detect(frame.image) or faces
         self._has_face = bool(faces)
         face = max(faces, key=_size) if faces else None
-        return Observation(frame.index, frame.time_s, face, self._torso.step(frame.image, face))
+        crop = FaceCrop.of(frame.image, face.points) if face is not None else None
+        return Observation(frame.index, frame.time_s, face, self._torso.step(frame.image, face), crop)
 
 
 class StateEstimator:
-    """Observations in order -> states of a known person. Both offline and online tracking go through here."""
+    """Observations in order -> states of a known person. Both offline and online tracking go through here.
 
-    def __init__(self, model: MorphableModel, subject: Subject, camera: Camera) -> None:
+    The landmarks give a state, the skin corrects it: what it corrected in the last frame is where it starts from.
+    """
+
+    def __init__(
+        self, model: MorphableModel, subject: Subject, camera: Camera, appearance: Appearance | None = None
+    ) -> None:
         self._fitter = FaceFitter(model, subject, camera)
+        self._skin = AppearanceFitter(self._fitter, appearance) if appearance is not None else None
         self._last: FaceFit | None = None
+        self._refined: FaceFit | None = None
         self._held = FaceState(
             frame_index=0,
             time_s=0.0,
@@ -147,7 +173,7 @@ class StateEstimator:
 
     def step(self, observation: Observation) -> FaceState:
         if observation.face is None:
-            self._last = None
+            self._last = self._refined = None
             return replace(
                 self._held,
                 frame_index=observation.frame_index,
@@ -157,24 +183,41 @@ class StateEstimator:
                 torso=observation.torso,
             )
         points, size = observation.face.points, _size(observation.face)
-        fit = self._fitter.fit(points, self._warm_start(points, size))
+        start = self._warm_start(points, size)
+        fit = self._fitter.fit(points, start)
         if fit.residual_px > _BAD_FIT * size and self._last is not None:
             afresh = self._fitter.fit(points)
             fit = min(fit, afresh, key=lambda f: f.residual_px)
+        state, visible = self._with_skin(observation, fit, is_warm=start is not None)
         self._last = fit
         self._held = FaceState(
             frame_index=observation.frame_index,
             time_s=observation.time_s,
             is_tracked=True,
-            confidence=_confidence(fit, size),
-            rotation=fit.rotation,
-            translation=fit.translation,
-            expression=fit.expression.astype(np.float32),
-            gaze=fit.gaze.astype(np.float32),
+            confidence=_closeness(fit, size) * visible,
+            rotation=state.rotation,
+            translation=state.translation,
+            expression=state.expression.astype(np.float32),
+            gaze=state.gaze.astype(np.float32),
             torso=observation.torso,
             landmarks=points,
         )
         return self._held
+
+    def _with_skin(self, observation: Observation, fit: FaceFit, *, is_warm: bool) -> tuple[FaceFit, float]:
+        """The landmarks' state corrected by the picture, and how much of the face is visible."""
+        if self._skin is None or observation.crop is None or observation.face is None:
+            return fit, _turned_share(fit)
+        view = observation.crop.view()
+        start = fit
+        if is_warm and self._last is not None and self._refined is not None:
+            start = _carried(fit, self._last, self._refined)
+        state = self._skin.refine(
+            observation.face.points, view, start, STEPS if start is not fit else 2 * STEPS
+        )
+        visible = self._skin.visible_share(view, state)
+        self._refined = state if visible > LEAST_VISIBLE else None
+        return (state if visible > LEAST_VISIBLE else fit), visible
 
     def _warm_start(self, points: NDArray[np.float32], size: float) -> FaceFit | None:
         if self._last is None:
@@ -186,14 +229,16 @@ class StateEstimator:
 class OnlineTracker:
     """Tracks a live camera, one frame at a time.
 
-    subject: the person, if known. Without one, the mean head is used for the first `calibration_frames` frames with a
-    face, then the person is solved from them (once, about a second) and `subject` changes.
+    subject, appearance: the person, if known. What is not known is solved from the first `calibration_frames` frames
+    with a face (once, about a second); until then the mean head stands for the subject, and the landmarks decide
+    alone.
     """
 
     def __init__(
         self,
         *,
         subject: Subject | None = None,
+        appearance: Appearance | None = None,
         backend: LandmarkBackend | None = None,
         smooth: bool = True,
         calibration_frames: int = CALIBRATION_FRAMES,
@@ -201,7 +246,9 @@ class OnlineTracker:
         self._model = MorphableModel.load()
         self._backend = backend or MediaPipeLandmarks()
         self._smooth = smooth
-        self._calibration_frames = calibration_frames if subject is None else 0
+        self._is_known = subject is not None
+        self._calibration_frames = calibration_frames if appearance is None else 0
+        self._appearance = appearance
         self.subject = subject or self._model.subject(np.zeros(len(self._model.id_basis)))
         self.camera: Camera | None = None
         self._start()
@@ -209,7 +256,7 @@ class OnlineTracker:
     def _start(self) -> None:
         self._observer = Observer(self._backend)
         self._estimator: StateEstimator | None = None
-        self._seen: list[NDArray[np.float32]] = []
+        self._seen: list[tuple[NDArray[np.float32], FaceCrop]] = []
         self._filters = {name: OneEuro(channel) for name, channel in CHANNELS.items()}
         self.camera = None
 
@@ -223,21 +270,24 @@ class OnlineTracker:
         """The state of one frame. All frames of a stream must have the same size."""
         if self.camera is None or self._estimator is None:
             self.camera = Camera.for_image(frame.image.shape[1], frame.image.shape[0])
-            self._estimator = StateEstimator(self._model, self.subject, self.camera)
+            self._estimator = StateEstimator(self._model, self.subject, self.camera, self._appearance)
         observation = self._observer.step(frame)
-        if self._calibration_frames and observation.face is not None:
-            self._calibrate(observation.face, self.camera)
+        if self._calibration_frames and observation.face is not None and observation.crop is not None:
+            self._seen.append((observation.face.points, observation.crop))
+            if len(self._seen) == self._calibration_frames:
+                self._calibrate(self.camera)
         state = self._estimator.step(observation)
         return self._smoothed(state) if self._smooth else state
 
-    def _calibrate(self, face: Landmarks, camera: Camera) -> None:
-        self._seen.append(face.points)
-        if len(self._seen) < self._calibration_frames:
-            return
-        points = np.array(self._seen)
-        self.subject = solve_identity(self._model, camera, points[key_frames(points, KEY_FRAMES // 2)])
-        self._estimator = StateEstimator(self._model, self.subject, camera)
-        self._calibration_frames = 0
+    def _calibrate(self, camera: Camera) -> None:
+        points, crops = np.array([p for p, _ in self._seen]), [crop for _, crop in self._seen]
+        if not self._is_known:
+            rows = key_frames(points, KEY_FRAMES // 2)
+            self.subject = solve_identity(self._model, camera, points[rows])
+        fitter = FaceFitter(self._model, self.subject, camera)
+        _, self._appearance = learn_appearance(fitter, points, crops, with_shape=False)
+        self._estimator = StateEstimator(self._model, self.subject, camera, self._appearance)
+        self._calibration_frames, self._seen = 0, []
 
     def _smoothed(self, state: FaceState) -> FaceState:
         if not state.is_tracked:
@@ -304,8 +354,23 @@ def _size(face: Landmarks) -> float:
     return float((face.points[:, :2].max(axis=0) - face.points[:, :2].min(axis=0)).max())
 
 
-def _confidence(fit: FaceFit, size: float) -> float:
-    """1 for a close fit seen from the front; falls with the residual and beyond 45 degrees of yaw."""
+def _carried(fit: FaceFit, last: FaceFit, refined: FaceFit) -> FaceFit:
+    """The landmarks' state with the correction that the skin made to their last one."""
+    turn = rotation_matrix(refined.rotation) @ rotation_matrix(last.rotation).T
+    return replace(
+        fit,
+        rotation=axis_angle(turn @ rotation_matrix(fit.rotation)),
+        translation=fit.translation + refined.translation - last.translation,
+        expression=np.clip(fit.expression + refined.expression - last.expression, 0, 1),
+    )
+
+
+def _closeness(fit: FaceFit, size: float) -> float:
+    """1 where the model meets the landmarks exactly."""
+    return float(np.exp(-((fit.residual_px / (0.02 * size)) ** 2)))
+
+
+def _turned_share(fit: FaceFit) -> float:
+    """1 for a face seen from the front; falls beyond 45 degrees of yaw."""
     yaw = abs(float(yaw_pitch_roll(fit.rotation)[0]))
-    turned = np.clip((np.radians(75) - yaw) / np.radians(30), 0.1, 1)
-    return float(np.exp(-((fit.residual_px / (0.02 * size)) ** 2)) * turned)
+    return float(np.clip((np.radians(75) - yaw) / np.radians(30), 0.1, 1))

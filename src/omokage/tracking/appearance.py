@@ -1,0 +1,330 @@
+"""Photometric tracking: what a person's skin looks like, and the pose and expression that bring it onto a picture.
+
+The landmark network is off by a millimeter or two, differently in every pose and expression; the skin itself moves
+with the head exactly. So the skin's pattern is learned at a thousand points of the face model from many pictures of
+the clip, and each picture is then aligned with it by Gauss-Newton, the landmarks keeping a small share. Pictures are
+compared after a band-pass with local contrast taken out: shading and exposure do not count, brows, lips, nostrils and
+pores do. Each point counts by how little it changed between pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Self
+
+import cv2
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+
+from omokage.media.clip import Image
+from omokage.tracking import face_regions as region
+from omokage.tracking.face_track import Subject
+from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, turn_matrix
+from omokage.tracking.morphable import MorphableModel
+
+Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+
+SIDE_PX = 208  # of the picture of a face that is compared
+EYES_PX = 80.0  # distance of the outer corners of the eyes in it, about 9 pixels per cm
+BAND_PX = (0.9, 2.7, 9.0)  # finest and coarsest blur of the band-pass, and the reach of local contrast
+CONTRAST_FLOOR = 3.0  # grey levels: flatter skin is not amplified
+JPEG_QUALITY = 92
+POINTS = 1200
+LANDMARK_SHARE = 0.05  # of the landmarks' own weight
+PICTURE_WEIGHT = 0.6  # of one point whose pattern has the variance 1
+OUTLIER = 2.5  # standard deviations
+LEAST_VARIANCE = 0.03  # of the pattern: noise of the camera and of resampling
+STEPS, LEARNING_STEPS = 2, 3
+UNLIKE, ALIKE = 0.3, 0.8  # correlation of a part of the face with its pattern: covered, seen
+ROUNDS = 5
+SHAPE_COST = 2.0  # of one standard deviation of identity, for every picture
+_OUTER_CORNERS = (33, 263)
+
+
+@dataclass(frozen=True, slots=True)
+class FaceCrop:
+    """The grey picture of one face, small enough to keep for every frame of a long clip.
+
+    jpeg: `SIDE_PX` square.  scale, offset (2,): place in the crop = scale * place in the clip's picture + offset.
+    """
+
+    jpeg: bytes
+    scale: float
+    offset: Float
+
+    @classmethod
+    def of(cls, image: Image, points: NDArray[np.floating]) -> Self:
+        """Cut from a picture uint8 (H, W, 3) around landmarks (478, 3)."""
+        eyes = np.asarray(points, dtype=np.float64)[list(_OUTER_CORNERS)]
+        scale = EYES_PX / max(float(np.linalg.norm(eyes[1] - eyes[0])), 1.0)
+        offset = SIDE_PX / 2 - scale * np.asarray(points[: region.SKIN_COUNT, :2], np.float64).mean(axis=0)
+        # Only the part around the face is turned grey and blurred: the picture may be large.
+        corner = np.floor(-offset / scale).astype(int) - 2
+        end = corner + int(np.ceil(SIDE_PX / scale)) + 5
+        low, high = np.clip(corner, 0, None), np.minimum(end, image.shape[1::-1])
+        part = np.ascontiguousarray(image[low[1] : high[1], low[0] : high[0]])
+        grey = cv2.cvtColor(part, cv2.COLOR_RGB2GRAY) if part.size else np.zeros((1, 1), np.uint8)
+        if scale < 0.8:
+            grey = cv2.GaussianBlur(grey, (0, 0), 0.45 / scale)
+        shift = offset + scale * low + 0.5 * scale - 0.5  # whole numbers are centers of pixels for OpenCV
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+        crop = cv2.warpAffine(grey, matrix, (SIDE_PX, SIDE_PX), borderMode=cv2.BORDER_REPLICATE)
+        jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+        return cls(jpeg.tobytes(), scale, offset)
+
+    def view(self) -> FaceView:
+        """The crop, ready to be compared."""
+        grey = cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+        pattern = _pattern(np.asarray(grey, dtype=np.float32))
+        slopes = [cv2.Sobel(pattern, cv2.CV_32F, dx, 1 - dx, ksize=3, scale=0.125) for dx in (1, 0)]
+        return FaceView(np.dstack([pattern, *slopes]), self.scale, self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class FaceView:
+    """The pattern of a face: float32 (`SIDE_PX`, `SIDE_PX`, 3), its value and its slopes along x and y."""
+
+    planes: Float32
+    scale: float
+    offset: Float
+
+    def at(self, pixels: Float) -> tuple[Float, Float]:
+        """Value (N,) and slopes (N, 2) per pixel of the clip's picture, at pixels (N, 2) of it."""
+        place = (self.scale * pixels + self.offset - 0.5).astype(np.float32)
+        across, down = np.ascontiguousarray(place[:, 0]), np.ascontiguousarray(place[:, 1])
+        read = cv2.remap(self.planes, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        read = read.reshape(-1, 3)
+        return read[:, 0].astype(np.float64), read[:, 1:].astype(np.float64) * self.scale
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """The pattern of a person's skin at the points of `skin_points`: mean and variance over pictures, (N,) each."""
+
+    mean: Float
+    variance: Float
+
+
+@dataclass(frozen=True)
+class SkinPoints:
+    """Points spread over the skin, the outline left out: corners (N, 3) of their triangles, weights (N, 3) of those."""
+
+    corners: NDArray[np.int32]
+    weights: Float
+
+    def spread(self, values: NDArray[np.floating]) -> Float:
+        """Values of skin vertices (..., 468, 3) -> of the points (..., N, 3)."""
+        return np.asarray(np.einsum("nk,...nkc->...nc", self.weights, values[..., self.corners, :]))
+
+
+@cache
+def skin_points() -> SkinPoints:
+    """The same points for everybody."""
+    model = MorphableModel.load()
+    triangles = model.triangles[: model.skin_triangle_count]
+    corners = model.neutral[triangles].astype(np.float64)
+    area = np.linalg.norm(
+        np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1
+    ) * ~np.isin(triangles, model.face_oval).any(axis=1)
+    share = np.cumsum(area) / area.sum()
+    chosen = np.searchsorted(share, (np.arange(POINTS) + 0.5) / POINTS)
+    place = np.random.default_rng(0).uniform(size=(POINTS, 2))
+    place = np.where(place.sum(axis=1, keepdims=True) > 1, 1 - place, place)
+    weights = np.column_stack([1 - place.sum(axis=1), place])
+    return SkinPoints(triangles[chosen], weights)
+
+
+class AppearanceFitter:
+    """Aligns the skin of the fitter's subject with pictures. `appearance`: None until it is learned."""
+
+    def __init__(self, fitter: FaceFitter, appearance: Appearance | None = None) -> None:
+        self.fitter, self.appearance = fitter, appearance
+        points = skin_points()
+        fields = fitter.subject.blendshapes[:, : region.SKIN_COUNT].astype(np.float64)
+        self._neutral = points.spread(fitter.neutral)
+        self.free_fields = np.ascontiguousarray(points.spread(fields[FREE]).transpose(1, 0, 2))
+        self._flat_fields = points.spread(fields).reshape(len(fields), -1)
+        self._normals = points.spread(fitter.normals)
+
+    def refine(
+        self, points: NDArray[np.floating], view: FaceView, state: FaceFit, steps: int = STEPS
+    ) -> FaceFit:
+        """A state near the truth -> the state that explains the picture best; landmarks (478, 3) hold it."""
+        observed = np.asarray(points, dtype=np.float64)
+        for _ in range(steps):
+            hessian, gradient = self.fitter.joint_equations(observed, state)
+            seen, slope = self.equations(view, state, self.free_fields)
+            state = self.fitter.advance(
+                state, LANDMARK_SHARE * hessian + seen, LANDMARK_SHARE * gradient + slope
+            )
+            state = self.fitter.look(observed, state)
+        return state
+
+    def equations(self, view: FaceView, state: FaceFit, fields: Float) -> tuple[Float, Float]:
+        """The quadratic (M + 6, M + 6), (M + 6,) of the picture's error; `fields` (N, M, 3); pose comes last."""
+        assert self.appearance is not None
+        turned, matrix = self._posed(state)
+        placed = turned + state.translation
+        value, slope = view.at(self.fitter.camera.project(placed)[:, :2])
+        jacobian = _jacobian(fields, turned, placed, slope * self.fitter.camera.focal_px, matrix)
+        error = self.appearance.mean - value
+        variance = self.appearance.variance + LEAST_VARIANCE
+        weight = PICTURE_WEIGHT * self._facing(matrix) / variance
+        weight /= (1 + error**2 / variance / OUTLIER**2) ** 2
+        weighted = jacobian * weight.astype(np.float32)[:, None]
+        return (weighted.T @ jacobian).astype(np.float64), weighted.T @ error
+
+    def read(self, view: FaceView, state: FaceFit) -> tuple[Float, Float]:
+        """The pattern (N,) that the picture shows at the skin's points, and how well each is seen (N,)."""
+        turned, matrix = self._posed(state)
+        value, _ = view.at(self.fitter.camera.project(turned + state.translation)[:, :2])
+        return value, self._facing(matrix)
+
+    def visible_share(self, view: FaceView, state: FaceFit) -> float:
+        """How much of the face is turned to the camera and looks as it was learned, 0 to 1.
+
+        A region counts as far as it faces the camera and its pattern correlates: a hand on the mouth takes the mouth.
+        """
+        assert self.appearance is not None
+        value, facing = self.read(view, state)
+        parts, known = _parts(), self.appearance.mean
+        weight = parts * (facing / (self.appearance.variance + LEAST_VARIANCE) + 1e-9)
+        weight /= weight.sum(axis=1, keepdims=True)
+        seen_mean, known_mean = weight @ value, weight @ known
+        together = weight @ (value * known) - seen_mean * known_mean
+        spread = (weight @ value**2 - seen_mean**2) * (weight @ known**2 - known_mean**2)
+        alike = np.clip((together / np.sqrt(spread + 1e-12) - UNLIKE) / (ALIKE - UNLIKE), 0, 1)
+        turned = np.minimum(1.0, parts @ facing / (0.8 * parts @ self._facing(np.eye(3)) + 1e-9))
+        return float((turned * alike).mean())
+
+    def _posed(self, state: FaceFit) -> tuple[Float, Float]:
+        moved = (state.expression @ self._flat_fields).reshape(-1, 3)
+        matrix = turn_matrix(state.rotation)
+        return (self._neutral + moved) @ matrix.T, matrix
+
+    def _facing(self, matrix: Float) -> Float:
+        return np.asarray(np.clip(-(self._normals @ matrix[2]) / 0.3 - 0.3, 0, 1))
+
+
+def learn_appearance(
+    fitter: FaceFitter, points: NDArray[np.floating], crops: Sequence[FaceCrop], *, with_shape: bool
+) -> tuple[Subject, Appearance]:
+    """What the skin looks like, from landmarks (N, 478, 3) and crops of many different pictures.
+
+    Pictures are aligned with the mean of all, again and again, from the landmarks' state; the mean turn of the heads
+    stays the landmarks'. with_shape: the person's neutral is corrected too, by what the turning skin tells.
+    """
+    model, camera, subject = fitter.model, fitter.camera, fitter.subject
+    faces = np.asarray(points, dtype=np.float64)
+    views = [crop.view() for crop in crops]
+    fits: list[FaceFit] = []
+    for face in faces:
+        fits.append(fitter.fit(face))
+    anchor = Rotation.from_rotvec([fit.rotation for fit in fits])
+    identity = np.zeros(len(_depth_basis(model)))
+    skin = AppearanceFitter(fitter)
+    for number in range(ROUNDS):
+        skin = AppearanceFitter(FaceFitter(model, subject, camera), mean_appearance(skin, views, fits))
+        fits = [skin.refine(*each, LEARNING_STEPS) for each in zip(faces, views, fits, strict=True)]
+        drift = (Rotation.from_rotvec([fit.rotation for fit in fits]).inv() * anchor).mean()
+        fits = [
+            replace(fit, rotation=(Rotation.from_rotvec(fit.rotation) * drift).as_rotvec()) for fit in fits
+        ]
+        if with_shape and 0 < number < ROUNDS - 1:
+            change = _shape_change(skin, faces, views, fits, identity)
+            identity = identity + change
+            subject = _reshaped(model, subject, change)
+    skin = AppearanceFitter(FaceFitter(model, subject, camera))
+    return subject, mean_appearance(skin, views, fits)
+
+
+def mean_appearance(skin: AppearanceFitter, views: Sequence[FaceView], fits: Sequence[FaceFit]) -> Appearance:
+    """Mean and variance of the pattern over pictures in which each point is seen."""
+    seen = [skin.read(view, fit) for view, fit in zip(views, fits, strict=True)]
+    values, weights = (np.array(part) for part in zip(*seen, strict=True))
+    weights = weights + 1e-6
+    mean = (values * weights).sum(axis=0) / weights.sum(axis=0)
+    return Appearance(mean, (weights * (values - mean) ** 2).sum(axis=0) / weights.sum(axis=0))
+
+
+def _shape_change(
+    skin: AppearanceFitter, faces: Float, views: Sequence[FaceView], fits: Sequence[FaceFit], identity: Float
+) -> Float:
+    """The change (K,) of the identity coefficients that explains pictures and landmarks best, all poses and
+    expressions free."""
+    fitter = skin.fitter
+    basis = _depth_basis(fitter.model)
+    count, free = len(basis), fitter.free_fields
+    landmark_fields = np.ascontiguousarray(np.concatenate([basis.transpose(1, 0, 2), free], axis=1))
+    point_fields = np.concatenate([skin_points().spread(basis).transpose(1, 0, 2), skin.free_fields], axis=1)
+    hessian = SHAPE_COST * len(fits) * np.eye(count)
+    gradient = -hessian @ identity
+    for face, view, fit in zip(faces, views, fits, strict=True):
+        curve, slope = fitter.joint_equations(face, fit, landmark_fields)
+        seen, pull = skin.equations(view, fit, point_fields)
+        curve, slope = LANDMARK_SHARE * curve + seen, LANDMARK_SHARE * slope + pull
+        curve, slope = fitter.with_cost(fit, curve, slope, first=count)
+        others = np.concatenate([fit.expression[FREE] > 1e-3, np.ones(6, dtype=bool)])
+        rest = count + np.flatnonzero(others)
+        across = curve[:count][:, rest]
+        inner = curve[np.ix_(rest, rest)] + 1e-6 * np.eye(len(rest))
+        solved = np.linalg.solve(inner, np.column_stack([across.T, slope[rest]]))
+        hessian += curve[:count, :count] - across @ solved[:, :-1]
+        gradient += slope[:count] - across @ solved[:, -1]
+    return np.asarray(np.linalg.solve(hessian, gradient))
+
+
+def _depth_basis(model: MorphableModel) -> Float:
+    """Identity's changes of depth (K, 468, 3): where on the face a point is, the landmarks know better."""
+    return np.asarray(model.id_basis[2::3, : region.SKIN_COUNT], dtype=np.float64)
+
+
+def _reshaped(model: MorphableModel, subject: Subject, change: Float) -> Subject:
+    old = subject.neutral[: region.SKIN_COUNT].astype(np.float64)
+    moved = model.with_patches(old + np.tensordot(change, _depth_basis(model), 1)) - model.with_patches(old)
+    return replace(subject, neutral=(subject.neutral + moved).astype(np.float32))
+
+
+def _pattern(grey: Float32) -> Float32:
+    fine, coarse, reach = BAND_PX
+    band = cv2.GaussianBlur(grey, (0, 0), fine) - cv2.GaussianBlur(grey, (0, 0), coarse)
+    contrast = np.sqrt(cv2.GaussianBlur(band * band, (0, 0), reach))
+    return np.asarray(band / (contrast + CONTRAST_FLOOR), dtype=np.float32)
+
+
+@cache
+def _parts() -> NDArray[np.bool_]:
+    """Which points (5, N) are about each eye with its brow, on each cheek and its half of the nose, on the mouth."""
+    model = MorphableModel.load()
+    x, y, _ = skin_points().spread(model.neutral[: region.SKIN_COUNT].astype(np.float64)).T
+    is_mouth, is_upper, is_left = y > model.neutral[2, 1] + 0.3, y < 1.5, x < 0  # 2: the base of the nose
+    is_middle = ~is_mouth & ~is_upper
+    return np.stack(
+        [is_upper & is_left, is_upper & ~is_left, is_middle & is_left, is_middle & ~is_left, is_mouth]
+    )
+
+
+@njit(cache=True, nogil=True)
+def _jacobian(fields, turned, placed, slope, matrix):  # type: ignore[no-untyped-def]
+    """Derivatives (N, M + 6) of the value at each point by the fields' weights, the head's turn and its shift."""
+    count, shapes = fields.shape[0], fields.shape[1]
+    result = np.empty((count, shapes + 6), dtype=np.float32)
+    for n in range(count):
+        z = placed[n, 2]
+        x, y = slope[n, 0] / z, slope[n, 1] / z
+        d = -(x * placed[n, 0] + y * placed[n, 1]) / z
+        a = x * matrix[0, 0] + y * matrix[1, 0] + d * matrix[2, 0]
+        b = x * matrix[0, 1] + y * matrix[1, 1] + d * matrix[2, 1]
+        c = x * matrix[0, 2] + y * matrix[1, 2] + d * matrix[2, 2]
+        for k in range(shapes):
+            result[n, k] = a * fields[n, k, 0] + b * fields[n, k, 1] + c * fields[n, k, 2]
+        result[n, shapes] = turned[n, 1] * d - turned[n, 2] * y
+        result[n, shapes + 1] = turned[n, 2] * x - turned[n, 0] * d
+        result[n, shapes + 2] = turned[n, 0] * y - turned[n, 1] * x
+        result[n, shapes + 3], result[n, shapes + 4], result[n, shapes + 5] = x, y, d
+    return result
