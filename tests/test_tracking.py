@@ -169,7 +169,7 @@ def test_offline_and_online_agree(performance: Performance) -> None:
 
 
 def test_online_gets_to_know_a_person(performance: Performance) -> None:
-    """A person never seen before, known from 20 frames: turns of the head, brows and jaw of the rest follow the truth."""
+    """A person never seen before, known from 20 frames: head, brows and jaw of the rest follow the truth."""
     tracker = OnlineTracker(calibration_frames=20, smooth=False)
     start = tracker.subject
     states = [tracker.step(frame) for frame in performance.frames[:70]]

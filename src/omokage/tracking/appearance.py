@@ -36,6 +36,7 @@ CONTRAST_FLOOR = 3.0  # grey levels: flatter skin is not amplified
 JPEG_QUALITY = 92
 POINTS = 1200
 LANDMARK_SHARE = 0.05  # of the landmarks' own weight
+LID_SHARE = 0.5  # of the gaps between the lids
 PICTURE_WEIGHT = 0.6  # of one point whose pattern has the variance 1
 OUTLIER = 2.5  # standard deviations
 LEAST_VARIANCE = 0.03  # of the pattern: noise of the camera and of resampling
@@ -155,15 +156,26 @@ class AppearanceFitter:
         self, points: NDArray[np.floating], view: FaceView, state: FaceFit, steps: int = STEPS
     ) -> FaceFit:
         """A state near the truth -> the state that explains the picture best; landmarks (478, 3) hold it."""
-        observed = np.asarray(points, dtype=np.float64)
+        observed, start = np.asarray(points, dtype=np.float64), state
         for _ in range(steps):
-            hessian, gradient = self.fitter.joint_equations(observed, state)
+            hessian, gradient = self._held(observed, state)
             seen, slope = self.equations(view, state, self.free_fields)
-            state = self.fitter.advance(
-                state, LANDMARK_SHARE * hessian + seen, LANDMARK_SHARE * gradient + slope
-            )
-            state = self.fitter.look(observed, state)
+            state = self.fitter.advance(state, hessian + seen, gradient + slope)
+            state = self.fitter.look(observed, state, lids=start)
         return state
+
+    def _held(self, observed: Float, state: FaceFit) -> tuple[Float, Float]:
+        """The quadratic of the landmarks: a small share of each, more of the gaps between the lids.
+
+        What a closing lid hides is not skin, so pictures tell little of it; its landmarks do, whatever the pose.
+        """
+        jacobian, error = self.fitter.landmark_rows(observed, state)
+        upper, lower = _lid_rows()
+        gap, gap_error = jacobian[lower] - jacobian[upper], error[lower] - error[upper]
+        return (
+            LANDMARK_SHARE * jacobian.T @ jacobian + LID_SHARE * gap.T @ gap,
+            LANDMARK_SHARE * jacobian.T @ error + LID_SHARE * gap.T @ gap_error,
+        )
 
     def equations(self, view: FaceView, state: FaceFit, fields: Float) -> tuple[Float, Float]:
         """The quadratic (M + 6, M + 6), (M + 6,) of the picture's error; `fields` (N, M, 3); pose comes last."""
@@ -295,6 +307,14 @@ def _pattern(grey: Float32) -> Float32:
     band = cv2.GaussianBlur(grey, (0, 0), fine) - cv2.GaussianBlur(grey, (0, 0), coarse)
     contrast = np.sqrt(cv2.GaussianBlur(band * band, (0, 0), reach))
     return np.asarray(band / (contrast + CONTRAST_FLOOR), dtype=np.float32)
+
+
+@cache
+def _lid_rows() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of `FaceFitter.landmark_rows` of the upper and of the lower lids, x and y."""
+    mirror = MorphableModel.load().mirror
+    upper, lower = (np.concatenate([lid, mirror[list(lid)]]) for lid in (region.UPPER_LID, region.LOWER_LID))
+    return tuple(np.concatenate([2 * lid, 2 * lid + 1]) for lid in (upper, lower))  # type: ignore[return-value]
 
 
 @cache

@@ -1,10 +1,13 @@
 """What the named expressions leave out: where the skin was seen against where the face model puts it.
 
-Fifty-two weights explain a face to about a pixel. The rest, a lip corner a little higher, a crease, is what makes a
-mouth look like this person's; it is kept per vertex, in head space, so that it can be posed like everything else.
+Fifty-two weights explain a face to about a pixel. The rest, a lip corner a little higher, is what makes a mouth look
+like this person's; it is kept per vertex, in head space, so that it can be posed like everything else. Only the mouth
+and what is below it has such a rest: elsewhere the tracker aligns the skin itself, and the landmarks are less exact.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,12 +17,20 @@ from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.morphable import MorphableModel
 
 SKIN_COUNT = 468
+NOSE_BASE = 2
 # Larger differences are the detector's mistakes (a hand, a profile), not the skin's.
 MAX_DETAIL_CM = 0.4
 
 
+@cache
+def _share() -> NDArray[np.float64]:
+    """How much of the difference counts (468, 1): 1 from the base of the nose down, 0 from a centimeter above it up."""
+    skin = MorphableModel.load().neutral[:SKIN_COUNT].astype(np.float64)
+    return np.asarray(np.clip(skin[:, 1:2] - skin[NOSE_BASE, 1] + 1.0, 0, 1))
+
+
 def skin_detail(track: FaceTrack, row: int) -> NDArray[np.float64]:
-    """Displacement of the skin vertices (468, 3) in head space, cm, that brings the model onto the landmarks of a row.
+    """Displacement of the skin vertices (468, 3) in head space, cm, that brings the mouth onto the landmarks of a row.
 
     Only across the line of sight: depth stays the model's. Zeros where the row was not tracked or the track has no
     landmarks (a saved avatar's, a blendshape table's).
@@ -35,4 +46,4 @@ def skin_detail(track: FaceTrack, row: int) -> NDArray[np.float64]:
     across[:, :2] = difference * in_camera[:, 2:] / track.camera.focal_px
     length = np.linalg.norm(across, axis=1, keepdims=True)
     across *= MAX_DETAIL_CM * np.tanh(length / MAX_DETAIL_CM) / np.maximum(length, 1e-9)
-    return np.asarray(across @ turn)
+    return np.asarray(_share() * (across @ turn))

@@ -123,6 +123,13 @@ class FaceFitter:
 
         fields: by default those of the expressions `FREE`.
         """
+        jacobian, error = self.landmark_rows(observed, state, fields)
+        return jacobian.T @ jacobian, jacobian.T @ error
+
+    def landmark_rows(
+        self, observed: NDArray[np.floating], state: FaceFit, fields: Float | None = None
+    ) -> tuple[Float, Float]:
+        """The weighted errors (936,) of x and y of each landmark, and their derivatives (936, M + 6)."""
         matrix = turn_matrix(state.rotation)
         facing = np.clip(-(self.normals @ matrix.T)[:, 2] / 0.3, 0.08, 1.0)
         jacobian, error = _landmark_errors(
@@ -134,7 +141,7 @@ class FaceFitter:
             np.sqrt(self._weights * facing) / NOISE_CM,
             np.array([self.camera.focal_px, self.camera.width / 2, self.camera.height / 2]),
         )
-        return jacobian.T @ jacobian, jacobian.T @ error
+        return jacobian, error
 
     def with_cost(
         self, state: FaceFit, hessian: Float, gradient: Float, first: int = 0
@@ -168,12 +175,15 @@ class FaceFitter:
             state, rotation=rotation, translation=state.translation + turn[3:], expression=expression
         )
 
-    def look(self, observed: Float, state: FaceFit) -> FaceFit:
-        """Gaze from the irises; the lids' share of it goes into the eyeLook expressions."""
+    def look(self, observed: Float, state: FaceFit, lids: FaceFit | None = None) -> FaceFit:
+        """Gaze from the irises; the lids' share of it goes into the eyeLook expressions.
+
+        lids: the state that says which eyes are closed; by default `state`.
+        """
         matrix = turn_matrix(state.rotation)
         gaze = state.gaze.copy()
         for eye, first in enumerate(region.IRIS_CENTERS):
-            if state.expression[BLINK[eye]] > 0.65:
+            if (lids or state).expression[BLINK[eye]] > 0.65:
                 continue  # the iris of a closed eye is a guess: keep looking where it looked
             ahead = self.subject.neutral[first].astype(np.float64)
             center = ahead + np.array([0, 0, EYE_RADIUS_CM])

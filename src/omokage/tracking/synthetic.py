@@ -46,7 +46,7 @@ class SyntheticSubject:
         self._iris = np.array([[96, 66, 40], [70, 96, 120], [84, 92, 60]][int(rng.integers(3))])
         self._texture = self._paint(rng)
         if skin is not None:
-            self._texture = cv2.resize(skin.astype(np.float32), (TEXTURE_PX, TEXTURE_PX))
+            self._texture = np.asarray(cv2.resize(skin, (TEXTURE_PX, TEXTURE_PX)), dtype=np.float32)
             cheeks = np.round(self.model.uv[list(region.CHEEK)] * (TEXTURE_PX - 1)).astype(int)
             self._skin = np.median(self._texture[cheeks[:, 1], cheeks[:, 0]], axis=0)
         self._wall = _background(rng)
