@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.errors import OutputError
+from omokage.files import result_folder
 from omokage.media.decode import read_frames
 from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.reenact import ReenactConfig, reenact
@@ -45,11 +46,8 @@ def demo(
     marker = folder / ".omokage-demo"
     if folder.is_dir() and any(folder.iterdir()) and not marker.exists():
         raise OutputError(f"{folder} holds other files; give -o an empty or new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with result_folder(folder):
         marker.touch()
-    except OSError as error:
-        raise OutputError(f"cannot use {folder} as a folder ({error.strerror}); choose another -o") from error
     portrait, clip = folder / "portrait.png", folder / "rehearsal.mp4"
     avatar, driver, result = folder / "sample.avatar", folder / "driver.mp4", folder / "reenacted.mp4"
     label = ReleaseConfig(label=LABEL)

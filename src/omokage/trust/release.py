@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InternalError, OutputError
+from omokage.files import output_error
 from omokage.media.clip import Audio
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
     IMAGE_SUFFIXES,
-    ClipWriter,
-    output_error,
+    clip_writer,
     write_bytes,
     write_image,
 )
@@ -97,7 +97,7 @@ def release_clip(
         raise InternalError(f"no frames came for {path}")
     height, width, channels = first.shape
     check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
-    writer = ClipWriter(
+    with clip_writer(
         path,
         width=width,
         height=height,
@@ -105,8 +105,7 @@ def release_clip(
         audio=audio,
         alpha=channels == 4,
         metadata=_metadata(config),
-    )
-    with writer:
+    ) as writer:
         for image in itertools.chain([first], source):
             writer.write(_labeled(image, config))
             on_progress(Progress("writing", writer.frame_count, frame_count or 0))
