@@ -198,7 +198,8 @@ def test_no_face_is_refused_with_nothing_said_about_faces() -> None:
     groups = {finding.group for finding in report.findings}
     assert groups == {"Person", "Stillness", "File", "Sound"}
     with pytest.raises(
-        CaptureRefusedError, match=r"me\.mp4 cannot become an avatar \(face found is 0 %, needed"
+        CaptureRefusedError,
+        match=r"me\.mp4 cannot become an avatar: face found 0 % \(at least 98, refused below 70\), usable",
     ):
         report.raise_if_refused()
 

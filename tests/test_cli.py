@@ -259,7 +259,7 @@ def test_ctrl_c_says_what_is_kept(calls: Calls, capsys: pytest.CaptureFixture[st
     calls.act = fail(KeyboardInterrupt())
     code, out, err = run("create me.mp4 -o me.avatar --quiet", capsys)
     assert (code, out) == (130, "")
-    assert "what is done so far is kept" in err
+    assert "goes on from what was done" in err
     code, _, err = run("bench --quiet", capsys)
     assert code == 130
     assert "run the same command to start again" in err
@@ -290,6 +290,25 @@ main()
     assert process.returncode == code
     assert (tmp_path / "cleaned").exists()
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_native_code_does_not_talk_between_our_words(debug: bool) -> None:
+    script = f"""
+import os, sys, types
+def bench(on_progress, **_):
+    os.write(2, b"W0000 from C++")
+    raise RuntimeError("ours")
+sys.modules["omokage.pipelines.bench"] = module = types.ModuleType("bench")
+module.bench = bench
+sys.argv = ["omokage", *{["--debug"] if debug else []}, "bench"]
+from omokage.cli.app import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70
+    assert "unexpected error (RuntimeError: ours)" in done.stderr
+    assert ("W0000" in done.stderr) == ("Traceback" in done.stderr) == debug
 
 
 @pytest.mark.parametrize(
@@ -374,6 +393,7 @@ def test_check_releases_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from omokage.pipelines import check as pipeline
 
     report = SimpleNamespace(samples=(), to_text=lambda: "fine\n", to_json=lambda: {"verdict": "good"})
+    monkeypatch.setattr(pipeline, "require_clip", lambda _: None)
     monkeypatch.setattr(pipeline, "check_recording", lambda *_, **__: report)
     monkeypatch.setattr(pipeline, "contact_sheet", lambda *_: Image.new("RGB", (64, 32), "white"))
     folder = tmp_path / "new" / "sheets"

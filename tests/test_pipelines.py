@@ -210,29 +210,6 @@ def test_evaluate_wants_the_same_recording(avatar: Path, driver: Path, tmp_path:
     assert not names(tmp_path)
 
 
-@pytest.mark.parametrize("stage", ["fitting", "cutting out", "training"])
-def test_interruption_at_every_stage_of_create_resumes_to_the_same_avatar(
-    stage: str, recording: Path, avatar: Path, tmp_path: Path
-) -> None:
-    seen = 0
-
-    def interrupt(progress: Progress) -> None:
-        nonlocal seen
-        if progress.stage == stage:
-            seen += 1
-            if seen == 3:
-                raise KeyboardInterrupt
-
-    output = tmp_path / "me.avatar"
-    with pytest.raises(KeyboardInterrupt):
-        create_avatar(recording, output=output, config=QUICK, on_progress=interrupt)
-    assert not output.exists()
-    assert not list(tmp_path.rglob("*.part"))
-    resumed = create_avatar(recording, output=output, config=QUICK)
-    assert names(tmp_path) == {"me.avatar"}
-    assert resumed.provenance.steps == QUICK.steps
-
-
 def test_interrupted_reenactment_leaves_nothing(avatar: Path, driver: Path, tmp_path: Path) -> None:
     for stage in ("landmarks", "writing"):
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,9 +20,8 @@ from omokage.cli.progress import ProgressBar
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 TERMINATED = 143
 STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
-STOPPED_CREATE = (
-    "stopped; what is done so far is kept beside the output, and the same command goes on from there"
-)
+STOPPED_CREATE = "stopped, and nothing half-written was left; the same command goes on from what was done"
+RESUMABLE = ("create", "demo")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FilePath = click.Path(path_type=Path)
@@ -263,7 +263,8 @@ def run(arguments: Sequence[str]) -> int:
         status = app.main(list(arguments), prog_name="omokage", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.Abort:  # what click makes of KeyboardInterrupt
-        return complain(STOPPED_CREATE if "create" in arguments else STOPPED, INTERRUPTED)
+        command = next((word for word in arguments if word in app.commands), "")
+        return complain(STOPPED_CREATE if command in RESUMABLE else STOPPED, INTERRUPTED)
     except Exception as error:
         if "--debug" in arguments:
             logging.getLogger("omokage").exception("the traceback, because of --debug")
@@ -294,8 +295,20 @@ def complain(sentence: str, exit_code: int) -> int:
     return exit_code
 
 
+def silence_native_code() -> None:
+    """Send what C++ libraries write to the error stream into the void; our own words keep their way to it."""
+    sys.stderr = os.fdopen(
+        os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
+    )
+    void = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(void, 2)
+    os.close(void)
+
+
 def main() -> NoReturn:
     """The `omokage` command."""
     # A stop by the system runs the same clean-up as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    if "--debug" not in sys.argv:
+        silence_native_code()
     sys.exit(run(sys.argv[1:]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,9 @@ from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_ca
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample
 from omokage.config import ProgressCallback, ignore_progress
-from omokage.errors import NoFaceError
-from omokage.media.clip import ClipInfo
-from omokage.media.decode import probe, read_frames
+from omokage.errors import MediaError, NoFaceError
+from omokage.media.clip import ClipInfo, Frame
+from omokage.media.decode import is_still_image, probe, read_frames
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MediaPipeMatte
 from omokage.tracking.morphable import MorphableModel
@@ -55,7 +55,7 @@ class Recording:
         if known_track is not None and known_track.exists():
             track = FaceTrack.load(known_track)
         else:
-            track = track_clip(read_frames(path, max_side=MAX_SIDE_PX), on_progress=on_progress)
+            track = tracked(path, read_frames(path, max_side=MAX_SIDE_PX), on_progress)
             if known_track is not None:
                 track.save(known_track)
         split = split_tail(track, cap=frame_cap(size))
@@ -92,6 +92,22 @@ class Recording:
         )
         sheet = Sheet.build(model, self.track.subject, rest=rest, camera=self.track.camera, crop=self.crop)
         return Conditioner(model, self.track.subject, sheet, self.crop, config)
+
+
+def tracked(path: Path, frames: Iterable[Frame], on_progress: ProgressCallback) -> FaceTrack:
+    """`track_clip` of the frames of a file, which an error names."""
+    try:
+        return track_clip(frames, on_progress=on_progress)
+    except NoFaceError as error:
+        raise NoFaceError(f"{path}: {error}") from error
+
+
+def require_clip(path: Path) -> None:
+    """Raise MediaError when a recording is a still picture."""
+    if is_still_image(path):
+        raise MediaError(
+            f"{path} is a still picture, and a recording is needed; 'omokage rehearse' makes one of a portrait"
+        )
 
 
 def sha256_of(path: Path) -> str:
