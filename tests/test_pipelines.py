@@ -27,7 +27,8 @@ from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.evaluate import evaluate_avatar
 from omokage.pipelines.predict import Prediction
 from omokage.pipelines.reenact import ReenactConfig, motion_states, reenact
-from omokage.render.retarget import Coverage, Rest, retarget, retarget_detail
+from omokage.render.detail import retarget_detail
+from omokage.render.retarget import Coverage, Rest, retarget
 from omokage.tracking.arkit import write_arkit_csv
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip

@@ -14,7 +14,6 @@ from PIL import ImageColor
 
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import AvatarState
-from omokage.avatar.sheet import Pose
 from omokage.capture.driver import DriverWatch
 from omokage.config import Config, ProgressCallback, ignore_progress
 from omokage.errors import InputError
@@ -23,8 +22,10 @@ from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.media.image import is_still_image, read_image
 from omokage.pipelines.recording import MAX_SIDE_PX, tracked
+from omokage.render.detail import retarget_detail
+from omokage.render.realtime import state_of
 from omokage.render.renderer import Renderer, fit_background
-from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget, retarget_detail
+from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.release import (
@@ -139,9 +140,7 @@ def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) 
 def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Iterator[AvatarState]:
     """Frames of a motion, each with its skin detail (468, 3), as the renderer takes them."""
     for row, detail in enumerate(details):
-        pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
-        expression, gaze = motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
-        yield AvatarState(pose, expression, gaze, detail)
+        yield state_of(motion, row, detail)
 
 
 def _pictures(

@@ -6,7 +6,7 @@ is bent back softly, and the result says so in sentences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
@@ -17,7 +17,6 @@ from scipy.spatial.transform import Rotation
 from omokage.config import Config
 from omokage.errors import InputError, NoFaceError
 from omokage.tracking.arkit import LOOKS, looks_from_gaze
-from omokage.tracking.detail import SKIN_COUNT, skin_detail
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
 
 Float = NDArray[np.float64]
@@ -29,7 +28,6 @@ MOUTH = tuple(
 )
 
 PERCENTILES = (0.5, 99.5)  # of the recording; what lies outside is taken for a tracking error
-MEAN_ROWS = 500  # of a driver's track, evenly, for the mean of its skin detail
 MARGIN = 0.12  # of the covered range: how far beyond it the avatar may go
 SMALLEST_MARGIN = {"expression": 0.03, "angle": np.radians(1.5), "length": 0.5, "torso": 0.02}
 FULL = 0.45  # a blink or an open jaw above this counts as complete
@@ -200,27 +198,6 @@ def retarget(
         motion = look_into_camera(motion, source_rest)
     motion = limited_face(motion, coverage, warnings)
     return RetargetedMotion(motion=motion, warnings=tuple(warnings.sentences))
-
-
-def retarget_detail(
-    driving: FaceTrack, *, source_rest: Rest, controls: Controls | None = None
-) -> Iterator[Float]:
-    """What the named expressions leave out of the driver's face, for the avatar's: (468, 3) cm a frame, head space.
-
-    Another person's detail is taken against its own mean, which belongs to their face, and scaled to the avatar's head.
-    """
-    controls = controls or Controls()
-    strength = 0.0 if controls.mouth_only else min(1.0, controls.expression_strength)
-    mean = np.zeros((SKIN_COUNT, 3))
-    if not source_rest.is_of(driving.subject) and driving.landmarks.size:
-        seen = np.flatnonzero(driving.is_tracked)
-        seen = seen[:: -(-len(seen) // MEAN_ROWS)]
-        mean = np.mean([skin_detail(driving, int(row)) for row in seen], axis=0)
-        width = float(Rest.of(driving).head_width)
-        strength *= float(source_rest.head_width) / width if width > 0 else 1.0
-    for row in range(len(driving)):
-        is_seen = bool(driving.is_tracked[row]) and driving.landmarks.size > 0
-        yield strength * (skin_detail(driving, row) - mean) if is_seen else np.zeros((SKIN_COUNT, 3))
 
 
 def relative(driving: FaceTrack, source: Rest, driver: Rest) -> Motion:
