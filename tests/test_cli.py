@@ -404,7 +404,8 @@ def test_check_releases_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "contact-sheet.png",
     ]
     assert json.loads((folder / "capture.json").read_text()) == {"verdict": "good"}
-    assert Image.open(folder / "contact-sheet.png").size == (64, 32)
+    sheet = Image.open(folder / "contact-sheet.png")
+    assert sheet.size == (64, 32) and "AI-generated" not in str(sheet.info)
 
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="a folder is needed"):

@@ -24,6 +24,7 @@ from omokage.media.audio import read_audio
 from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.pipelines.create import CreateConfig, create_avatar
+from omokage.pipelines.demo import demo
 from omokage.pipelines.evaluate import evaluate_avatar
 from omokage.pipelines.predict import Prediction
 from omokage.pipelines.reenact import ReenactConfig, motion_states, reenact
@@ -179,6 +180,27 @@ def test_evaluate_writes_the_report(avatar: Path, tmp_path: Path) -> None:
     assert len(evaluation.frame_index) == 12 and min(evaluation.frame_index) >= 48
     page = (tmp_path / "report" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "warped training frame" in page
+
+
+def test_an_avatar_of_the_demo_can_be_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a short drawn clip in place of the rehearsed one; also after its folder was moved."""
+    monkeypatch.setattr(
+        "omokage.pipelines.demo.rehearse", lambda photo, output, **_: film(output, seed=3, seconds=2.6)
+    )
+    monkeypatch.setattr("omokage.pipelines.demo.DRIVER_S", 0.4)
+    files = demo(tmp_path / "demo", minutes=0.02, size=128).files
+    assert [file.name for file in files] == [
+        "portrait.png", "rehearsal.mp4", "reenacted.mp4", "held-out.mp4", "report.html", "sample.avatar",
+        "recording.mp4",
+    ]  # fmt: skip
+    assert all(file.is_file() for file in files) and not list(tmp_path.rglob("*.work"))
+    labeled, plain = (next(read_frames(file)).image[-20:, :20] for file in (files[1], files[-1]))
+    assert labeled.max() > 230 > plain.max()
+    (tmp_path / "demo").rename(tmp_path / "moved")
+    again = evaluate_avatar(tmp_path / "moved" / "sample.avatar", output=tmp_path / "report", unet_minutes=0)
+    assert again.clip == "recording.mp4"
 
 
 def test_skin_detail_reaches_the_pictures(avatar: Path, driver: Path) -> None:

@@ -13,7 +13,7 @@ from omokage.capture.report import CaptureReport
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.files import result_folder
 from omokage.pipelines.recording import require_clip
-from omokage.trust.release import release_image, release_text
+from omokage.trust.release import ReleaseConfig, release_image, release_text
 
 
 def check(
@@ -29,7 +29,8 @@ def check(
         return check_recording(path, on_progress=on_progress)
     with result_folder(output):
         report = check_recording(path, on_progress=on_progress)
-        release_image(np.array(contact_sheet(report, report.samples)), output / "contact-sheet.png")
+        sheet = np.array(contact_sheet(report, report.samples))
+        release_image(sheet, output / "contact-sheet.png", config=ReleaseConfig(origin="recorded"))
         release_text(report.to_text(), output / "capture.txt")
         release_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False), output / "capture.json")
     return report

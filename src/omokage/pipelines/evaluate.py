@@ -54,15 +54,7 @@ def evaluate_avatar(
     Raises InputError when the recording is not at hand or another one.
     """
     loaded = Avatar.load(avatar)
-    video = recording or Path(loaded.provenance.recording_path)
-    if not video.is_file():
-        raise InputError(
-            f"the recording {loaded.provenance.recording_name} is no longer where it was; give it with --recording"
-        )
-    if sha256_of(video) != loaded.provenance.recording_sha256:
-        raise InputError(
-            f"{video} is not the recording this avatar was made from; give the right one with --recording"
-        )
+    video = _recording_of(loaded, Path(avatar), recording)
     with result_folder(output):
         opened = Recording.open(video, size=loaded.size, on_progress=on_progress)
         train, held_out = opened.samples(loaded.size, on_progress=on_progress)
@@ -77,6 +69,25 @@ def evaluate_avatar(
             unet_minutes=loaded.provenance.minutes if unet_minutes is None else unet_minutes,
             on_progress=on_progress,
         )
+
+
+def _recording_of(avatar: Avatar, path: Path, given: Path | None) -> Path:
+    """The recording an avatar was made from: as given, where it was, or beside the avatar. Raises InputError."""
+    made = avatar.provenance
+    if given is None:
+        places = [Path(made.recording_path), path.with_name(made.recording_name)]
+        given = next((place for place in places if place.is_file()), None)
+    if given is None:
+        raise InputError(
+            f"the recording {made.recording_name} is no longer where it was; give it with --recording"
+        )
+    if not given.is_file():
+        raise InputError(f"{given} does not exist; check the name and the folder")
+    if sha256_of(given) != made.recording_sha256:
+        raise InputError(
+            f"{given} is not the recording this avatar was made from; give the right one with --recording"
+        )
+    return given
 
 
 def evaluate_recording(
