@@ -261,6 +261,19 @@ def test_avatars_that_are_newer_or_damaged(
     assert "bad.avatar is damaged" in refusal(capfd, "evaluate", "bad.avatar", "-o", "report")
 
 
+@pytest.mark.parametrize("command", [CREATE, REENACT], ids=lambda command: command[0])
+def test_a_label_that_cannot_be_drawn_is_told_before_the_work(
+    command: tuple[str, ...],
+    person: list[np.ndarray],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    film("me.mp4", person[:3])
+    monkeypatch.setattr("omokage.pipelines.recording.track_clip", None)
+    said = refusal(capfd, *(word.format(clip="me.mp4") for word in command), "--label", "面影")
+    assert "cannot be drawn ('面影')" in said
+
+
 # Full disks and locked folders
 
 

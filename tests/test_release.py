@@ -21,7 +21,7 @@ import pytest
 from clips import beep, flash, moving_disc, onset_s
 from omokage.errors import InputError, InternalError, MediaError, OutputError
 from omokage.media.decode import probe, read_audio, read_frames, read_image
-from omokage.trust.label import TEXT_SHARE, draw_label
+from omokage.trust.label import TEXT_SHARE, check_label, draw_label
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     DIGITAL_SOURCE_TYPE,
@@ -286,10 +286,34 @@ def test_label_corners_wrapping_and_alpha():
     assert clear[..., 3].max() == 255 and clear[0, 0].max() == 0
 
 
-@pytest.mark.parametrize("text, words", [("生成", "font lacks"), (" ", "empty"), ("x" * 300, "does not fit")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("生成 ok", "cannot be drawn .'生成'.; write"),
+        ("נוצר", "cannot be drawn"),
+        (" ", "empty"),
+        ("x" * 300, "does not fit"),
+    ],
+)
 def test_labels_that_cannot_be_drawn(text, words):
     with pytest.raises(InputError, match=words):
         draw_label(np.zeros((128, 128, 3), np.uint8), text)
+    with pytest.raises(InputError, match=words):
+        check_label(text, 128, 128)
+    check_label(None, 128, 128)
+
+
+@pytest.mark.parametrize("text", ["künstlich erzeugt", "créé par IA", "создано ИИ", "τεχνητό", "5 % – ok"])
+def test_labels_of_other_languages(text):
+    labeled = draw_label(np.zeros((256, 256, 3), np.uint8), text)
+    assert labeled[-60:].max() > 230
+
+
+def test_the_larger_font_is_not_there_without_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"cannot be drawn \('ü'\)"):
+        check_label("künstlich", 256, 256)
+    check_label("AI", 256, 256)
 
 
 def test_the_label_is_on_every_released_frame(tmp_path):

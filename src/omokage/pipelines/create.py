@@ -26,7 +26,7 @@ from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording, require_clip, sha256_of
-from omokage.trust.release import ReleaseConfig, check_writable, release_image
+from omokage.trust.release import ReleaseConfig, check_label, check_writable, release_image
 
 SUFFIX = ".avatar"
 
@@ -74,6 +74,7 @@ def create_avatar(
     config = config or CreateConfig()
     video, output = Path(video), Path(output)
     check_writable(output, (SUFFIX,), inputs=[video])
+    check_label(config.label, config.size, config.size)
     require_clip(video)
     network, info = preset_for(config.size), probe(video)
     report = output.with_name(f"{output.stem}-report")

@@ -33,6 +33,7 @@ from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,
     Released,
+    check_label,
     check_writable,
     release_clip,
 )
@@ -101,6 +102,8 @@ def reenact(
     is_transparent = config.background == "transparent"
     check_writable(output, ALPHA_SUFFIXES if is_transparent else CLIP_SUFFIXES, inputs=[driver])
     person = avatar if isinstance(avatar, Avatar) else Avatar.load(Path(avatar))
+    label = config.label or person.provenance.label
+    check_label(label, person.size, person.size)
     background = _background(config.background, person.size)
 
     controls, renderer = config.controls(), Renderer(person, runtime=config.runtime, background=background)
@@ -114,7 +117,7 @@ def reenact(
         output,
         frame_rate=driving.frame_rate,
         audio=driving.audio,
-        config=ReleaseConfig(label=config.label or person.provenance.label),
+        config=ReleaseConfig(label=label),
         frame_count=len(moved.motion),
         on_progress=on_progress,
     )

@@ -30,7 +30,7 @@ from omokage.media.encode import (
     write_bytes,
     write_image,
 )
-from omokage.trust.label import Corner, draw_label
+from omokage.trust.label import Corner, check_label, draw_label
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -38,6 +38,7 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ReleaseConfig",
     "Released",
+    "check_label",
     "check_writable",
     "release_clip",
     "release_image",
