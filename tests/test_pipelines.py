@@ -27,6 +27,7 @@ from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.demo import demo
 from omokage.pipelines.evaluate import evaluate_avatar
 from omokage.pipelines.predict import Prediction
+from omokage.pipelines.recording import evaluated_frames, split_of
 from omokage.pipelines.reenact import ReenactConfig, motion_states, reenact
 from omokage.render.detail import retarget_detail
 from omokage.render.retarget import Coverage, Rest, retarget
@@ -180,6 +181,17 @@ def test_evaluate_writes_the_report(avatar: Path, tmp_path: Path) -> None:
     assert len(evaluation.frame_index) == 12 and min(evaluation.frame_index) >= 48
     page = (tmp_path / "report" / "report.html").read_text()
     assert "http://" not in page.replace("http://www.w3.org", "") and "warped training frame" in page
+
+
+def test_the_very_end_of_a_long_recording_is_evaluated() -> None:
+    """So that the literature's splits lie within it: the last 350 frames, fewer where a picture takes more memory."""
+    short, long = (SyntheticSubject(3).performance(t, frame_rate=10, size=64) for t in (10.0, 300.0))
+    split = split_of(short, 256)
+    assert (split.train[-1], split.held_out[0], split.held_out[-1]) == (79, 80, 99)
+    for size, count in ((128, 350), (256, 350), (512, 60)):
+        split = split_of(long, size)
+        assert (len(split.held_out), split.held_out[-1]) == (count, 2999)
+        assert split.train[-1] < 2400 and evaluated_frames(size) == count
 
 
 def test_an_avatar_of_the_demo_can_be_evaluated_again(

@@ -24,7 +24,7 @@ from omokage.evaluate.baselines import (
     predict,
     warped_training_frame,
 )
-from omokage.evaluate.protocol import Extras, HeldOut, Motion, Split, read_landmarks, score
+from omokage.evaluate.protocol import Extras, HeldOut, Motion, Split, other_splits, read_landmarks, score
 from omokage.evaluate.report import Evaluation, render_report
 from omokage.evaluate.unet_baseline import train_plain_unet, width_for
 from omokage.evaluate.worst import explain_worst_frames
@@ -111,7 +111,7 @@ def evaluate_recording(
         for done, (name, method) in enumerate(methods.items()):
             on_progress(Progress("evaluating", done, len(methods), name))
             predictions[name] = method(question)
-        evaluation = _measure(avatar, question, predictions, unet_minutes)
+        evaluation = _measure(avatar, recording, question, predictions, unet_minutes)
         page = render_report(evaluation, held_out=question, predictions=predictions)
         release_text(page, output / "report.html")
         release_text(json.dumps(evaluation.to_json(), indent=1), output / "report.json")
@@ -150,11 +150,21 @@ def _methods(
 
 
 def _measure(
-    avatar: Avatar, question: HeldOut, predictions: Mapping[str, NDArray[np.uint8]], unet_minutes: float
+    avatar: Avatar,
+    recording: Recording,
+    question: HeldOut,
+    predictions: Mapping[str, NDArray[np.uint8]],
+    unet_minutes: float,
 ) -> Evaluation:
     extras = Extras(read_motion=motion_reader(avatar))
     scores = tuple(
         score(name, frames, question, detector(), extras=extras) for name, frames in predictions.items()
+    )
+    others = other_splits(
+        scores,
+        question.frame_index,
+        frame_count=len(recording.track),
+        evaluated_from=int(recording.split.held_out[0]),
     )
     return Evaluation(
         clip=avatar.provenance.recording_name,
@@ -166,7 +176,8 @@ def _measure(
         methods=scores,
         controls=(score("the recording itself", question.test_frames, question, detector(), extras=extras),),
         worst=explain_worst_frames(question, scores[0]),
-        notes=_notes(avatar, unet_minutes),
+        notes=(*_notes(avatar, unet_minutes), *others.reasons),
+        other_splits=others.scores,
     )
 
 

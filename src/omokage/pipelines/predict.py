@@ -18,6 +18,7 @@ from omokage.errors import InternalError
 from omokage.evaluate.baselines import DEFAULT_RULE, REHEARSALS, WARP_RULES, warp_by_landmarks
 from omokage.evaluate.protocol import HeldOut, read_landmarks, score
 from omokage.pipelines.evaluate import detector
+from omokage.pipelines.recording import evaluated_frames
 from omokage.pipelines.stand_in import StandIn, stand_in
 from omokage.render.renderer import TorchRuntime
 from omokage.tracking.matting import MediaPipeMatte
@@ -76,7 +77,7 @@ def predict_create(clip_seconds: float, frame_rate: float, size: int, minutes: f
     frames = clip_seconds * frame_rate
     cap = frame_cap(size)
     train = (1 - HELD_OUT_SHARE) * frames / max(1, math.ceil(frames / cap))
-    held_out = HELD_OUT_SHARE * min(frames, cap)
+    held_out = min(HELD_OUT_SHARE * frames, evaluated_frames(size))
     checked = frames / max(1, math.ceil(frames / MAX_SAMPLES))
     seconds = {
         "checking": checked * cost.track + min(checked, MAX_BACKGROUND_SAMPLES) * cost.matte,

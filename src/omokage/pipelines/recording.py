@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,8 @@ from omokage.tracking.tracker import track_clip
 # Larger pictures are reduced while they are decoded: an avatar shows at most 512 pixels of a square crop.
 MAX_SIDE_PX = 1920
 MIN_TRAINING_FRAMES = 20
+# Frames at the end that are evaluated: enough for the literature's split of 350 where memory allows it.
+EVALUATED_FRAMES = 350
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Recording:
             track = tracked(path, read_frames(path, max_side=MAX_SIDE_PX), on_progress)
             if known_track is not None:
                 track.save(known_track)
-        split = split_tail(track, cap=frame_cap(size))
+        split = split_of(track, size)
         if len(split.train) < MIN_TRAINING_FRAMES or not len(split.held_out):
             raise NoFaceError(
                 f"only {int(track.is_tracked.sum())} frames of {path.name} show a face, at least "
@@ -92,6 +94,19 @@ class Recording:
         )
         sheet = Sheet.build(model, self.track.subject, rest=rest, camera=self.track.camera, crop=self.crop)
         return Conditioner(model, self.track.subject, sheet, self.crop, config)
+
+
+def split_of(track: FaceTrack, size: int) -> Split:
+    """The rows for training, and of the held-out fifth the last `evaluated_frames`."""
+    split = split_tail(track, cap=frame_cap(size))
+    rows = np.flatnonzero(track.is_tracked)
+    tail = rows[rows >= split.held_out[0]] if len(split.held_out) else split.held_out
+    return replace(split, held_out=tail[-evaluated_frames(size) :])
+
+
+def evaluated_frames(size: int) -> int:
+    """How many frames at the end of a recording are evaluated at most; every method keeps them all in memory."""
+    return EVALUATED_FRAMES if size <= 256 else frame_cap(size) // 5
 
 
 def tracked(path: Path, frames: Iterable[Frame], on_progress: ProgressCallback) -> FaceTrack:
