@@ -393,7 +393,6 @@ def test_check_releases_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from omokage.pipelines import check as pipeline
 
     report = SimpleNamespace(samples=(), to_text=lambda: "fine\n", to_json=lambda: {"verdict": "good"})
-    monkeypatch.setattr(pipeline, "require_clip", lambda _: None)
     monkeypatch.setattr(pipeline, "check_recording", lambda *_, **__: report)
     monkeypatch.setattr(pipeline, "contact_sheet", lambda *_: Image.new("RGB", (64, 32), "white"))
     folder = tmp_path / "new" / "sheets"

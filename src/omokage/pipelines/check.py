@@ -12,7 +12,6 @@ from omokage.capture.contact_sheet import contact_sheet
 from omokage.capture.report import CaptureReport
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.files import result_folder
-from omokage.pipelines.recording import require_clip
 from omokage.trust.release import ReleaseConfig, release_image, release_text
 
 
@@ -24,7 +23,6 @@ def check(
     With `output`, a folder (made when missing), `contact-sheet.png`, `capture.txt` and `capture.json` are written
     there. Raises MediaError when the recording cannot be read, OutputError when the folder cannot be used.
     """
-    require_clip(path)
     if output is None:
         return check_recording(path, on_progress=on_progress)
     with result_folder(output):

@@ -25,7 +25,7 @@ from omokage.files import output_error, result_folder
 from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
-from omokage.pipelines.recording import Recording, require_clip, sha256_of
+from omokage.pipelines.recording import Recording, sha256_of
 from omokage.trust.release import ReleaseConfig, check_label, check_writable, release_image
 
 SUFFIX = ".avatar"
@@ -75,7 +75,6 @@ def create_avatar(
     video, output = Path(video), Path(output)
     check_writable(output, (SUFFIX,), inputs=[video])
     check_label(config.label, config.size, config.size)
-    require_clip(video)
     network, info = preset_for(config.size), probe(video)
     report = output.with_name(f"{output.stem}-report")
     if config.evaluate and report.is_file():

@@ -163,8 +163,8 @@ def _measure(
     others = other_splits(
         scores,
         question.frame_index,
-        frame_count=len(recording.track),
-        evaluated_from=int(recording.split.held_out[0]),
+        frame_count=recording.frame_count,
+        evaluated_from=int(recording.track.frame_index[recording.split.held_out[0]]),
     )
     return Evaluation(
         clip=avatar.provenance.recording_name,

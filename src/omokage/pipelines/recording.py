@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +16,9 @@ from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_ca
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample
 from omokage.config import ProgressCallback, ignore_progress
-from omokage.errors import MediaError, NoFaceError
+from omokage.errors import NoFaceError
 from omokage.media.clip import ClipInfo, Frame
-from omokage.media.decode import is_still_image, probe, read_frames
+from omokage.media.decode import probe, read_frames
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MediaPipeMatte
 from omokage.tracking.morphable import MorphableModel
@@ -26,19 +27,24 @@ from omokage.tracking.tracker import track_clip
 # Larger pictures are reduced while they are decoded: an avatar shows at most 512 pixels of a square crop.
 MAX_SIDE_PX = 1920
 MIN_TRAINING_FRAMES = 20
+CROP_FRAMES = 4000  # say where the head is
 # Frames at the end that are evaluated: enough for the literature's split of 350 where memory allows it.
 EVALUATED_FRAMES = 350
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A clip with its track; `split` names the rows for training and the held-out tail."""
+    """A clip with its track at the frames that are used; `split` names its rows for training and the held-out tail.
+
+    frame_count: of the whole clip.
+    """
 
     path: Path
     info: ClipInfo
     track: FaceTrack
     crop: Crop
     split: Split
+    frame_count: int
 
     @classmethod
     def open(
@@ -66,7 +72,11 @@ class Recording:
                 f"only {int(track.is_tracked.sum())} frames of {path.name} show a face, at least "
                 f"{MIN_TRAINING_FRAMES * 5 // 4} are needed; record at least 5 seconds with the face in view"
             )
-        return cls(path, info, track, choose_crop(track), split)
+        # The landmarks of half an hour would take 0.3 GB while the network is trained: keep what is used.
+        crop = choose_crop(track.select(slice(None, None, -(-len(track) // CROP_FRAMES))))
+        used, border = np.concatenate([split.train, split.held_out]), len(split.train)
+        rows = Split(train=np.arange(border), held_out=np.arange(border, len(used)))
+        return cls(path, info, track.select(used), crop, rows, len(track))
 
     def samples(
         self, size: int, *, on_progress: ProgressCallback = ignore_progress
@@ -115,14 +125,15 @@ def tracked(path: Path, frames: Iterable[Frame], on_progress: ProgressCallback) 
         return track_clip(frames, on_progress=on_progress)
     except NoFaceError as error:
         raise NoFaceError(f"{path}: {error}") from error
+    finally:
+        give_back_memory()
 
 
-def require_clip(path: Path) -> None:
-    """Raise MediaError when a recording is a still picture."""
-    if is_still_image(path):
-        raise MediaError(
-            f"{path} is a still picture, and a recording is needed; 'omokage rehearse' makes one of a portrait"
-        )
+def give_back_memory() -> None:
+    """Let the C library return what was freed: of tracking it would keep 9 kB a frame, half a GB of half an hour."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
+    if trim is not None:
+        trim(0)
 
 
 def sha256_of(path: Path) -> str:
