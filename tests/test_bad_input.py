@@ -384,10 +384,11 @@ def test_ctrl_c_at_every_stage_of_create(
         assert ("me.avatar" in left) == trained and ("me.avatar.work/recording.track" in left) == tracked
         assert bool(left) == tracked
     keys.stage = None
-    assert run(capfd, *command)[:2] == (0, "avatar: me.avatar\n")
+    assert run(capfd, *command)[:2] == (0, "avatar: me.avatar\nreport: me-report/report.html\n")
     made = {name.split("/")[0] for name in contents(Path()).keys() - before.keys()}
     assert made == {"me.avatar", "me-report"}
-    assert {*keys.seen} - {*CREATE_STAGES} <= {"warping training frames"}  # part of the evaluation
+    others = {"preview while training", "warping training frames"}  # a fact, and part of the evaluation
+    assert {*keys.seen} - {*CREATE_STAGES} <= others
     assert Avatar.load(Path("me.avatar")).evaluation
 
 

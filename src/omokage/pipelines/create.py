@@ -97,6 +97,7 @@ def create_avatar(
         explicit = build_explicit(recording.conditioner(network), train, on_progress=on_progress)
 
         # The network learns what is missing.
+        on_progress(Progress("preview while training", 1, 1, str(work.preview)))
         result = train_avatar(
             explicit,
             train,

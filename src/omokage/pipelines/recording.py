@@ -15,7 +15,7 @@ from omokage.avatar.config import AvatarConfig
 from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_cap, split_tail
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample
-from omokage.config import ProgressCallback, ignore_progress
+from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import NoFaceError
 from omokage.media.clip import ClipInfo, Frame
 from omokage.media.decode import probe, read_frames
@@ -63,7 +63,7 @@ class Recording:
         if known_track is not None and known_track.exists():
             track = FaceTrack.load(known_track)
         else:
-            track = tracked(path, read_frames(path, max_side=MAX_SIDE_PX), on_progress)
+            track = tracked(info, read_frames(path, max_side=MAX_SIDE_PX), on_progress)
             if known_track is not None:
                 track.save(known_track)
         split = split_of(track, size)
@@ -119,12 +119,16 @@ def evaluated_frames(size: int) -> int:
     return EVALUATED_FRAMES if size <= 256 else frame_cap(size) // 5
 
 
-def tracked(path: Path, frames: Iterable[Frame], on_progress: ProgressCallback) -> FaceTrack:
-    """`track_clip` of the frames of a file, which an error names."""
+def tracked(info: ClipInfo, frames: Iterable[Frame], on_progress: ProgressCallback) -> FaceTrack:
+    """`track_clip` of the frames of a file, which an error names and whose length is known."""
+
+    def counted(progress: Progress) -> None:
+        on_progress(progress if progress.total else replace(progress, total=info.frame_count))
+
     try:
-        return track_clip(frames, on_progress=on_progress)
+        return track_clip(frames, on_progress=counted)
     except NoFaceError as error:
-        raise NoFaceError(f"{path}: {error}") from error
+        raise NoFaceError(f"{info.path}: {error}") from error
     finally:
         give_back_memory()
 

@@ -136,7 +136,7 @@ def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) 
         )
     info = probe(path)
     watch = DriverWatch(info.frame_count)
-    track = tracked(path, watch.watch(read_frames(path, max_side=MAX_SIDE_PX)), on_progress)
+    track = tracked(info, watch.watch(read_frames(path, max_side=MAX_SIDE_PX)), on_progress)
     return Driver(track, info.frame_rate, read_audio(path), watch.warnings())
 
 

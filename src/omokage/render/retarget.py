@@ -287,11 +287,10 @@ def limited_pose(motion: Motion, coverage: Coverage, warnings: Warnings) -> Moti
         )
     is_bent = np.any(bent != angles, axis=1)
     translation, low, high = bend(motion.translation, coverage.translation, SMALLEST_MARGIN["length"])
-    for i, name in enumerate(
-        ("the head's way sideways", "the head's way up and down", "the head's distance")
-    ):
+    for i, name in enumerate(("way sideways", "way up and down", "distance")):
         values = (motion.translation, translation, low, high)
         warnings.of_pose(name, "cm", *(v[..., i] for v in values), tolerance=0.5)
+    warnings.end_of_pose()
     return replace(
         motion,
         rotation=np.where(is_bent[:, None], head_rotation(bent), motion.rotation),
@@ -324,12 +323,13 @@ def bend(values: NDArray[np.floating], span: Float, least_margin: float) -> tupl
 
 
 class Warnings:
-    """Collects one sentence for every channel that was visibly limited; counts frames with a face only."""
+    """Collects one sentence for pose and expression each, if visibly limited; counts frames with a face only."""
 
     SHAPES = 3  # name at most so many blendshapes
 
     def __init__(self, *, is_tracked: NDArray[np.bool_]) -> None:
         self.sentences: list[str] = []
+        self._poses: list[str] = []
         self._is_tracked = is_tracked
         if not is_tracked.all():
             share = 100 * np.mean(~is_tracked)
@@ -342,9 +342,16 @@ class Warnings:
     ) -> None:
         share = self._share(np.abs(asked - given) > tolerance)
         if share >= 0.01:
+            # Whole numbers, and never '-0'.
+            span = f"{round(float(low))}..{round(float(high))} {unit}"
+            self._poses.append(f"{name} to {span} in {100 * share:.0f} %")
+
+    def end_of_pose(self) -> None:
+        """All that was collected of the pose becomes one sentence."""
+        if self._poses:
             self.sentences.append(
-                f"{name} was limited to {low:.0f}..{high:.0f} {unit} in {100 * share:.0f} % of the frames: the "
-                "recording shows no more; record a wider range, or lower the pose strength"
+                f"the head's pose was limited ({', '.join(self._poses)} of the frames): the recording shows no more; "
+                "record a wider range, or lower the pose strength"
             )
 
     def of_expression(self, asked: NDArray[np.floating], given: Float, high: Float) -> None:
