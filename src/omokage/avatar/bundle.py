@@ -26,7 +26,8 @@ from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import AvatarConfig
 from omokage.avatar.generator import Generator
 from omokage.avatar.sheet import RESPONSE_FEATURES, Crop, Pose, Sheet
-from omokage.errors import BundleError, OutputError
+from omokage.errors import BundleError
+from omokage.files import saving
 from omokage.geometry.camera import Camera
 from omokage.tracking.face_track import FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.morphable import MorphableModel
@@ -113,16 +114,8 @@ class Avatar:
         }
         header["sha256"] = _digest(tensors, header)
         metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
-        partial = path.with_name(path.name + ".part")
-        try:
-            partial.write_bytes(save(tensors, metadata))
-            partial.replace(path)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {path}: {error.strerror}; free some room or choose another folder"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with saving(path) as part:
+            part.write_bytes(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> Avatar:

@@ -37,7 +37,7 @@ MAX_FRAMES = 64
 MAX_KEYS = 128
 # Key frames nearer in time than this part of the recording do not help to draw a frame in training.
 LEFT_OUT = 20
-RIDGE = 0.7
+RIDGE = 0.25
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from omokage.avatar.generator import DRAWING_CHANNELS, Generator
 from omokage.avatar.losses import Critic
 from omokage.avatar.registration import ExplicitAvatar
 from omokage.config import Config
-from omokage.errors import InputError, OutputError
+from omokage.errors import InputError
+from omokage.files import saving
 
 VERSION = 2
 
@@ -149,16 +150,8 @@ class Run:
             "step": self.step, "seconds": self.seconds, "curve": self.curve, "critic_trust": self.critic_trust,
         }  # fmt: skip
         metadata = {"format": "omokage.checkpoint", "version": str(VERSION), "progress": json.dumps(progress)}
-        partial = path.with_name(path.name + ".part")
-        try:
-            save_file(tensors, partial, metadata)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"cannot write {path} ({error}); free some room and give the same command again"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with saving(path, SafetensorError) as part:
+            save_file(tensors, part, metadata)
 
     def load(self, path: Path) -> None:
         """Go back to where it was. Raises InputError when the file is damaged or of another avatar."""
