@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 
 Float = NDArray[np.float64]
 
@@ -49,12 +50,14 @@ class Appearance:
 
         What a network is trained on must be as hard as what it meets later: its own frame is never among the keys.
         """
-        kept = np.setdiff1d(np.arange(len(self.poses)), left_out)
-        if not len(kept):
-            return np.zeros((len(CHARTS), self.strengths.shape[2]), dtype=np.float32)
-        part = Appearance(self.poses[kept], self.expressions[kept], self.strengths[:, kept])
-        nearness = part._kernels(pose[None], expression[None], scale=self._pose_scale)[:, 0]
-        weights = _solve(part._kernels(part.poses, part.expressions, scale=self._pose_scale), part.strengths)
+        nearness = self._kernels(pose[None], expression[None])[:, 0]
+        weights = self._weights.copy()
+        out = np.asarray(left_out, dtype=np.int64)
+        if len(out):
+            # The inverse of a matrix without some rows and columns, from the inverse of the whole (block elimination).
+            block = self._inverse[:, out[:, None], out]
+            weights -= self._inverse[:, :, out] @ np.linalg.solve(block, weights[:, out])
+            weights[:, out] = 0.0
         return np.asarray(np.einsum("ct,ctk->ck", nearness, weights), dtype=np.float32)
 
     @cached_property
@@ -62,20 +65,21 @@ class Appearance:
         return np.asarray(np.maximum(self.poses.std(axis=0), LEAST_POSE_SCALE))
 
     @cached_property
-    def _weights(self) -> Float:
-        return _solve(self._kernels(self.poses, self.expressions), self.strengths)
+    def _inverse(self) -> Float:
+        """Of the keys' kernels with the ridge, (2, T, T)."""
+        kernels = self._kernels(self.poses, self.expressions)
+        return np.asarray(np.linalg.inv(kernels + RIDGE * np.eye(len(self.poses))))
 
-    def _kernels(self, poses: Float, expressions: Float, *, scale: Float | None = None) -> Float:
+    @cached_property
+    def _weights(self) -> Float:
+        return np.asarray(self._inverse @ self.strengths)
+
+    def _kernels(self, poses: Float, expressions: Float) -> Float:
         """Nearness in (0, 1] of N states to the keys, for both charts: (2, N, T)."""
-        scale = self._pose_scale if scale is None else scale
-        by_pose = np.square((poses[:, None] - self.poses) / scale).sum(axis=-1)
-        by_expression = np.square((expressions[:, None] - self.expressions) / EXPRESSION_SCALE).sum(axis=-1)
+        by_pose = cdist(poses / self._pose_scale, self.poses / self._pose_scale, "sqeuclidean")
+        by_expression = cdist(expressions, self.expressions, "sqeuclidean") / EXPRESSION_SCALE**2
         distances = np.stack([by_pose + by_expression, by_pose])
         return np.asarray(np.exp(-0.5 * distances / np.square(KERNEL_WIDTHS)[:, None, None]))
-
-
-def _solve(kernels: Float, strengths: Float) -> Float:
-    return np.asarray(np.linalg.solve(kernels + RIDGE * np.eye(kernels.shape[1]), strengths))
 
 
 def principal_modes(differences: Float, count: int) -> tuple[Float, Float]:

@@ -73,7 +73,7 @@ def compact_512() -> AvatarConfig:
     return AvatarConfig(
         size=512,
         wavelet_levels=2,
-        widths=(48, 96, 128, 160),
+        widths=(32, 64, 128, 160),
         texture_size=512,
         texture_channels=16,
         texture_modes=16,

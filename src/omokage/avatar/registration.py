@@ -7,7 +7,7 @@ point of the sheet a linear response, the texture is averaged again, now sharper
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -26,6 +26,7 @@ from omokage.avatar.texture import (
     estimate_plate,
     explicit_portrait,
     mix_texture,
+    side_by_side,
     texture_modes,
     unproject_texture,
 )
@@ -150,34 +151,25 @@ def _choose_torso(conditioner: Conditioner, samples: Sequence[Sample], plate: UI
 def _refine(conditioner: Conditioner, samples: Sequence[Sample], plate: UInt8) -> Conditioner:
     """One round: texture, flow, regression."""
     atlas = unproject_texture(conditioner, samples[::2])
-    pictures = (explicit_portrait(atlas, conditioner.draw(s.state).warp, plate) for s in samples)
-    return _with_response(conditioner, samples, pictures)
+
+    def flow(sample: Sample) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        picture = explicit_portrait(atlas, conditioner.draw(sample.state).warp, plate)
+        return _flow_at_points(conditioner, picture, sample)
+
+    return _with_response(conditioner, samples, list(side_by_side(flow, samples)))
 
 
 def _refine_closely(explicit: ExplicitAvatar, samples: Sequence[Sample]) -> Conditioner:
     """One round against pictures with the texture that changes, drawn as if each frame had not been recorded."""
     conditioner, rows = explicit.conditioner, key_rows(len(samples))
-    mixtures = left_out_mixtures(conditioner, samples)[rows]
-    pictures = (
-        explicit_portrait(
-            mix_texture(explicit.atlas, explicit.modes, mixture),
-            conditioner.draw(samples[row].state).warp,
-            explicit.plate,
-        )
-        for row, mixture in zip(rows, mixtures, strict=True)
-    )
-    return _with_response(conditioner, [samples[row] for row in rows], pictures)
+    mixtures = left_out_mixtures(conditioner, samples)
 
+    def flow(row: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        atlas = mix_texture(explicit.atlas, explicit.modes, mixtures[row])
+        picture = explicit_portrait(atlas, conditioner.draw(samples[row].state).warp, explicit.plate)
+        return _flow_at_points(conditioner, picture, samples[row])
 
-def _with_response(
-    conditioner: Conditioner, samples: Sequence[Sample], pictures: Iterable[UInt8]
-) -> Conditioner:
-    flows = [
-        _flow_at_points(conditioner, picture, sample)
-        for picture, sample in zip(pictures, samples, strict=True)
-    ]
-    response = _regress(conditioner, samples, flows)
-    return conditioner.with_sheet(replace(conditioner.sheet, response=response))
+    return _with_response(conditioner, [samples[row] for row in rows], list(side_by_side(flow, rows)))
 
 
 def _flow_at_points(
@@ -197,11 +189,11 @@ def _flow_at_points(
     return moved.astype(np.float64), certainty.astype(np.float64)
 
 
-def _regress(
+def _with_response(
     conditioner: Conditioner,
     samples: Sequence[Sample],
     flows: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
-) -> NDArray[np.float64]:
+) -> Conditioner:
     """The sheet's new response (N, 63, 2): what it was, plus the flow explained by pose and expression."""
     sheet = conditioner.sheet
     scale = conditioner.config.size / conditioner.crop.side
@@ -211,8 +203,9 @@ def _regress(
     sure = np.stack([certainty for _, certainty in flows])
     target = moved + np.einsum("tk,nkc->tnc", features, sheet.response)
     ridge = np.diag([RIDGE / 4] + [RIDGE] * (POSE_FEATURES - 1) + [RIDGE / 2] * len(BLENDSHAPES))
-    left = np.einsum("tn,tk,tl->nkl", sure, features, features) + ridge
-    right = np.einsum("tn,tk,tnc->nkc", sure, features, target)
+    weighted = sure.T[:, None] * features.T  # (N, 63, T)
+    left = weighted @ features + ridge
+    right = weighted @ target.transpose(1, 0, 2)
     response = np.linalg.solve(left, right).reshape(len(RING_SCALES), -1, RESPONSE_FEATURES, 2)
     around = (np.roll(response, 1, axis=1) + 2 * response + np.roll(response, -1, axis=1)) / 4
-    return np.asarray(around.reshape(-1, RESPONSE_FEATURES, 2))
+    return conditioner.with_sheet(replace(sheet, response=around.reshape(-1, RESPONSE_FEATURES, 2)))

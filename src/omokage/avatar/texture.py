@@ -6,8 +6,12 @@ see it: no training. The composition of the two is the avatar's very first pictu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -20,6 +24,8 @@ from omokage.geometry.rasterize import rasterize
 
 UInt8 = NDArray[np.uint8]
 Float32 = NDArray[np.float32]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -130,8 +136,10 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
     color, opacity = np.zeros((count, 3)), np.zeros(count)
     color_weight, opacity_weight = np.full(count, 1e-9), np.full(count, 1e-9)
     frames = 0
-    for frames, sample in enumerate(samples, start=1):  # noqa: B007
-        values, is_seen = texels.look_up(conditioner, sample)
+    for sample, (values, is_seen) in side_by_side(
+        lambda sample: (sample, texels.look_up(conditioner, sample)), samples
+    ):
+        frames += 1
         away = np.linalg.norm(rotation_matrix(sample.state.pose.rotation) - rest)
         weight = is_seen * np.exp(-0.5 * (away / 0.35) ** 2)
         by_matte = weight * np.where(texels.is_sheet, (values[:, 3] / 255) ** 2 + 1e-3, 1.0)
@@ -157,6 +165,19 @@ def unproject_texture(conditioner: Conditioner, samples: Iterable[Sample]) -> UI
     return np.concatenate(charts, axis=1)
 
 
+def side_by_side(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """The results in order, computed on all cores, a few items ahead (frames are large)."""
+    cores = os.cpu_count() or 1
+    with ThreadPoolExecutor(cores) as pool:
+        waiting: deque[Future[Result]] = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 2 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
 def texture_modes(
     conditioner: Conditioner, samples: Sequence[Sample], atlas: UInt8
 ) -> tuple[Float32, NDArray[np.float64]]:
@@ -166,8 +187,8 @@ def texture_modes(
     texels = Texels.of(conditioner, side)
     mean = cv2.resize(atlas, (2 * side, side), interpolation=cv2.INTER_AREA)[texels.inside].astype(np.float32)
     differences = np.zeros((len(samples), *mean.shape), dtype=np.float32)
-    for difference, sample in zip(differences, samples, strict=True):
-        values, is_seen = texels.look_up(conditioner, sample)
+    seen = side_by_side(lambda sample: texels.look_up(conditioner, sample), samples)
+    for difference, (values, is_seen) in zip(differences, seen, strict=True):
         difference[is_seen] = (values - mean)[is_seen] / 255
     modes = np.zeros((count, *texels.inside.shape, 4), dtype=np.float32)
     strengths = []

@@ -75,6 +75,14 @@ def train_avatar(
     checks = [loader.fixed(sample) for sample in _checks(samples)]
     started, saved = time.monotonic() - run.seconds, time.monotonic()
 
+    def check() -> None:
+        picture, psnr = _validate(run.averaged, checks)
+        run.curve.append((run.step, run.seconds, psnr))
+        if on_preview is not None:
+            on_preview(run.step, picture)
+
+    if run.step == 0:
+        check()  # the explicit composition already shows the person
     while (share := run.share(config)) < 1 and not run.is_stale(config):
         run.set_rates(share, config)
         rows, batch = loader.batch(run.step)
@@ -83,10 +91,7 @@ def train_avatar(
         run.seconds = time.monotonic() - started
         on_progress(Progress("training", run.share(config), 1.0, f"loss {loss:.3f}{run.verdict()}"))
         if run.is_check_due(config):
-            picture, psnr = _validate(run.averaged, checks)
-            run.curve.append((run.step, run.seconds, psnr))
-            if on_preview is not None:
-                on_preview(run.step, picture)
+            check()
         if checkpoint is not None and time.monotonic() - saved > config.checkpoint_seconds:
             run.save(checkpoint)
             saved = time.monotonic()
