@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,8 +136,8 @@ def tracked(info: ClipInfo, frames: Iterable[Frame], on_progress: ProgressCallba
 
 def give_back_memory() -> None:
     """Let the C library return what was freed: of tracking it would keep 9 kB a frame, half a GB of half an hour."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
-    if trim is not None:
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # only glibc has it
         trim(0)
 
 
