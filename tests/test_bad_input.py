@@ -371,7 +371,8 @@ def test_ctrl_c_at_every_stage_of_create(
 ) -> None:
     """Again and again, each time one stage later: nothing half-written is left, and in the end there is an avatar."""
     keys = CtrlC(monkeypatch)
-    monkeypatch.setattr("omokage.avatar.run.TrainingConfig.checkpoint_seconds", 0.0)
+    monkeypatch.setattr("omokage.avatar.registration.ROUNDS", 1)
+    monkeypatch.setattr("omokage.avatar.registration._choose_torso", lambda conditioner, *_: conditioner)
     film("me.mp4", person)
     before = contents(Path())
     command = tuple(word.format(clip="me.mp4") for word in CREATE)

@@ -70,7 +70,14 @@ def demo(
     drawn = SyntheticSubject(seed=1)
     performance = drawn.performance(DRIVER_S, frame_rate=float(FRAME_RATE), size=DRIVER_SIZE)
     frames = (frame.image for frame in drawn.render_clip(performance))
-    release_clip(frames, driver, frame_rate=FRAME_RATE, config=label, on_progress=on_progress)
+    release_clip(
+        frames,
+        driver,
+        frame_rate=FRAME_RATE,
+        config=label,
+        frame_count=len(performance),
+        on_progress=on_progress,
+    )
     reenact(avatar, driver, output=result, config=ReenactConfig(label=LABEL), on_progress=on_progress)
     report = folder / "sample-report"
     films = (clip, result, report / "held-out.mp4")
