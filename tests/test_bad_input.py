@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from clips import make_clip, moving_disc
+from clips import make_clip, moving_disc, small_disk
 from omokage.avatar.bundle import Avatar
 from omokage.cli import app as cli
 from omokage.config import Progress
@@ -277,15 +276,6 @@ def test_a_label_that_cannot_be_drawn_is_told_before_the_work(
 # Full disks and locked folders
 
 
-@pytest.fixture
-def small_disk() -> Iterator[None]:
-    """Every file of this process may grow to 4 kB only."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 def output_commands(person: list[np.ndarray]) -> dict[str, tuple[str, ...]]:
     """A command for every kind of output, by the name of the output."""
     film("me.mp4", person)
@@ -299,14 +289,12 @@ def output_commands(person: list[np.ndarray]) -> dict[str, tuple[str, ...]]:
     }
 
 
-def test_no_room_for_the_result(
-    person: list[np.ndarray], capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
-) -> None:
+def test_no_room_for_the_result(person: list[np.ndarray], capfd: pytest.CaptureFixture[str]) -> None:
     commands = output_commands(person[:25])
     del commands["clip.mp4"]  # written as out.mp4 is
-    request.getfixturevalue("small_disk")
     for command in commands.values():
-        said = refusal(capfd, *command)
+        with small_disk(4_000):
+            said = refusal(capfd, *command)
         assert "cannot be written: the file grew beyond the limit" in said
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
+from clips import small_disk
 from omokage.errors import OutputError
 from omokage.files import result_folder, saving
 
@@ -45,16 +45,12 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 
 def test_errors_of_the_library_that_writes_are_named_too(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
-    try:
-        with (
-            pytest.raises(OutputError, match="cannot be written: the file grew"),
-            saving(tmp_path / "a.track", SafetensorError) as part,
-        ):
-            save_file({"x": np.zeros(10_000)}, part)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with (
+        small_disk(40_000),
+        pytest.raises(OutputError, match="cannot be written: the file grew"),
+        saving(tmp_path / "a.track", SafetensorError) as part,
+    ):
+        save_file({"x": np.zeros(10_000)}, part)
     assert not list(tmp_path.iterdir())
 
 

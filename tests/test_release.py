@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import resource
 import tempfile
 import weakref
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from clips import beep, flash, moving_disc, onset_s
+from clips import beep, flash, moving_disc, onset_s, small_disk
 from omokage.errors import InputError, InternalError, MediaError, OutputError
 from omokage.media.decode import probe, read_audio, read_frames, read_image
 from omokage.trust.label import TEXT_SHARE, check_label, draw_label
@@ -181,29 +180,20 @@ def test_an_interruption_leaves_the_old_file_and_no_new_one(tmp_path, suffix, er
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture
-def small_disk():
-    """Every file of this process may grow to 40 kB only."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("suffix", CLIP_SUFFIXES)
-def test_no_room_while_writing_a_clip(tmp_path, small_disk, suffix):
+def test_no_room_while_writing_a_clip(tmp_path, suffix):
     noise = np.random.default_rng(0)
     frames = (noise.integers(0, 255, (128, 128, 3), np.uint8) for _ in range(25))
-    with pytest.raises(OutputError, match="cannot be written: the file grew"):
+    with small_disk(40_000), pytest.raises(OutputError, match="cannot be written: the file grew"):
         release_clip(frames, tmp_path / f"a{suffix}", frame_rate=RATE)
     assert _nothing_left(tmp_path)
 
 
-def test_no_room_while_writing_a_picture_or_report(tmp_path, small_disk):
+def test_no_room_while_writing_a_picture_or_report(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
-    with pytest.raises(OutputError, match="cannot be written"):
+    with small_disk(40_000), pytest.raises(OutputError, match="cannot be written"):
         release_image(noise, tmp_path / "a.png")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with small_disk(40_000), pytest.raises(OutputError, match="cannot be written"):
         release_text("x" * 50_000, tmp_path / "a.html")
     assert _nothing_left(tmp_path)
 
