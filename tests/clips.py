@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import resource
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -153,3 +155,14 @@ def make_clip(
             container.mux(sound.encode(whole))
             container.mux(sound.encode(None))
     return path
+
+
+@contextmanager
+def small_disk(limit: int) -> Iterator[None]:
+    """Every file of this process may grow to `limit` bytes only. For a few lines: pytest's own log is a file too."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)

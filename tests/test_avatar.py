@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from omokage.avatar.appearance import Appearance, principal_modes
 from omokage.avatar.bundle import Avatar, Provenance
 from omokage.avatar.conditioning import AvatarState, Conditioner
 from omokage.avatar.config import AvatarConfig, preset_for
@@ -18,7 +20,7 @@ from omokage.avatar.registration import ExplicitAvatar, build_explicit
 from omokage.avatar.run import Run, TrainingConfig
 from omokage.avatar.samples import avatar_state, choose_crop, cut_out, split_tail
 from omokage.avatar.sheet import Crop, Pose, Sheet
-from omokage.avatar.texture import Sample, estimate_plate, explicit_portrait, fill_holes
+from omokage.avatar.texture import Sample, estimate_plate, fill_holes
 from omokage.avatar.train import Loader, train_avatar
 from omokage.errors import BundleError, InputError
 from omokage.tracking.face_track import FaceTrack
@@ -69,7 +71,13 @@ def test_preset_needs_a_known_size_and_a_divisible_one() -> None:
         preset_for(300)
     with pytest.raises(InputError, match="multiple of 16"):
         AvatarConfig(
-            size=120, wavelet_levels=2, widths=(8, 8, 8), texture_size=32, texture_channels=4, code_size=2
+            size=120,
+            wavelet_levels=2,
+            widths=(8, 8, 8),
+            texture_size=32,
+            texture_channels=4,
+            texture_modes=2,
+            code_size=2,
         )
 
 
@@ -78,12 +86,15 @@ def test_untrained_generator_is_the_explicit_composition(explicit: ExplicitAvata
     _, samples, _ = recording
     run = Run.start(explicit, 4, TINY)
     condition = explicit.conditioner.draw(samples[5].state)
-    tensors = [torch.from_numpy(a)[None] for a in (condition.warp, condition.drawing, condition.motion)]
+    tensors = [
+        torch.from_numpy(a)[None]
+        for a in (condition.warp, condition.drawing, condition.motion, condition.mixture)
+    ]
     with torch.no_grad():
         color, matte = run.generator(*tensors, torch.zeros(1, 8))
     plate = torch.from_numpy(explicit.plate / np.float32(255)).permute(2, 0, 1)
     ours = composite(color, matte, plate)[0].permute(1, 2, 0).numpy() * 255
-    reference = explicit_portrait(explicit.atlas, condition.warp, explicit.plate)
+    reference = explicit.portrait(samples[5].state)
     assert np.abs(ours - reference).mean() < 0.5
 
 
@@ -92,10 +103,41 @@ def test_explicit_avatar_shows_unseen_frames(explicit: ExplicitAvatar, recording
     _, samples, _ = recording
     mean = np.mean([s.image for s in samples[::2]], axis=0)
     head = slice(20, 115), slice(25, 105)
-    shown = [psnr(explicit.portrait(s)[head], s.image[head]) for s in samples[1::6]]
+    shown = [psnr(explicit.portrait(s.state)[head], s.image[head]) for s in samples[1::6]]
     still = [psnr(mean[head], s.image[head]) for s in samples[1::6]]
     assert np.mean(shown) > 20.5
     assert np.mean(shown) > np.mean(still) + 1
+
+
+def test_changing_texture_shows_unseen_frames_better(explicit: ExplicitAvatar, recording) -> None:  # type: ignore[no-untyped-def]
+    """What moves on the surface, teeth and lids and shading, follows the state."""
+    _, samples, _ = recording
+    still = replace(explicit, modes=np.zeros_like(explicit.modes))
+    shown, plain = ([psnr(e.portrait(s.state), s.image) for s in samples[1::6]] for e in (explicit, still))
+    assert np.mean(shown) > np.mean(plain) + 0.3
+
+
+def test_appearance_remembers_its_keys_and_fades_far_from_them() -> None:
+    rng = np.random.default_rng(0)
+    poses, expressions = rng.normal(size=(20, 10)), 0.2 * rng.random((20, 52))
+    appearance = Appearance(poses, expressions, rng.normal(size=(2, 20, 3)))
+    at_key = appearance.mixture(poses[4], expressions[4])
+    assert np.abs(at_key - appearance.strengths[:, 4]).mean() < np.abs(appearance.strengths).mean() / 2
+    assert np.abs(appearance.mixture(poses[4] + 50, expressions[4])).max() < 1e-6
+    without = appearance.mixture_without(poses[4], expressions[4], [4])
+    assert (
+        np.abs(without - appearance.strengths[:, 4]).mean()
+        > np.abs(at_key - appearance.strengths[:, 4]).mean()
+    )
+    assert np.array_equal(appearance.mixture_without(poses[4], expressions[4], range(20)), np.zeros((2, 3)))
+
+
+def test_modes_give_back_the_differences_they_were_made_of() -> None:
+    differences = np.random.default_rng(1).normal(size=(5, 40))
+    modes, strengths = principal_modes(differences, 8)
+    assert np.allclose(strengths @ modes, differences) and not modes[5:].any()
+    first, few = principal_modes(differences, 2)
+    assert np.linalg.norm(differences - few @ first) < np.linalg.norm(differences)
 
 
 def test_drawing_shifts_exactly_with_the_window(recording) -> None:  # type: ignore[no-untyped-def]
@@ -124,8 +166,8 @@ def test_holes_are_filled_from_around() -> None:
 def test_training_improves_on_the_explicit_avatar(explicit: ExplicitAvatar, recording) -> None:  # type: ignore[no-untyped-def]
     _, samples, _ = recording
     config = replace(TINY, steps=60, batch=4, window=0)
-    result = train_avatar(explicit, samples[:36], config)
-    before = np.mean([psnr(explicit.portrait(s), s.image) for s in samples[:36:5]])
+    result = train_avatar(explicit, samples[::2], config)
+    before = np.mean([psnr(explicit.portrait(s.state), s.image) for s in samples[::6]])
     assert result.curve[-1][2] > before + 0.5
 
 
@@ -220,11 +262,41 @@ def test_bundle_round_trip_gives_the_same_pictures(
     assert np.array_equal(again.track.rotation, track.rotation)
     one, other = (a.conditioner.draw(samples[3].state) for a in (avatar, again))
     assert np.array_equal(one.warp, other.warp)
-    inputs = [torch.from_numpy(a)[None] for a in (one.warp, one.drawing, one.motion)]
+    inputs = [torch.from_numpy(a)[None] for a in (one.warp, one.drawing, one.motion, one.mixture)]
     with torch.no_grad():
         pictures = [a.generator(*inputs, torch.zeros(1, 8))[0] for a in (avatar, again)]
     assert torch.allclose(*pictures, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["me.avatar"]
+
+
+def test_version_1_bundles_stay_readable(explicit: ExplicitAvatar, recording, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """They had a texture that does not change and a sheet that follows the pose alone."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    from omokage.avatar.bundle import _digest
+
+    track, samples, _ = recording
+    path = tmp_path / "old.avatar"
+    bundle(explicit, track).save(path)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["header"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    tensors = {n: t for n, t in tensors.items() if n != "generator.modes" and not n.startswith("appearance.")}
+    tensors["sheet.response"] = tensors["sheet.response"][:, :11].contiguous()
+    del header["config"]["texture_modes"], header["sha256"]
+    header["sha256"] = _digest(tensors, header)
+    save_file(tensors, path, {"format": "omokage.avatar", "version": "1", "header": json.dumps(header)})
+    avatar = Avatar.load(path)
+    sheet = explicit.conditioner.sheet
+    by_pose = np.concatenate([sheet.response[:, :11], np.zeros_like(sheet.response[:, 11:])], axis=1)
+    same = explicit.conditioner.with_sheet(replace(sheet, response=by_pose)).draw(samples[3].state)
+    condition = avatar.conditioner.draw(samples[3].state)
+    assert np.array_equal(condition.warp, same.warp)
+    assert condition.mixture.shape == (2, 1) and not condition.mixture.any()
+    inputs = [torch.from_numpy(a)[None] for a in (condition.warp, condition.drawing, condition.motion)]
+    color, _ = avatar.generator(*inputs, torch.from_numpy(condition.mixture)[None], torch.zeros(1, 8))
+    assert color.shape == (1, 3, SIZE, SIZE) and torch.isfinite(color).all()
 
 
 def test_damaged_foreign_and_newer_bundles_say_so(

@@ -198,7 +198,8 @@ def test_no_face_is_refused_with_nothing_said_about_faces() -> None:
     groups = {finding.group for finding in report.findings}
     assert groups == {"Person", "Stillness", "File", "Sound"}
     with pytest.raises(
-        CaptureRefusedError, match=r"me\.mp4 cannot become an avatar \(face found is 0 %, needed"
+        CaptureRefusedError,
+        match=r"me\.mp4 cannot become an avatar: face found 0 % \(at least 98, refused below 70\), usable",
     ):
         report.raise_if_refused()
 
@@ -378,22 +379,28 @@ def test_readings_become_medians_ranges_and_seconds(texture: Image) -> None:
 # --- sound -------------------------------------------------------------------------------------------------------
 
 
+def in_pieces(samples: NDArray[np.float32], sample_rate: int) -> list[Audio]:
+    """As a decoder gives them: the blocks in which levels are measured begin anywhere in them."""
+    return [Audio(part, sample_rate) for part in np.split(samples, range(1024, len(samples), 1024))]
+
+
 def test_sound_levels() -> None:
     time = np.arange(48000 * 4) / 48000
     speech = 0.1 * np.sqrt(2) * np.sin(2 * np.pi * 300 * time) * (time % 1 < 0.7)
     noise = 0.001 * np.random.default_rng(0).normal(size=len(time))
-    sound = measure_sound(Audio((speech + noise)[:, None].astype(np.float32), 48000))
+    sound = measure_sound(in_pieces((speech + noise)[:, None].astype(np.float32), 48000))
     assert sound.level_dbfs == pytest.approx(-20, abs=0.1)
     assert sound.above_noise_db == pytest.approx(40, abs=0.5)
     assert sound.clipped_share == 0
-    loud = measure_sound(Audio(np.clip(20 * speech, -1, 1)[:, None].astype(np.float32), 48000))
+    loud = measure_sound(in_pieces(np.clip(20 * speech, -1, 1)[:, None].astype(np.float32), 48000))
     assert loud.clipped_share > 0.3
 
 
 def test_a_silent_track_is_told_from_a_quiet_one() -> None:
-    assert measure_sound(Audio(np.zeros((16000, 2), np.float32), 16000)).level_dbfs == -math.inf
+    assert measure_sound(in_pieces(np.zeros((16000, 2), np.float32), 16000)).level_dbfs == -math.inf
     quiet = np.full((16000, 1), 0.01, np.float32)
-    assert measure_sound(Audio(quiet, 16000)).level_dbfs == pytest.approx(-40, abs=0.1)
+    assert measure_sound(in_pieces(quiet, 16000)).level_dbfs == pytest.approx(-40, abs=0.1)
+    assert measure_sound([]) is None
 
 
 # --- cuts, camera, background ------------------------------------------------------------------------------------

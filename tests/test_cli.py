@@ -120,6 +120,11 @@ def test_help_needs_nothing_heavy(command: str) -> None:
     assert done.stdout.startswith("Usage: omokage")
 
 
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run("", capsys)
+    assert (code, err) == (0, "") and out.startswith("Usage: omokage") and "rehearse" in out
+
+
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     from omokage import __version__
 
@@ -133,6 +138,9 @@ def test_check(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check me.mp4 --quiet", capsys) == (0, "all is well\n", "")
     assert calls.arguments == (Path("me.mp4"),)
     assert calls.keywords["output"] is None
+    assert run("check me.mp4 -o sheets --quiet", capsys)[1].endswith(
+        "\ncontact sheet: sheets/contact-sheet.png\n"
+    )
     code, out, _ = run("check me.mp4 --json -o sheets", capsys)
     assert (code, json.loads(out)) == (0, {"verdict": "good"})
     assert calls.keywords["output"] == Path("sheets")
@@ -141,7 +149,10 @@ def test_check(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_create(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("create me.mp4 -o me.avatar --quiet", capsys) == (0, "avatar: me.avatar\n", "")
+    said = "avatar: here/me.avatar\nreport: here/me-report/report.html\n"
+    assert run("create me.mp4 -o here/me.avatar --quiet", capsys) == (0, said, "")
+    assert run("create me.mp4 -o me.avatar --quiet --no-evaluate", capsys)[1] == "avatar: me.avatar\n"
+    assert run("create me.mp4 -o me.avatar --quiet", capsys)[0] == 0
     assert calls.arguments == (Path("me.mp4"),)
     assert calls.keywords["output"] == Path("me.avatar")
     defaults = {
@@ -188,7 +199,11 @@ def test_evaluate_rehearse_bench_demo(calls: Calls, capsys: pytest.CaptureFixtur
         files=(Path("demo-output/report.html"), Path("x.mp4")),
     )
     folder = Path("here/me-report")
-    assert run("evaluate here/me.avatar --quiet", capsys) == (0, f"numbers\nreport: {folder}\n", "")
+    assert run("evaluate here/me.avatar --quiet", capsys) == (
+        0,
+        f"numbers\nreport: {folder}/report.html\n",
+        "",
+    )
     assert calls.keywords["output"] == folder
     assert run("evaluate me.avatar --quiet --json --recording me.mp4", capsys) == (0, "{}\n", "")
     assert calls.keywords["recording"] == Path("me.mp4")
@@ -259,7 +274,7 @@ def test_ctrl_c_says_what_is_kept(calls: Calls, capsys: pytest.CaptureFixture[st
     calls.act = fail(KeyboardInterrupt())
     code, out, err = run("create me.mp4 -o me.avatar --quiet", capsys)
     assert (code, out) == (130, "")
-    assert "what is done so far is kept" in err
+    assert "goes on from what was done" in err
     code, _, err = run("bench --quiet", capsys)
     assert code == 130
     assert "run the same command to start again" in err
@@ -290,6 +305,25 @@ main()
     assert process.returncode == code
     assert (tmp_path / "cleaned").exists()
     assert b"Traceback" not in err
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_native_code_does_not_talk_between_our_words(debug: bool) -> None:
+    script = f"""
+import os, sys, types
+def bench(on_progress, **_):
+    os.write(2, b"W0000 from C++")
+    raise RuntimeError("ours")
+sys.modules["omokage.pipelines.bench"] = module = types.ModuleType("bench")
+module.bench = bench
+sys.argv = ["omokage", *{["--debug"] if debug else []}, "bench"]
+from omokage.cli.app import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 70
+    assert "unexpected error (RuntimeError: ours)" in done.stderr
+    assert ("W0000" in done.stderr) == ("Traceback" in done.stderr) == debug
 
 
 @pytest.mark.parametrize(
@@ -358,6 +392,19 @@ def test_progress_bar_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     assert "training:  25 %" in err
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_a_fact_is_a_line_and_nothing_runs_over(
+    is_terminal: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with ProgressBar(is_terminal=is_terminal) as show:
+        show(Progress("plan", 1, 1, "about 3 minutes"))
+        show(Progress("training", 0.5, 1))
+        show(Progress("training", 1.02, 1))  # the last step ends after the budget
+    err = capsys.readouterr().err
+    assert err.startswith("plan: about 3 minutes\n")
+    assert "training: 100 %" in err and "102" not in err and "Warning" not in err
+
+
 def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBar(is_quiet=True, is_terminal=True) as show:
         show(Progress("tracking", 1, 2))
@@ -384,10 +431,11 @@ def test_check_releases_its_findings(tmp_path: Path, monkeypatch: pytest.MonkeyP
         "contact-sheet.png",
     ]
     assert json.loads((folder / "capture.json").read_text()) == {"verdict": "good"}
-    assert Image.open(folder / "contact-sheet.png").size == (64, 32)
+    sheet = Image.open(folder / "contact-sheet.png")
+    assert sheet.size == (64, 32) and "AI-generated" not in str(sheet.info)
 
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"cannot use .*file as a folder"):
+    with pytest.raises(OutputError, match="a folder is needed"):
         pipeline.check(tmp_path / "me.mp4", output=tmp_path / "file")
 
     def broken(*_: Any, **__: Any) -> None:

@@ -25,7 +25,11 @@ from omokage.evaluate.baselines import (
 from omokage.evaluate.plots import plot_over_time
 from omokage.evaluate.protocol import (
     HeldOut,
+    OtherSplits,
+    Split,
+    SplitScores,
     available_splits,
+    other_splits,
     read_landmarks,
     region_box,
     region_mask,
@@ -268,6 +272,29 @@ def test_pose_error_from_landmarks_in_space(held_out: HeldOut) -> None:
     assert scores.mean("pose_deg") == pytest.approx(10, abs=1e-3)
 
 
+def test_other_splits_are_the_end_of_the_evaluated_frames() -> None:
+    """2000 frames, evaluated from 1610 on, frame 1990 without a face; PSNR is the frame's number."""
+    index = np.delete(np.arange(1610, 2000), 380)
+    measured = _made_up_scores("avatar", index.astype(float)).measurements
+    methods = (MethodScores("avatar", (*measured, Measurement("jitter_px", "whole", 1.0))),)
+    others = other_splits(methods, index, frame_count=2000, evaluated_from=1610)
+    assert [(part.split.kind, part.split.test_count, part.frame_count) for part in others.scores] == [
+        ("last-350", 350, 349),
+        ("last-1/11", 182, 181),
+    ]
+    for part in others.scores:
+        seen = index[index >= part.split.train_count]
+        assert part.methods[0].mean("psnr", "head") == pytest.approx(seen.mean())
+        assert part.methods[0].find("jitter_px") is None  # not a mean of frames
+    assert SplitScores.from_json(json.loads(json.dumps(part.to_json()))) == part
+
+    # Where they begin before the evaluated frames, it says so; where the clip is too short, there is no such split.
+    others = other_splits(methods, index, frame_count=2000, evaluated_from=1700)
+    assert [part.split.kind for part in others.scores] == ["last-1/11"]
+    assert len(others.reasons) == 1 and "350 frames begin before the 300" in others.reasons[0]
+    assert other_splits(methods, index, frame_count=274, evaluated_from=220) == OtherSplits((), ())
+
+
 def _made_up_scores(name: str, psnr_head: NDArray[np.float64]) -> MethodScores:
     return MethodScores(name, (Measurement("psnr", "head", float(psnr_head.mean()), psnr_head),))
 
@@ -437,6 +464,9 @@ def test_the_best_value_of_a_column_is_bold_and_controls_never(
     page = render_report(record, held_out=held_out, predictions=predictions)
     best = max(method.mean("psnr") for method in record.methods)
     assert f"<td><b>{best:.2f}</b></td>" in page
+    part = SplitScores(Split("last-1/11", 100, 10), 10, record.methods)
+    page = render_report(replace(record, other_splits=(part,)), held_out=held_out, predictions=predictions)
+    assert "Whole portrait, split &#39;last-1/11&#39;: the last 10 frames" in page
     copy = MethodScores("copy", record.methods[0].measurements)
     page = render_report(replace(record, controls=(copy,)), held_out=held_out, predictions=predictions)
     row = re.search(r'<tr class="control"><td>copy</td>.*?</tr>', page)

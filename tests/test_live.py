@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,18 +22,27 @@ from omokage.pipelines import bench as bench_module
 from omokage.pipelines import predict as predict_module
 from omokage.pipelines.bench import Paced, bench, endless
 from omokage.pipelines.predict import UnitCosts, predict_create
+from omokage.pipelines.reenact import motion_states
 from omokage.pipelines.stand_in import StandIn, stand_in
 from omokage.render import realtime
-from omokage.render.realtime import LivePipeline, Place, state_of
+from omokage.render.detail import retarget_detail
+from omokage.render.realtime import REST_FRAMES, LivePipeline, Place
 from omokage.render.retarget import Controls, Coverage, Rest, retarget
 from omokage.tracking.face_track import FRAME_ARRAYS
-from omokage.tracking.tracker import FaceState
+from omokage.tracking.landmarks import MediaPipeLandmarks
+from omokage.tracking.synthetic import SyntheticSubject
+from omokage.tracking.tracker import FaceState, OnlineTracker, track_clip
 
 
 @pytest.fixture(scope="module")
 def person() -> StandIn:
+    """Its landmarks are read off the pictures, so that there is detail beside the known motion."""
     torch.set_num_threads(1)
-    return stand_in(128, frame_count=10, clip_side=128)
+    made = stand_in(128, frame_count=10, clip_side=128)
+    detect = MediaPipeLandmarks().detect
+    points = np.stack([detect(frame.image)[0].points for frame in made.frames])
+    track = replace(made.track, landmarks=points)
+    return replace(made, track=track, avatar=replace(made.avatar, track=track))
 
 
 class KnownMotion:
@@ -84,8 +94,10 @@ def test_frame_by_frame_equals_the_whole_clip(person: StandIn) -> None:
         driving_rest=Rest.of(person.track),
     )
     assert [p.index for p in pictures] == list(range(len(person.frames)))
-    for row, picture in enumerate(pictures):
-        expected = live.renderer.render(state_of(moved.motion, row))
+    details = list(retarget_detail(person.track, source_rest=Rest.of(person.track)))
+    assert np.abs(details).max() > 0.05
+    for picture, state in zip(pictures, motion_states(moved.motion, details), strict=True):
+        expected = live.renderer.render(state)
         np.testing.assert_array_equal(picture.portrait.image, expected.image)
     statistics = live.statistics()
     assert (statistics.frames_in, statistics.frames_out, statistics.dropped) == (10, 10, 0)
@@ -124,6 +136,58 @@ def test_an_unknown_driver_is_waited_for(person: StandIn, monkeypatch: pytest.Mo
     for picture in pictures[1:3]:
         np.testing.assert_array_equal(picture.portrait.image, pictures[0].portrait.image)
     assert (pictures[-1].portrait.image != pictures[0].portrait.image).any()
+
+
+def test_live_and_offline_pictures_agree(person: StandIn) -> None:
+    """The same driver, another person than the avatar's: above 40 dB once their skin at rest is known, and the skin
+    detail brings the live pictures nearer to those of `reenact`."""
+    driver = SyntheticSubject(5)
+    frames = list(driver.render_clip(driver.performance(3.0, frame_rate=25.0, size=192, motion=0.5)))
+    track, source = track_clip(frames), Rest.of(person.track)
+    moved = retarget(track, source_rest=source, coverage=Coverage.of(person.track))
+    live = pipeline(
+        person,
+        driving_rest=Rest.of(track),
+        controls=Controls(),
+        tracker=OnlineTracker(subject=track.subject),
+    )
+    shown = np.stack([picture.portrait.image for picture in live.run(frames, keep_all=True)])
+    with_detail = retarget_detail(track, source_rest=source)
+    without = np.zeros((len(track), 468, 3))
+    agreement = {}
+    for name, details in (("with", with_detail), ("without", without)):
+        states = motion_states(moved.motion, details)
+        expected = np.stack([live.renderer.render(state).image for state in states])
+        errors = np.square(shown[REST_FRAMES:].astype(float) - expected[REST_FRAMES:]).mean(axis=(1, 2, 3))
+        agreement[name] = float(np.mean(10 * np.log10(255**2 / errors)))
+    assert agreement["with"] > 40 and agreement["with"] > agreement["without"] + 2, agreement
+
+
+def test_the_next_driver_starts_afresh(person: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was learned of one driver, rest, skin and identity, does not reach the pictures of the next run."""
+    monkeypatch.setattr(realtime, "REST_FRAMES", 4)
+    turned = replace(person.track, rotation=person.track.rotation + np.array([0.0, 0.3, 0.0]))
+    drivers = [KnownMotion(replace(person, track=track)) for track in (turned, person.track)]
+    upcoming = [*drivers, drivers[1]]
+    monkeypatch.setattr(realtime, "OnlineTracker", lambda **_: upcoming.pop(0))
+    monkeypatch.setattr(realtime, "MediaPipeLandmarks", lambda: None)
+    live = pipeline(person, driving_rest=None, tracker=None)
+    list(live.run(person.frames, keep_all=True))
+    second = [picture.portrait.image for picture in live.run(person.frames, keep_all=True)]
+    fresh = pipeline(person, driving_rest=None, tracker=None)
+    for image, picture in zip(second, fresh.run(person.frames, keep_all=True), strict=True):
+        np.testing.assert_array_equal(image, picture.portrait.image)
+    assert not upcoming
+
+
+def test_memory_does_not_grow_with_the_stream(person: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(realtime, "RECENT", 6)
+    live = pipeline(person)
+    list(live.run(itertools.islice(endless(person.frames), 20), keep_all=True))
+    kept = [value for value in vars(live._clock).values() if not isinstance(value, int)]
+    assert len(kept) == 4 and all(len(times) == 6 for times in kept)
+    statistics = live.statistics()
+    assert (statistics.frames_in, statistics.frames_out) == (20, 20) and statistics.fps > 0
 
 
 def test_errors_of_the_source_reach_the_caller_and_threads_end(person: StandIn) -> None:

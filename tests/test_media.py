@@ -16,6 +16,7 @@ import pytest
 from clips import beep, corner_mark, flash, make_clip, moving_disc, onset_s, plain
 from omokage.errors import MediaError
 from omokage.media import decode
+from omokage.media.audio import stream_audio
 from omokage.media.color import HLG, PQ, tone_map
 from omokage.media.decode import is_still_image, probe, read_audio, read_frames, read_image
 
@@ -265,6 +266,18 @@ def test_sound_rates_and_channels(tmp_path):
 
 
 # Files that must be refused.
+
+
+def test_sound_in_pieces_is_the_same_sound(tmp_path):
+    path = make_clip(tmp_path / "a.mp4", seconds=2, audio=beep(0.5, 2.0, channels=2))
+    pieces = [piece.audio for piece in stream_audio(path)]
+    assert len(pieces) > 50 and max(len(piece.samples) for piece in pieces) < 5000
+    joined, whole = np.concatenate([piece.samples for piece in pieces]), read_audio(path).samples
+    assert (
+        joined.shape[1] == 2 and abs(len(joined) - len(whole)) < 3000
+    )  # the codec's start before the first picture
+    assert np.array_equal(joined[-len(whole) :][-40000:], whole[-40000:])
+    assert list(stream_audio(make_clip(tmp_path / "b.mp4"))) == []
 
 
 def test_text_named_mp4(tmp_path):

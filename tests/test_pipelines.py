@@ -24,10 +24,13 @@ from omokage.media.audio import read_audio
 from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.pipelines.create import CreateConfig, create_avatar
+from omokage.pipelines.demo import demo
 from omokage.pipelines.evaluate import evaluate_avatar
 from omokage.pipelines.predict import Prediction
+from omokage.pipelines.recording import evaluated_frames, split_of
 from omokage.pipelines.reenact import ReenactConfig, motion_states, reenact
-from omokage.render.retarget import Coverage, Rest, retarget, retarget_detail
+from omokage.render.detail import retarget_detail
+from omokage.render.retarget import Coverage, Rest, retarget
 from omokage.tracking.arkit import write_arkit_csv
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip
@@ -180,6 +183,38 @@ def test_evaluate_writes_the_report(avatar: Path, tmp_path: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "") and "warped training frame" in page
 
 
+def test_the_very_end_of_a_long_recording_is_evaluated() -> None:
+    """So that the literature's splits lie within it: the last 350 frames, fewer where a picture takes more memory."""
+    short, long = (SyntheticSubject(3).performance(t, frame_rate=10, size=64) for t in (10.0, 300.0))
+    split = split_of(short, 256)
+    assert (split.train[-1], split.held_out[0], split.held_out[-1]) == (79, 80, 99)
+    for size, count in ((128, 350), (256, 350), (512, 60)):
+        split = split_of(long, size)
+        assert (len(split.held_out), split.held_out[-1]) == (count, 2999)
+        assert split.train[-1] < 2400 and evaluated_frames(size) == count
+
+
+def test_an_avatar_of_the_demo_can_be_evaluated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a short drawn clip in place of the rehearsed one; also after its folder was moved."""
+    monkeypatch.setattr(
+        "omokage.pipelines.demo.rehearse", lambda photo, output, **_: film(output, seed=3, seconds=2.6)
+    )
+    monkeypatch.setattr("omokage.pipelines.demo.DRIVER_S", 0.4)
+    files = demo(tmp_path / "demo", minutes=0.02, size=128).files
+    assert [file.name for file in files] == [
+        "portrait.png", "rehearsal.mp4", "reenacted.mp4", "held-out.mp4", "report.html", "sample.avatar",
+        "recording.mp4",
+    ]  # fmt: skip
+    assert all(file.is_file() for file in files) and not list(tmp_path.rglob("*.work"))
+    labeled, plain = (next(read_frames(file)).image[-20:, :20] for file in (files[1], files[-1]))
+    assert labeled.max() > 230 > plain.max()
+    (tmp_path / "demo").rename(tmp_path / "moved")
+    again = evaluate_avatar(tmp_path / "moved" / "sample.avatar", output=tmp_path / "report", unet_minutes=0)
+    assert again.clip == "recording.mp4"
+
+
 def test_skin_detail_reaches_the_pictures(avatar: Path, driver: Path) -> None:
     """What the report measures is what the user gets: reenactment is driven by the same detail as evaluation."""
     track = track_clip(read_frames(driver))
@@ -208,29 +243,6 @@ def test_evaluate_wants_the_same_recording(avatar: Path, driver: Path, tmp_path:
     with pytest.raises(InputError, match="not the recording"):
         evaluate_avatar(avatar, recording=driver, output=tmp_path / "r")
     assert not names(tmp_path)
-
-
-@pytest.mark.parametrize("stage", ["fitting", "cutting out", "training"])
-def test_interruption_at_every_stage_of_create_resumes_to_the_same_avatar(
-    stage: str, recording: Path, avatar: Path, tmp_path: Path
-) -> None:
-    seen = 0
-
-    def interrupt(progress: Progress) -> None:
-        nonlocal seen
-        if progress.stage == stage:
-            seen += 1
-            if seen == 3:
-                raise KeyboardInterrupt
-
-    output = tmp_path / "me.avatar"
-    with pytest.raises(KeyboardInterrupt):
-        create_avatar(recording, output=output, config=QUICK, on_progress=interrupt)
-    assert not output.exists()
-    assert not list(tmp_path.rglob("*.part"))
-    resumed = create_avatar(recording, output=output, config=QUICK)
-    assert names(tmp_path) == {"me.avatar"}
-    assert resumed.provenance.steps == QUICK.steps
 
 
 def test_interrupted_reenactment_leaves_nothing(avatar: Path, driver: Path, tmp_path: Path) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import resource
 import tempfile
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from fractions import Fraction
 from xml.etree import ElementTree
 
@@ -17,10 +17,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from clips import beep, flash, moving_disc, onset_s
+from clips import beep, flash, moving_disc, onset_s, small_disk
 from omokage.errors import InputError, InternalError, MediaError, OutputError
 from omokage.media.decode import probe, read_audio, read_frames, read_image
-from omokage.trust.label import TEXT_SHARE, draw_label
+from omokage.trust.label import TEXT_SHARE, check_label, draw_label
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     DIGITAL_SOURCE_TYPE,
@@ -122,7 +122,7 @@ def test_equal_input_gives_equal_files(tmp_path):
         assert made[0].sha256 == made[1].sha256
 
 
-def test_every_file_says_that_it_is_generated(tmp_path):
+def test_every_clip_says_that_it_is_generated(tmp_path):
     config = ReleaseConfig(title="A title", purpose="training")
     for suffix in CLIP_SUFFIXES:
         path = tmp_path / f"a{suffix}"
@@ -130,17 +130,24 @@ def test_every_file_says_that_it_is_generated(tmp_path):
         with av.open(str(path)) as container:
             tags = {name.lower(): value for name, value in container.metadata.items()}
         assert tags["comment"].startswith("AI-generated") and tags["title"] == "A title"
-        assert DIGITAL_SOURCE_TYPE in tags["comment"] and "training" in tags["comment"]
-    image = moving_disc(0.3, 96, 64)
-    for suffix in (".png", ".jpg"):
-        release_image(image, tmp_path / f"a{suffix}", config=config)
-        assert np.abs(read_image(tmp_path / f"a{suffix}").astype(int) - image).mean() < 3
-        with PIL.Image.open(tmp_path / f"a{suffix}") as picture:
-            picture.load()
-            packet = ElementTree.fromstring(picture.info["xmp"].strip(b"\0"))
-            values = {element.tag.split("}")[1]: element.text for element in packet.iter()}
-            assert values["DigitalSourceType"] == DIGITAL_SOURCE_TYPE
-            assert "AI-generated" in str(picture.info.get("Comment", picture.info.get("comment")))
+        assert DIGITAL_SOURCE_TYPE["generated"] in tags["comment"] and "training" in tags["comment"]
+    with pytest.raises(InternalError, match="generated ones only"):
+        release_clip(_frames(3), path, frame_rate=RATE, config=replace(config, origin="recorded"))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+@pytest.mark.parametrize("origin, words", [("generated", "AI-generated with"), ("recorded", "not generated")])
+def test_every_picture_says_whether_it_is_generated(tmp_path, suffix, origin, words):
+    image, path = moving_disc(0.3, 96, 64), tmp_path / f"a{suffix}"
+    release_image(image, path, config=ReleaseConfig(origin=origin))
+    assert np.abs(read_image(path).astype(int) - image).mean() < 3
+    with PIL.Image.open(path) as picture:
+        picture.load()
+        packet = ElementTree.fromstring(picture.info["xmp"].strip(b"\0"))
+        values = {element.tag.split("}")[1]: element.text for element in packet.iter()}
+        comment = str(picture.info.get("Comment", picture.info.get("comment")))
+    assert values["DigitalSourceType"] == DIGITAL_SOURCE_TYPE[origin] and words in comment
+    assert ("trainedAlgorithmic" in comment) == ("AI-generated" in comment) == (origin == "generated")
 
 
 def test_frames_are_not_collected(tmp_path):
@@ -173,29 +180,20 @@ def test_an_interruption_leaves_the_old_file_and_no_new_one(tmp_path, suffix, er
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.fixture
-def small_disk():
-    """Every file of this process may grow to 40 kB only."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
 @pytest.mark.parametrize("suffix", CLIP_SUFFIXES)
-def test_no_room_while_writing_a_clip(tmp_path, small_disk, suffix):
+def test_no_room_while_writing_a_clip(tmp_path, suffix):
     noise = np.random.default_rng(0)
     frames = (noise.integers(0, 255, (128, 128, 3), np.uint8) for _ in range(25))
-    with pytest.raises(OutputError, match="cannot be written: the file grew"):
+    with small_disk(40_000), pytest.raises(OutputError, match="cannot be written: the file grew"):
         release_clip(frames, tmp_path / f"a{suffix}", frame_rate=RATE)
     assert _nothing_left(tmp_path)
 
 
-def test_no_room_while_writing_a_picture_or_report(tmp_path, small_disk):
+def test_no_room_while_writing_a_picture_or_report(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), np.uint8)
-    with pytest.raises(OutputError, match="cannot be written"):
+    with small_disk(40_000), pytest.raises(OutputError, match="cannot be written"):
         release_image(noise, tmp_path / "a.png")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with small_disk(40_000), pytest.raises(OutputError, match="cannot be written"):
         release_text("x" * 50_000, tmp_path / "a.html")
     assert _nothing_left(tmp_path)
 
@@ -278,10 +276,34 @@ def test_label_corners_wrapping_and_alpha():
     assert clear[..., 3].max() == 255 and clear[0, 0].max() == 0
 
 
-@pytest.mark.parametrize("text, words", [("生成", "font lacks"), (" ", "empty"), ("x" * 300, "does not fit")])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("生成 ok", "cannot be drawn .'生成'.; write"),
+        ("נוצר", "cannot be drawn"),
+        (" ", "empty"),
+        ("x" * 300, "does not fit"),
+    ],
+)
 def test_labels_that_cannot_be_drawn(text, words):
     with pytest.raises(InputError, match=words):
         draw_label(np.zeros((128, 128, 3), np.uint8), text)
+    with pytest.raises(InputError, match=words):
+        check_label(text, 128, 128)
+    check_label(None, 128, 128)
+
+
+@pytest.mark.parametrize("text", ["künstlich erzeugt", "créé par IA", "создано ИИ", "τεχνητό", "5 % – ok"])
+def test_labels_of_other_languages(text):
+    labeled = draw_label(np.zeros((256, 256, 3), np.uint8), text)
+    assert labeled[-60:].max() > 230
+
+
+def test_the_larger_font_is_not_there_without_its_package(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"cannot be drawn \('ü'\)"):
+        check_label("künstlich", 256, 256)
+    check_label("AI", 256, 256)
 
 
 def test_the_label_is_on_every_released_frame(tmp_path):

@@ -203,8 +203,8 @@ def test_pose_beyond_the_coverage_is_bent_and_reported() -> None:
     margin = 0.12 * (high - low)
     assert high < yaw.max() <= high + margin + 1e-6
     assert low > yaw.min() >= low - margin - 1e-6
-    (sentence,) = [s for s in result.warnings if s.startswith("yaw")]
-    assert f"limited to {low - margin:.0f}..{high + margin:.0f} degrees" in sentence
+    (sentence,) = [s for s in result.warnings if "pose was limited" in s]
+    assert f"(yaw to {low - margin:.0f}..{high + margin:.0f} degrees in " in sentence
     asked = np.degrees(head_angles(driver.rotation)[:, 0])
     assert np.abs(np.diff(yaw)).max() <= 1.05 * np.abs(np.diff(asked)).max()  # bent, never jumping
 

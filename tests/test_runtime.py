@@ -155,5 +155,5 @@ def test_the_exported_file(avatar: Avatar, tmp_path: Path) -> None:
     }
     cells = pull_cells(Texture.of(avatar.generator), avatar.conditioner.draw(avatar_state(avatar.track, 0)))
     assert shapes == {"cells": list(cells.shape), "motion": [1, MOTION_SIZE]}
-    with pytest.raises(OutputError, match="choose another folder"):
+    with pytest.raises(OutputError, match="create the folder first"):
         export_onnx(avatar.generator, tmp_path / "nowhere" / "avatar.onnx")

@@ -1,8 +1,9 @@
 """`Avatar`: a trained person in one safetensors file. No pickle, nothing in it runs.
 
-Layout of `me.avatar`, version 1 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`, `track.*`
-(the recording's motion, without landmarks) and `plate`; metadata `format`, `version`, and `header`, a JSON object with
-the architecture, camera, crop, frame rate, hash of the recording, evaluation summary and the version that wrote it.
+Layout of `me.avatar`, version 2 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
+`appearance.*`, `track.*` (the recording's motion, without landmarks) and `plate`; metadata `format`, `version`, and
+`header`, a JSON object with the architecture, camera, crop, frame rate, hash of the recording, evaluation summary and
+the version that wrote it.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from omokage.avatar.appearance import Appearance
 from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import AvatarConfig
 from omokage.avatar.generator import Generator
-from omokage.avatar.sheet import Crop, Pose, Sheet
-from omokage.errors import BundleError, OutputError
+from omokage.avatar.sheet import RESPONSE_FEATURES, Crop, Pose, Sheet
+from omokage.errors import BundleError
+from omokage.files import saving
 from omokage.geometry.camera import Camera
 from omokage.tracking.face_track import FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.morphable import MorphableModel
 
 FORMAT = "omokage.avatar"
-VERSION = 1
+VERSION = 2
 MAX_TRACK_ROWS = 3000
 _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
 
@@ -93,6 +96,10 @@ class Avatar:
         arrays |= {f"subject.{f.name}": getattr(conditioner.subject, f.name) for f in fields(Subject)}
         arrays |= {f"sheet.{name}": getattr(sheet, name) for name in _SHEET_ARRAYS}
         arrays |= {f"sheet.rest.{f.name}": getattr(sheet.rest, f.name) for f in fields(Pose)}
+        if conditioner.appearance is not None:
+            arrays |= {
+                f"appearance.{f.name}": getattr(conditioner.appearance, f.name) for f in fields(Appearance)
+            }
         arrays |= {f"track.{name}": getattr(track, name) for name in FRAME_ARRAYS if name != "landmarks"}
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         tensors |= {f"generator.{k}": v.contiguous() for k, v in self.generator.state_dict().items()}
@@ -107,16 +114,8 @@ class Avatar:
         }
         header["sha256"] = _digest(tensors, header)
         metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
-        partial = path.with_name(path.name + ".part")
-        try:
-            partial.write_bytes(save(tensors, metadata))
-            partial.replace(path)
-        except OSError as error:
-            raise OutputError(
-                f"cannot write {path}: {error.strerror}; free some room or choose another folder"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with saving(path) as part:
+            part.write_bytes(save(tensors, metadata))
 
     @classmethod
     def load(cls, path: Path) -> Avatar:
@@ -149,7 +148,21 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
     if not isinstance(header, dict) or header.get("sha256") != _digest(tensors, header):
         raise BundleError(f"{path} is damaged: its contents do not match its checksum; use a copy")
-    return tensors, header
+    return (_from_version_1(tensors), _without_modes(header)) if version == 1 else (tensors, header)
+
+
+def _from_version_1(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Version 1 had a texture that does not change and a sheet that follows the pose alone."""
+    _, channels, height, width = tensors["generator.colors"].shape
+    response = tensors["sheet.response"]
+    wider = response.new_zeros(len(response), RESPONSE_FEATURES, 2)
+    wider[:, : response.shape[1]] = response
+    modes = torch.zeros(1, channels, height // 2, width // 2)
+    return tensors | {"generator.modes": modes, "sheet.response": wider}
+
+
+def _without_modes(header: dict[str, Any]) -> dict[str, Any]:
+    return header | {"config": header["config"] | {"texture_modes": 1}}
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
@@ -184,10 +197,18 @@ def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avata
         torso_weight=float(header["torso_weight"]),
         **stored,
     )
+    appearance = arrays("appearance.")
     motion = arrays("track.")
     landmarks = np.zeros((len(motion["frame_index"]), 0, 3), dtype=np.float32)
     track = FaceTrack(**motion, landmarks=landmarks, camera=camera, subject=subject)
-    conditioner = Conditioner(MorphableModel.load(), subject, sheet, Crop(**header["crop"]), config)
+    conditioner = Conditioner(
+        MorphableModel.load(),
+        subject,
+        sheet,
+        Crop(**header["crop"]),
+        config,
+        Appearance(**appearance) if appearance else None,
+    )
     return Avatar(
         generator,
         conditioner,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from omokage.avatar.appearance import CHARTS, Appearance
 from omokage.avatar.config import AvatarConfig
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.geometry.camera import rotation_matrix
@@ -41,20 +42,29 @@ class Condition:
     warp: float32 (2, S, S), texture coordinates in [-1, 1].
     drawing: float32 (8, G, G): normals (3), face, mouth, eyes, and the cell's own place x, y in [-1, 1].
     motion: float32 (62,).
+    mixture: float32 (2, K), strengths of the texture's modes, of face and sheet (see `appearance`).
     """
 
     warp: NDArray[np.float32]
     drawing: NDArray[np.float32]
     motion: NDArray[np.float32]
+    mixture: NDArray[np.float32]
 
 
 class Conditioner:
     """Draws one subject's conditions; the same object serves training and every runtime."""
 
     def __init__(
-        self, model: MorphableModel, subject: Subject, sheet: Sheet, crop: Crop, config: AvatarConfig
+        self,
+        model: MorphableModel,
+        subject: Subject,
+        sheet: Sheet,
+        crop: Crop,
+        config: AvatarConfig,
+        appearance: Appearance | None = None,
     ) -> None:
         self.model, self.subject, self.sheet, self.crop, self.config = model, subject, sheet, crop, config
+        self.appearance = appearance
         face_vertices = len(model.neutral)
         self.triangles = np.concatenate([model.triangles, sheet.triangles + face_vertices]).astype(np.int32)
         face, around = _into_chart(model.uv, 0), _into_chart(sheet.uv, 1)
@@ -68,7 +78,11 @@ class Conditioner:
 
     def with_sheet(self, sheet: Sheet) -> Conditioner:
         """The same conditioner on a refined sheet."""
-        return Conditioner(self.model, self.subject, sheet, self.crop, self.config)
+        return Conditioner(self.model, self.subject, sheet, self.crop, self.config, self.appearance)
+
+    def with_appearance(self, appearance: Appearance) -> Conditioner:
+        """The same conditioner with a texture that changes."""
+        return Conditioner(self.model, self.subject, self.sheet, self.crop, self.config, appearance)
 
     def project(self, state: AvatarState) -> tuple[Float, Float]:
         """All vertices of a frame: (V + N, 3) in pixels of the crop at output size and depth; face normals (V, 3)."""
@@ -77,7 +91,8 @@ class Conditioner:
             vertices[: len(state.detail)] += state.detail
         in_camera = vertices @ rotation_matrix(state.pose.rotation).T + state.pose.translation
         face = self.sheet.camera.project(in_camera)
-        points = np.concatenate([face, self.sheet.project(state.pose, face[self.model.face_oval])])
+        around = self.sheet.project(state.pose, state.expression, face[self.model.face_oval])
+        points = np.concatenate([face, around])
         return self.crop.apply(points, self.config.size), vertex_normals(in_camera, self.model.triangles)
 
     def draw(self, state: AvatarState, shift: tuple[int, int] = (0, 0)) -> Condition:
@@ -92,7 +107,19 @@ class Conditioner:
         attributes[:, 3:] = self.regions
         drawing = interpolate_planes(points, self.triangles, seen, attributes, cell=size // self.config.grid)
         moved = self._places - np.array(shift, dtype=np.float32)[:, None, None] * (2 / size)
-        return Condition(warp, np.concatenate([drawing, moved]), self.motion_vector(state))
+        return Condition(
+            warp, np.concatenate([drawing, moved]), self.motion_vector(state), self.mixture(state)
+        )
+
+    def mixture(self, state: AvatarState) -> NDArray[np.float32]:
+        """Strengths of the texture's modes, (2, K); zeros for a texture that does not change."""
+        if self.appearance is None:
+            return np.zeros((len(CHARTS), self.config.texture_modes), dtype=np.float32)
+        return self.appearance.mixture(self.pose_features(state), state.expression)
+
+    def pose_features(self, state: AvatarState) -> Float:
+        """The pose as the appearance sees it, (10,)."""
+        return self.sheet.pose_features(state.pose)[1:]
 
     def motion_vector(self, state: AvatarState) -> NDArray[np.float32]:
         """Rotation, place, expression and gaze as the generator's style input (62,), each of about unit range."""

@@ -17,6 +17,7 @@ class AvatarConfig(Config):
     widths: channels of the U-Net from the grid downwards, each level half the side of the one before.
     texture_size: texels a side of each of the two charts (face, sheet).
     texture_channels: learned features a texel, beside colour and opacity.
+    texture_modes: ways in which the colours of each chart change with pose and expression, at half its resolution.
     code_size: length of the appearance code.
     """
 
@@ -25,6 +26,7 @@ class AvatarConfig(Config):
     widths: tuple[int, ...]
     texture_size: int
     texture_channels: int
+    texture_modes: int
     code_size: int
 
     def __post_init__(self) -> None:
@@ -43,7 +45,13 @@ class AvatarConfig(Config):
 def compact_128() -> AvatarConfig:
     """For tests and previews."""
     return AvatarConfig(
-        size=128, wavelet_levels=2, widths=(32, 48, 64), texture_size=128, texture_channels=8, code_size=8
+        size=128,
+        wavelet_levels=2,
+        widths=(32, 48, 64),
+        texture_size=128,
+        texture_channels=8,
+        texture_modes=16,
+        code_size=8,
     )
 
 
@@ -55,6 +63,7 @@ def compact_256() -> AvatarConfig:
         widths=(48, 96, 128, 160),
         texture_size=256,
         texture_channels=16,
+        texture_modes=16,
         code_size=8,
     )
 
@@ -64,9 +73,10 @@ def compact_512() -> AvatarConfig:
     return AvatarConfig(
         size=512,
         wavelet_levels=2,
-        widths=(48, 96, 128, 160),
+        widths=(32, 64, 128, 160),
         texture_size=512,
         texture_channels=16,
+        texture_modes=16,
         code_size=8,
     )
 

@@ -70,7 +70,8 @@ class Stage(nn.Module):
 
 
 class Generator(nn.Module):
-    """Warp (B, 2, S, S), drawing (B, 8, G, G), motion (B, 62), code (B, K) -> color (B, 3, S, S), matte (B, 1, S, S).
+    """Warp (B, 2, S, S), drawing (B, 8, G, G), motion (B, 62), mixture (B, 2, K), code (B, N) -> color (B, 3, S, S),
+    matte (B, 1, S, S).
 
     The warp map holds texture coordinates in [-1, 1] (`grid_sample`, align_corners=False) into the atlas: left half the
     face chart, right half the sheet chart. Color is in [0, 1] (not clamped) and straight; matte in [0, 1].
@@ -83,6 +84,8 @@ class Generator(nn.Module):
         bands = 4**config.wavelet_levels
         atlas = (config.texture_size, 2 * config.texture_size)
         self.colors = nn.Parameter(torch.full((1, 4, *atlas), 0.5))
+        half = (config.texture_modes, 4, atlas[0] // 2, atlas[1] // 2)
+        self.modes = nn.Parameter(torch.zeros(half))
         self.features = nn.Parameter(torch.zeros(1, config.texture_channels, *(side // 2 for side in atlas)))
         self.style = nn.Sequential(
             nn.Linear(MOTION_SIZE + config.code_size, style_size),
@@ -103,21 +106,31 @@ class Generator(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
 
-    def explicit(self, warp: Tensor) -> Tensor:
-        """The composition before training: texture pulled by the warp map, (B, 4, S, S) colour and matte."""
-        return F.grid_sample(
-            self.colors.expand(len(warp), -1, -1, -1),
-            warp.permute(0, 2, 3, 1),
-            padding_mode="border",
-            align_corners=False,
-        )
+    def weights(self) -> list[nn.Parameter]:
+        """What is learned besides the textures: the network proper."""
+        textures = {id(texture) for texture in (self.colors, self.modes, self.features)}
+        return [parameter for parameter in self.parameters() if id(parameter) not in textures]
 
-    def forward(self, warp: Tensor, drawing: Tensor, motion: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+    def atlas(self, mixture: Tensor) -> Tensor:
+        """The texture of each sample: colours plus modes by strengths (B, 2, K) -> (B, 4, A, 2A)."""
+        charts = zip(mixture.unbind(dim=1), self.modes.chunk(2, dim=-1), strict=True)
+        change = torch.cat([torch.einsum("bk,kchw->bchw", of, modes) for of, modes in charts], dim=-1)
+        return self.colors + F.interpolate(change, scale_factor=2.0, mode="bilinear", align_corners=False)
+
+    @staticmethod
+    def pull(atlas: Tensor, warp: Tensor) -> Tensor:
+        """The composition before training: texture pulled by the warp map, (B, 4, S, S) colour and matte."""
+        return F.grid_sample(atlas, warp.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+    def forward(
+        self, warp: Tensor, drawing: Tensor, motion: Tensor, mixture: Tensor, code: Tensor
+    ) -> tuple[Tensor, Tensor]:
         levels, cell = self.config.wavelet_levels, 2**self.config.wavelet_levels
         style = self.style(torch.cat([motion, code], dim=1))
 
         # Pull the neural texture: colour as wavelet bands, features at the centers of the grid's cells.
-        pulled = self.explicit(warp)
+        atlas = self.atlas(mixture)
+        pulled = self.pull(atlas, warp)
         for _ in range(levels):
             pulled = haar(pulled)
         centers = warp[
@@ -149,7 +162,7 @@ class Generator(nn.Module):
         bands = self.head(x)
         for _ in range(levels):
             bands = inverse_haar(bands)
-        portrait = self.explicit(warp + offset) + bands
+        portrait = self.pull(atlas, warp + offset) + bands
         return portrait[:, :3], portrait[:, 3:].clamp(0, 1)
 
 

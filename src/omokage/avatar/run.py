@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,9 +18,10 @@ from omokage.avatar.generator import DRAWING_CHANNELS, Generator
 from omokage.avatar.losses import Critic
 from omokage.avatar.registration import ExplicitAvatar
 from omokage.config import Config
-from omokage.errors import InputError, OutputError
+from omokage.errors import InputError
+from omokage.files import saving
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,9 +39,10 @@ class TrainingConfig(Config):
     steps: int | None = None
     batch: int = 4
     seed: int = 0
-    learning_rate: float = 3e-3
+    learning_rate: float = 1e-3
     texture_rate: float = 2e-3
     feature_rate: float = 1e-2
+    mode_rate: float = 1e-4
     code_rate: float = 1e-2
     window: int = 16
     motion_noise: float = 0.05
@@ -65,13 +65,19 @@ class Run:
     def __init__(self, generator: Generator, codes: Tensor, config: TrainingConfig) -> None:
         self.generator, self.codes = generator, torch.nn.Parameter(codes)
         self.averaged = copy.deepcopy(generator).requires_grad_(False)
-        textures = {id(generator.colors), id(generator.features)}
-        self.network = [p for p in generator.parameters() if id(p) not in textures]
-        self.rates = (config.learning_rate, config.texture_rate, config.feature_rate, config.code_rate)
+        self.network = generator.weights()
+        self.rates = (
+            config.learning_rate,
+            config.texture_rate,
+            config.feature_rate,
+            config.mode_rate,
+            config.code_rate,
+        )
         groups: list[dict[str, Any]] = [
             {"params": self.network},
             {"params": [generator.colors]},
             {"params": [generator.features]},
+            {"params": [generator.modes]},
             {"params": [self.codes]},
         ]
         for group, rate in zip(groups, self.rates, strict=True):
@@ -85,10 +91,7 @@ class Run:
 
     @classmethod
     def start(cls, explicit: ExplicitAvatar, frames: int, config: TrainingConfig) -> Run:
-        generator = Generator(explicit.conditioner.config)
-        with torch.no_grad():
-            generator.colors.copy_(_to_tensor(explicit.atlas))
-        generator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        generator = explicit.generator()
         return cls(generator, torch.zeros(frames, generator.config.code_size), config)
 
     def share(self, config: TrainingConfig) -> float:
@@ -147,16 +150,8 @@ class Run:
             "step": self.step, "seconds": self.seconds, "curve": self.curve, "critic_trust": self.critic_trust,
         }  # fmt: skip
         metadata = {"format": "omokage.checkpoint", "version": str(VERSION), "progress": json.dumps(progress)}
-        partial = path.with_name(path.name + ".part")
-        try:
-            save_file(tensors, partial, metadata)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"cannot write {path} ({error}); free some room and give the same command again"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with saving(path, SafetensorError) as part:
+            save_file(tensors, part, metadata)
 
     def load(self, path: Path) -> None:
         """Go back to where it was. Raises InputError when the file is damaged or of another avatar."""
@@ -203,7 +198,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict
             index, key = name[len(prefix) + 1 :].split(".")
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": plain["param_groups"]})
-
-
-def _to_tensor(image: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.geometry.camera import Camera, rotation_matrix
-from omokage.tracking.face_track import Subject
+from omokage.tracking.face_track import BLENDSHAPES, Subject
 from omokage.tracking.morphable import MorphableModel
 
 Float = NDArray[np.float64]
@@ -23,6 +23,7 @@ RING_SCALES = (1.0, 1.06, 1.14, 1.25, 1.4, 1.6, 1.85, 2.2, 2.7, 3.5, 5.0, 9.0)
 # How far behind the oval's sides the hair is laid, in face half-widths.
 HAIR_DEPTH = 0.45
 POSE_FEATURES = 11
+RESPONSE_FEATURES = POSE_FEATURES + len(BLENDSHAPES)
 
 
 def smoothstep(low: float, high: float, x: Float) -> Float:
@@ -65,7 +66,7 @@ class Sheet:
     points: (N, 3), cm.  head_weight: (N,), 1 = moves with the head, 0 = with the shoulders.
     oval_weight: (N,), 1 = follows the face's outline as the jaw moves it, 0 = does not.
     triangles: int32 (F, 3) into the sheet's own points.  uv: (N, 2) in [0, 1].
-    response: (N, 11, 2), learned shift in head widths per unit of `pose_features` (see `registration`).
+    response: (N, 63, 2), learned shift in head widths per unit of `features` (see `registration`).
     head_width: cm.  torso_weight: 1 when the shoulders follow the tracked torso, 0 when that tracking did not help.
     """
 
@@ -111,13 +112,13 @@ class Sheet:
             oval_weight=oval_weight,
             triangles=_ring_triangles(len(RING_SCALES), len(oval)),
             uv=uv,
-            response=np.zeros((len(flat), POSE_FEATURES, 2)),
+            response=np.zeros((len(flat), RESPONSE_FEATURES, 2)),
             rest=rest,
             camera=camera,
             head_width=float(2 * half_width),
         )
 
-    def project(self, pose: Pose, oval: Float) -> Float:
+    def project(self, pose: Pose, expression: Float, oval: Float) -> Float:
         """The sheet in one frame: (N, 3), pixels of the clip and depth in cm.
 
         `oval`: (36, 3), where the face's outline is in that frame (pixels and depth), so that no seam opens.
@@ -127,7 +128,7 @@ class Sheet:
         weight = self.head_weight[:, None]
         placed = weight * head + (1 - weight) * body
         placed[:, :2] += self.pixels_per_head(pose) * np.einsum(
-            "nkc,k->nc", self.response, self.pose_features(pose)
+            "nkc,k->nc", self.response, self.features(pose, expression)
         )
         away = np.tile(oval - placed[: len(oval)], (len(RING_SCALES), 1))
         return placed + self.oval_weight[:, None] * away
@@ -136,8 +137,15 @@ class Sheet:
         """Width of the head in pixels of the clip at this distance."""
         return float(self.camera.focal_px * self.head_width / pose.translation[2])
 
+    def features(self, pose: Pose, expression: Float) -> Float:
+        """What hair and shoulders may respond to, (63,): `pose_features` and the expression.
+
+        Brows and jaw move the scalp a little, and the tracked pose more: what a face does, its pose is mistaken by.
+        """
+        return np.concatenate([self.pose_features(pose), expression])
+
     def pose_features(self, pose: Pose) -> Float:
-        """What hair and shoulders may respond to, (11,): 1, turn (3), shift in head widths (3), torso (4)."""
+        """The pose, (11,): 1, turn (3), shift in head widths (3), torso (4)."""
         turn = 2 * (np.asarray(pose.rotation) - self.rest.rotation)
         shift = (np.asarray(pose.translation) - self.rest.translation) / self.head_width
         return np.concatenate([[1.0], turn, shift * (1, 1, 0.3), self._torso(pose)])

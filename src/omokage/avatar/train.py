@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from omokage.avatar.generator import Generator, composite
 from omokage.avatar.losses import critic_hinge, detail, reconstruction
-from omokage.avatar.registration import ExplicitAvatar
+from omokage.avatar.registration import ExplicitAvatar, left_out_mixtures
 from omokage.avatar.run import Run, TrainingConfig
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
@@ -52,6 +52,7 @@ class Batch:
     warp: Tensor
     drawing: Tensor
     motion: Tensor
+    mixture: Tensor
 
 
 def train_avatar(
@@ -74,6 +75,14 @@ def train_avatar(
     checks = [loader.fixed(sample) for sample in _checks(samples)]
     started, saved = time.monotonic() - run.seconds, time.monotonic()
 
+    def check() -> None:
+        picture, psnr = _validate(run.averaged, checks)
+        run.curve.append((run.step, run.seconds, psnr))
+        if on_preview is not None:
+            on_preview(run.step, picture)
+
+    if run.step == 0:
+        check()  # the explicit composition already shows the person
     while (share := run.share(config)) < 1 and not run.is_stale(config):
         run.set_rates(share, config)
         rows, batch = loader.batch(run.step)
@@ -82,10 +91,7 @@ def train_avatar(
         run.seconds = time.monotonic() - started
         on_progress(Progress("training", run.share(config), 1.0, f"loss {loss:.3f}{run.verdict()}"))
         if run.is_check_due(config):
-            picture, psnr = _validate(run.averaged, checks)
-            run.curve.append((run.step, run.seconds, psnr))
-            if on_preview is not None:
-                on_preview(run.step, picture)
+            check()
         if checkpoint is not None and time.monotonic() - saved > config.checkpoint_seconds:
             run.save(checkpoint)
             saved = time.monotonic()
@@ -103,6 +109,7 @@ class Loader:
         self.plate = explicit.plate
         self.cell = 2**explicit.conditioner.config.wavelet_levels
         self.reach = config.window * explicit.conditioner.config.size // 256 // self.cell
+        self.mixtures = left_out_mixtures(explicit.conditioner, samples)
 
     def batch(self, step: int) -> tuple[Tensor, Batch]:
         """Rows (B,) and their samples, each with its own window shift."""
@@ -111,7 +118,10 @@ class Loader:
         shifts = rng.integers(-self.reach, self.reach + 1, size=(len(rows), 2)) * self.cell
         shifts[rng.random(len(rows)) < 0.5] = 0  # as in the paper, half of the training is centered
         batch = _stack(
-            [self._cut(self.samples[r], (int(x), int(y))) for r, (x, y) in zip(rows, shifts, strict=True)]
+            [
+                self._cut(self.samples[r], (int(x), int(y)), self.mixtures[r])
+                for r, (x, y) in zip(rows, shifts, strict=True)
+            ]
         )
         noise = rng.standard_normal(tuple(batch.motion.shape)).astype(np.float32) * self.config.motion_noise
         batch.motion.add_(torch.from_numpy(noise))
@@ -120,9 +130,11 @@ class Loader:
 
     def fixed(self, sample: Sample) -> Batch:
         """One sample without shift or noise."""
-        return _stack([self._cut(sample, (0, 0))])
+        return _stack([self._cut(sample, (0, 0), self.explicit.conditioner.mixture(sample.state))])
 
-    def _cut(self, sample: Sample, shift: tuple[int, int]) -> list[NDArray[np.float32]]:
+    def _cut(
+        self, sample: Sample, shift: tuple[int, int], mixture: NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
         condition = self.explicit.conditioner.draw(sample.state, shift)
         image, matte = _shifted(sample.image, shift), _shifted(sample.matte[..., None], shift)
         valid = _shifted(np.full_like(sample.matte[..., None], 255), shift)
@@ -130,12 +142,12 @@ class Loader:
             np.float32(1 / 255) * p.transpose(2, 0, 1)
             for p in (image, matte, _shifted(self.plate, shift), valid)
         ]
-        return [*planes, condition.warp, condition.drawing, condition.motion]
+        return [*planes, condition.warp, condition.drawing, condition.motion, mixture]
 
 
 def _train_step(run: Run, rows: Tensor, batch: Batch, share: float, config: TrainingConfig) -> float:
     code = run.codes[rows.clamp(min=0)] * (rows >= 0)[:, None]
-    color, matte = run.generator(batch.warp, batch.drawing, batch.motion, code)
+    color, matte = run.generator(batch.warp, batch.drawing, batch.motion, batch.mixture, code)
     portrait = composite(color, matte, batch.plate)
     scale = portrait.shape[-1] // batch.drawing.shape[-1]
     # Eyes and the mouth's inside, grown by a cell: lids and lips are what people look at.
@@ -184,7 +196,7 @@ def _validate(generator: Generator, checks: Sequence[Batch]) -> tuple[NDArray[np
     pairs, scores = [], []
     for batch in checks:
         code = batch.motion.new_zeros(1, generator.config.code_size)
-        color, matte = generator(batch.warp, batch.drawing, batch.motion, code)
+        color, matte = generator(batch.warp, batch.drawing, batch.motion, batch.mixture, code)
         portrait = composite(color, matte, batch.plate).clamp(0, 1)
         scores.append(-10 * math.log10(max(1e-10, float((portrait - batch.image).square().mean()))))
         pairs.append(torch.cat([batch.image[0], portrait[0]], dim=1))
@@ -214,7 +226,7 @@ def _shifted(image: NDArray[np.uint8], shift: tuple[int, int]) -> NDArray[np.uin
 
 
 def _stack(cut: Sequence[list[NDArray[np.float32]]]) -> Batch:
-    image, matte, plate, valid, warp, drawing, motion = (
+    image, matte, plate, valid, warp, drawing, motion, mixture = (
         torch.from_numpy(np.stack(planes)) for planes in zip(*cut, strict=True)
     )
-    return Batch(image, matte, plate, valid, warp, drawing, motion)
+    return Batch(image, matte, plate, valid, warp, drawing, motion, mixture)

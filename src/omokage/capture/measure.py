@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from omokage.capture.measurements import (
 )
 from omokage.capture.stability import BackgroundWatch, CutDetector, Points
 from omokage.config import Progress, ProgressCallback, ignore_progress
+from omokage.media.audio import stream_audio
 from omokage.media.clip import Audio, ClipInfo, Image
-from omokage.media.decode import probe, read_audio, read_frames
+from omokage.media.decode import probe, read_frames
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
 from omokage.tracking.matting import MatteBackend, MediaPipeMatte
 
@@ -59,7 +60,7 @@ def measure_recording(
     matte_backend: MatteBackend | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> MeasuredRecording:
-    """Measure a recording. Memory does not grow with its length (but for its sound).
+    """Measure a recording. Memory does not grow with its length.
 
     The backends default to MediaPipe's. Raises MediaError when the file cannot be read.
     """
@@ -192,18 +193,22 @@ def _shrink(image: Image, side: int) -> Image:
 
 
 def _read_sound(clip: ClipInfo) -> SoundMeasurements | None:
-    audio = read_audio(clip.path) if clip.has_audio else None
-    return measure_sound(audio) if audio is not None and len(audio.samples) else None
+    return measure_sound(piece.audio for piece in stream_audio(clip.path)) if clip.has_audio else None
 
 
-def measure_sound(audio: Audio) -> SoundMeasurements:
-    """Levels from blocks of 0.1 s: speech is what lies within 20 dB of the loudest tenth, noise the quietest tenth."""
-    size = max(1, round(SOUND_BLOCK_S * audio.sample_rate))
-    powers, clipped = [], 0
-    for start in range(0, len(audio.samples), size):
-        block = audio.samples[start : start + size]
-        powers.append(float(np.mean(np.square(block, dtype=np.float64))))
-        clipped += int((np.abs(block) >= FULL_SCALE).sum())
+def measure_sound(pieces: Iterable[Audio]) -> SoundMeasurements | None:
+    """Levels from blocks of 0.1 s: speech is what lies within 20 dB of the loudest tenth, noise the quietest tenth.
+
+    `pieces` of one track in order; None when they hold nothing.
+    """
+    powers: list[float] = []
+    rate, count, clipped = 0, 0, 0
+    for block in _blocks(pieces):
+        rate, count = block.sample_rate, count + block.samples.size
+        powers.append(float(np.mean(np.square(block.samples, dtype=np.float64))))
+        clipped += int((np.abs(block.samples) >= FULL_SCALE).sum())
+    if not count:
+        return None
     levels = 10 * np.log10(np.maximum(powers, 1e-12))
     quiet, loud = np.percentile(levels, [10, 90])
     level = -math.inf
@@ -212,9 +217,24 @@ def measure_sound(audio: Audio) -> SoundMeasurements:
     return SoundMeasurements(
         level_dbfs=level,
         above_noise_db=float(loud - quiet),
-        clipped_share=clipped / audio.samples.size,
-        sample_rate=audio.sample_rate,
+        clipped_share=clipped / count,
+        sample_rate=rate,
     )
+
+
+def _blocks(pieces: Iterable[Audio]) -> Iterator[Audio]:
+    """The same sound in blocks of 0.1 s; the last may be shorter."""
+    rest: NDArray[np.float32] | None = None
+    rate = 0
+    for piece in pieces:
+        rate, size = piece.sample_rate, max(1, round(SOUND_BLOCK_S * piece.sample_rate))
+        rest = piece.samples if rest is None else np.concatenate([rest, piece.samples])
+        whole = len(rest) - len(rest) % size
+        for start in range(0, whole, size):
+            yield Audio(rest[start : start + size], rate)
+        rest = rest[whole:]
+    if rest is not None and len(rest):
+        yield Audio(rest, rate)
 
 
 class _ChosenFrames:

@@ -90,13 +90,14 @@ class CaptureReport:
         }
 
     def raise_if_refused(self) -> None:
-        """Raise CaptureRefusedError, naming every reason, when the verdict is 'refuse'."""
+        """Raise CaptureRefusedError, naming every reason and the first's advice, when the verdict is 'refuse'."""
         reasons = [finding for finding in self.findings if finding.level == "refuse"]
         if reasons:
-            words = "; ".join(
-                f"{r.name} is {r.value_text}, needed {r.threshold}: {r.advice}" for r in reasons
+            words = ", ".join(f"{r.name} {r.value_text} ({r.threshold})" for r in reasons)
+            raise CaptureRefusedError(
+                f"{self.clip.path} cannot become an avatar: {words}. {reasons[0].advice} "
+                "'omokage check' says more; 'omokage create --force' trains all the same."
             )
-            raise CaptureRefusedError(f"{self.clip.path} cannot become an avatar ({words})")
 
 
 def format_number(value: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -19,9 +20,8 @@ from omokage.cli.progress import ProgressBar
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 TERMINATED = 143
 STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
-STOPPED_CREATE = (
-    "stopped; what is done so far is kept beside the output, and the same command goes on from there"
-)
+STOPPED_CREATE = "stopped, and nothing half-written was left; the same command goes on from what was done"
+RESUMABLE = ("create", "demo")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 FilePath = click.Path(path_type=Path)
@@ -42,15 +42,21 @@ def output_option(help_text: str, *, is_required: bool = True) -> Callable[[Comm
     return click.option("-o", "--output", type=FilePath, required=is_required, help=help_text)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
 @click.version_option(__version__, message="omokage %(version)s")
 @click.option("--debug", is_flag=True, help="Show the traceback when something goes wrong, and log more.")
-def app(debug: bool) -> None:
+@click.pass_context
+def app(context: click.Context, debug: bool) -> None:
     """One ordinary recording of a person becomes an avatar that repeats anybody's movement.
 
     Everything runs on this machine; nothing is sent anywhere. Start with `omokage demo`.
     """
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(name)s: %(message)s")
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @app.command()
@@ -69,6 +75,8 @@ def check(recording: Path, output: Path | None, as_json: bool, quiet: bool) -> i
     with ProgressBar(is_quiet=quiet) as on_progress:
         report = check_pipeline(recording, output=output, on_progress=on_progress)
     click.echo(json.dumps(report.to_json(), indent=2) if as_json else report.to_text())
+    if output is not None and not as_json:
+        click.echo(f"\ncontact sheet: {output / 'contact-sheet.png'}")
     return 2 if report.verdict == "refuse" else 0
 
 
@@ -104,7 +112,7 @@ def create(
     """Make an avatar from one recording.
 
     VIDEO shows one person in one take. It is checked, tracked, trained from and measured; a stopped run goes on
-    when the same command is given again.
+    when the same command is given again. The report on frames that were never trained on is put beside the avatar.
     """
     refuse_same_file(output, video)
     from omokage.pipelines.create import CreateConfig, create_avatar
@@ -115,6 +123,8 @@ def create(
     with ProgressBar(is_quiet=quiet) as on_progress:
         create_avatar(video, output=output, config=config, on_progress=on_progress)
     click.echo(f"avatar: {output}")
+    if evaluate:
+        click.echo(f"report: {output.with_name(f'{output.stem}-report') / 'report.html'}")
 
 
 @app.command()
@@ -182,14 +192,19 @@ def reenact(avatar: Path, driver: Path, output: Path, quiet: bool, **controls: A
 def evaluate(avatar: Path, recording: Path | None, output: Path | None, as_json: bool, quiet: bool) -> None:
     """Measure AVATAR on held-out frames.
 
-    The report has numbers, pictures and plots of the part of the recording that was never trained on.
+    The report has numbers, pictures and plots of the part of the recording that was never trained on. It takes a
+    little longer than the training did, since a plain network is trained as long for comparison.
     """
     from omokage.pipelines.evaluate import evaluate_avatar
 
     folder = output or avatar.with_name(f"{avatar.stem}-report")
     with ProgressBar(is_quiet=quiet) as on_progress:
         result = evaluate_avatar(avatar, recording=recording, output=folder, on_progress=on_progress)
-    click.echo(json.dumps(result.to_json(), indent=2) if as_json else f"{result.to_text()}\nreport: {folder}")
+    click.echo(
+        json.dumps(result.to_json(), indent=2)
+        if as_json
+        else f"{result.to_text()}\nreport: {folder / 'report.html'}"
+    )
 
 
 @app.command()
@@ -263,7 +278,8 @@ def run(arguments: Sequence[str]) -> int:
         status = app.main(list(arguments), prog_name="omokage", standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.Abort:  # what click makes of KeyboardInterrupt
-        return complain(STOPPED_CREATE if "create" in arguments else STOPPED, INTERRUPTED)
+        command = next((word for word in arguments if word in app.commands), "")
+        return complain(STOPPED_CREATE if command in RESUMABLE else STOPPED, INTERRUPTED)
     except Exception as error:
         if "--debug" in arguments:
             logging.getLogger("omokage").exception("the traceback, because of --debug")
@@ -294,8 +310,20 @@ def complain(sentence: str, exit_code: int) -> int:
     return exit_code
 
 
+def silence_native_code() -> None:
+    """Send what C++ libraries write to the error stream into the void; our own words keep their way to it."""
+    sys.stderr = os.fdopen(
+        os.dup(2), "w", buffering=1, encoding=sys.stderr.encoding, errors="backslashreplace"
+    )
+    void = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(void, 2)
+    os.close(void)
+
+
 def main() -> NoReturn:
     """The `omokage` command."""
     # A stop by the system runs the same clean-up as Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    if "--debug" not in sys.argv:
+        silence_native_code()
     sys.exit(run(sys.argv[1:]))

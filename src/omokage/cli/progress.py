@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from types import TracebackType
 from typing import NoReturn, Self
 
@@ -20,7 +21,8 @@ class ProgressBar:
     """A `ProgressCallback` that writes to stderr; use it in a `with` block, so that the last bar is closed.
 
     On a terminal every stage gets one tqdm bar, which stays visible when the stage is done. Elsewhere a stage gets a
-    line when it begins, one when it ends and one every `LINE_EVERY_S` seconds between.
+    line when it begins, one when it ends and one every `LINE_EVERY_S` seconds between. A stage that is done at its
+    first record only says its note.
     """
 
     def __init__(self, *, is_quiet: bool = False, is_terminal: bool | None = None) -> None:
@@ -36,6 +38,9 @@ class ProgressBar:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -46,15 +51,21 @@ class ProgressBar:
             return
         is_new = progress.stage != self._stage
         self._stage = progress.stage
-        if self._is_terminal:
+        if progress.total:
+            progress = replace(progress, done=min(progress.done, progress.total))
+        if is_new and progress.note and 0 < progress.total <= progress.done:
+            self._close()
+            sys.stderr.write(f"{progress.stage}: {progress.note}\n")
+            sys.stderr.flush()
+        elif self._is_terminal:
             self._draw(progress, is_new=is_new)
         else:
             self._print_line(progress, is_new=is_new)
 
     def _draw(self, progress: Progress, *, is_new: bool) -> None:
-        if is_new and self._bar is not None:
-            self._bar.close()
-        if is_new or self._bar is None:
+        if is_new:
+            self._close()
+        if self._bar is None:
             form = BAR if progress.total else COUNTER
             self._bar = tqdm(
                 desc=progress.stage, file=sys.stderr, dynamic_ncols=True, bar_format=form, mininterval=0.2

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +66,63 @@ def tail_split(frame_count: int, kind: SplitKind = "last-20%") -> Split:
         kind
     ]
     return Split(kind=kind, train_count=frame_count - test_count, test_count=test_count)
+
+
+@dataclass(frozen=True, slots=True)
+class SplitScores:
+    """The same methods on the test part of another split that lies within the evaluated frames, `frame_count` of them
+    with a face. `methods` have means only. The avatar has seen less than the split would allow: the default's training
+    part."""
+
+    split: Split
+    frame_count: int
+    methods: tuple[MethodScores, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        methods = [method.to_json() for method in self.methods]
+        return {"split": asdict(self.split), "frame_count": self.frame_count, "methods": methods}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        methods = tuple(MethodScores.from_json(method) for method in values["methods"])
+        return cls(Split(**values["split"]), values["frame_count"], methods)
+
+
+@dataclass(frozen=True, slots=True)
+class OtherSplits:
+    """The splits that could be scored, and a sentence for each that could not."""
+
+    scores: tuple[SplitScores, ...]
+    reasons: tuple[str, ...]
+
+
+def other_splits(
+    methods: Sequence[MethodScores],
+    frame_index: NDArray[np.int64],
+    *,
+    frame_count: int,
+    evaluated_from: int,
+) -> OtherSplits:
+    """Score the literature's splits on the frames that were evaluated anyway, without training again.
+
+    frame_index (T,): of the scored frames in the clip of `frame_count` frames; from `evaluated_from` to the end none
+    was trained on, and all that show a face are scored.
+    """
+    scores, reasons = [], []
+    for kind in SPLIT_KINDS[1:]:
+        if frame_count < SPLIT_MIN_FRAMES[kind]:
+            continue
+        split = tail_split(frame_count, kind)
+        rows = frame_index >= split.train_count
+        if evaluated_from <= split.train_count and rows.any():
+            parts = tuple(method.of_rows(rows) for method in methods)
+            scores.append(SplitScores(split, int(rows.sum()), parts))
+        else:
+            reasons.append(
+                f"The split '{kind}' is left out: its {split.test_count} frames begin before the "
+                f"{frame_count - evaluated_from} frames that are evaluated here."
+            )
+    return OtherSplits(tuple(scores), tuple(reasons))
 
 
 def available_splits(frame_count: int) -> tuple[Split, ...]:

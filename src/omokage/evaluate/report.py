@@ -16,7 +16,7 @@ from PIL import Image as PillowImage
 
 from omokage.errors import InputError
 from omokage.evaluate.plots import Plot, plot_over_time
-from omokage.evaluate.protocol import HeldOut, Split
+from omokage.evaluate.protocol import HeldOut, Split, SplitScores
 from omokage.evaluate.scores import METRIC_BY_KEY, METRICS, REGIONS, MethodScores, Metric, Region
 from omokage.evaluate.verdict import Verdict, judge
 from omokage.evaluate.worst import WorstFrame
@@ -44,6 +44,7 @@ class Evaluation:
 
     `controls`: the recording against itself and the like, shown below the methods and never ranked. `frame_index`,
     `time_s`: of the test frames. `notes`: facts about the run in words (minutes of training, machine, versions).
+    `other_splits`: means over other parts of the same frames, for comparison with publications.
     """
 
     clip: str
@@ -56,6 +57,7 @@ class Evaluation:
     controls: tuple[MethodScores, ...] = ()
     worst: tuple[WorstFrame, ...] = ()
     notes: tuple[str, ...] = ()
+    other_splits: tuple[SplitScores, ...] = ()
 
     def __post_init__(self) -> None:
         names = [method.name for method in (*self.methods, *self.controls)]
@@ -98,6 +100,7 @@ class Evaluation:
             "controls": [method.to_json() for method in self.controls],
             "worst": [frame.to_json() for frame in self.worst],
             "notes": self.notes,
+            "other_splits": [part.to_json() for part in self.other_splits],
         }
 
     def to_text(self) -> str:
@@ -125,6 +128,7 @@ class Evaluation:
                 controls=tuple(MethodScores.from_json(method) for method in values["controls"]),
                 worst=tuple(WorstFrame.from_json(frame) for frame in values["worst"]),
                 notes=tuple(values["notes"]),
+                other_splits=tuple(SplitScores.from_json(part) for part in values.get("other_splits", ())),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -194,9 +198,15 @@ def _verdict(evaluation: Evaluation) -> Verdict:
     return judge(evaluation.methods, evaluation.controls)
 
 
-def _table(evaluation: Evaluation, title: str, region: Region, metrics: tuple[Metric, ...]) -> _Table:
-    metrics = tuple(m for m in metrics if any(method.find(m.key, region) for method in evaluation.methods))
-    best = {metric.key: _best_value(metric, region, evaluation.methods) for metric in metrics}
+def _table(
+    title: str,
+    region: Region,
+    metrics: tuple[Metric, ...],
+    methods: tuple[MethodScores, ...],
+    controls: tuple[MethodScores, ...] = (),
+) -> _Table:
+    metrics = tuple(m for m in metrics if any(method.find(m.key, region) for method in methods))
+    best = {metric.key: _best_value(metric, region, methods) for metric in metrics}
 
     def cells(scores: MethodScores) -> tuple[_Cell, ...]:
         made = []
@@ -209,16 +219,21 @@ def _table(evaluation: Evaluation, title: str, region: Region, metrics: tuple[Me
     return _Table(
         title=title,
         metrics=metrics,
-        rows=tuple((method.name, cells(method)) for method in evaluation.methods),
-        controls=tuple((method.name, cells(method)) for method in evaluation.controls),
+        rows=tuple((method.name, cells(method)) for method in methods),
+        controls=tuple((method.name, cells(method)) for method in controls),
     )
 
 
 def _tables(evaluation: Evaluation) -> list[_Table]:
+    methods, controls = evaluation.methods, evaluation.controls
     pictures = tuple(metric for metric in METRICS if metric.key not in MOVEMENT)
     movement = tuple(metric for metric in METRICS if metric.key in MOVEMENT)
-    tables = [_table(evaluation, title, region, pictures) for region, title in TABLES.items()]
-    return [*tables, _table(evaluation, "Movement and steadiness", "whole", movement)]
+    tables = [_table(title, region, pictures, methods, controls) for region, title in TABLES.items()]
+    tables.append(_table("Movement and steadiness", "whole", movement, methods, controls))
+    for part in evaluation.other_splits:
+        title = f"Whole portrait, split '{part.split.kind}': the last {part.frame_count} frames with a face"
+        tables.append(_table(title, "whole", METRICS, part.methods))
+    return tables
 
 
 def _best_value(metric: Metric, region: Region, methods: tuple[MethodScores, ...]) -> float:

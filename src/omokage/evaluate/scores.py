@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omokage.metrics.image import PerFrame
 
@@ -107,6 +108,15 @@ class MethodScores:
         """The mean, NaN when it was not measured."""
         measurement = self.find(metric, region)
         return float("nan") if measurement is None else measurement.mean
+
+    def of_rows(self, rows: NDArray[np.bool_]) -> Self:
+        """The means over some of the test frames (T,); metrics without a value for every frame are left out."""
+        parts = (
+            per_frame_measurement(m.metric, m.region, m.per_frame[rows])
+            for m in self.measurements
+            if m.per_frame is not None
+        )
+        return replace(self, measurements=tuple(replace(part, per_frame=None) for part in parts))
 
     def to_json(self) -> dict[str, Any]:
         return {

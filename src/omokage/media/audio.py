@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -25,37 +27,69 @@ def read_audio(path: Path, *, sample_rate: int | None = None) -> Audio | None:
     track become silence. More than two channels are mixed down to stereo. `sample_rate` (Hz) resamples.
     Raises MediaError when the file or its sound is damaged, naming the time reached.
     """
+    track: _Track | None = None
+    for piece in stream_audio(path, sample_rate=sample_rate):
+        if track is None:
+            zero = None
+            if piece.has_video:
+                found = scan(path)
+                zero = found.zero * found.time_base
+            track = _Track(piece.audio.sample_rate, piece.audio.samples.shape[1], zero, piece.announced_s)
+        if not track.put(piece.audio.samples, piece.start):
+            raise _damaged(path, track.end / track.rate)
+    return Audio(track.samples(), track.rate) if track is not None and track.end else None
+
+
+@dataclass(frozen=True, slots=True)
+class AudioPiece:
+    """A part of a sound track as it comes from the decoder: `start` in seconds on the file's clock, None if unknown.
+
+    has_video, announced_s: of the whole file.
+    """
+
+    audio: Audio
+    start: Fraction | None
+    has_video: bool
+    announced_s: float
+
+
+def stream_audio(path: Path, *, sample_rate: int | None = None) -> Iterator[AudioPiece]:
+    """The first sound track piece by piece, in order; nothing when there is none. Memory does not grow with its length.
+
+    More than two channels are mixed down to stereo; `sample_rate` (Hz) resamples. Raises MediaError when the file or
+    its sound is damaged, naming the time reached.
+    """
     with open_container(path) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
-            return None
-        zero = None
-        if video_stream(container) is not None:
-            found = scan(path)
-            zero = found.zero * found.time_base
-        channels = min(2, stream.channels)
+            return
+        has_video = video_stream(container) is not None
+        announced_s = (container.duration or 0) / av.time_base
+        channels, done = min(2, stream.channels), 0
         rate = sample_rate or stream.rate
-        track = _Track(rate, channels, zero, (container.duration or 0) / av.time_base)
         converter = av.AudioResampler(format="flt", layout="mono" if channels == 1 else "stereo", rate=rate)
         for packet in container.demux(stream):
             try:
                 pieces = [piece for frame in packet.decode() for piece in converter.resample(frame)]
             except (av.FFmpegError, ValueError) as error:
-                if track.end == 0:
+                if not done:
                     continue  # many files begin with a packet that cannot be decoded alone
-                raise _damaged(path, track) from error
+                raise _damaged(path, done / rate) from error
             if packet.size == 0:  # the end: the converter still holds a few samples
                 pieces += converter.resample(None)
             for piece in pieces:
                 start = None if piece.pts is None else piece.pts * (piece.time_base or Fraction(1, rate))
-                if not track.put(piece.to_ndarray().reshape(-1, channels), start):
-                    raise _damaged(path, track)
-    return Audio(track.samples(), rate) if track.end else None
+                # Lossy codecs overshoot a little, which players clip as well.
+                samples = np.clip(piece.to_ndarray().reshape(-1, channels), -1, 1).astype(
+                    np.float32, copy=False
+                )
+                done += len(samples)
+                yield AudioPiece(Audio(samples, rate), start, has_video, announced_s)
 
 
-def _damaged(path: Path, track: _Track) -> MediaError:
+def _damaged(path: Path, reached_s: float) -> MediaError:
     return MediaError(
-        f"the sound of {path} is damaged after {track.end / track.rate:.2f} s; copy or export the recording again"
+        f"the sound of {path} is damaged after {reached_s:.2f} s; copy or export the recording again"
     )
 
 
@@ -92,6 +126,5 @@ class _Track:
         return True
 
     def samples(self) -> NDArray[np.float32]:
-        """What was laid down; lossy codecs overshoot a little, which players clip as well."""
-        samples = self._buffer[: self.end]
-        return np.clip(samples, -1, 1, out=samples)
+        """What was laid down."""
+        return self._buffer[: self.end]

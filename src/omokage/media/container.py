@@ -83,7 +83,9 @@ def open_container(path: Path) -> InputContainer:
     """Open a video or sound file with the demuxer that its first bytes ask for. Raises MediaError."""
     kind = sniff(path)
     if kind == PICTURE:
-        raise MediaError(f"{path} is a still picture; a video or sound file is needed here")
+        raise MediaError(
+            f"{path} is a still picture, and a video is needed here; 'omokage rehearse' makes one of a portrait"
+        )
     try:
         return av.open(
             f"file:{path.absolute()}",

@@ -1,24 +1,23 @@
 """Frames, pictures and texts -> files. Only `omokage.trust.release` may import this module.
 
-Every write goes to a `.part` neighbor first and replaces the target at the end, so that a failed or interrupted
-write leaves nothing behind.
+Every write goes through `files.saving`, so that a failed or interrupted one leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import errno
+import contextlib
 import io
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import av
 import numpy as np
 import PIL.Image
 from av.audio.stream import AudioStream
+from av.container import OutputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
 from av.video.stream import VideoStream
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from PIL.PngImagePlugin import PngInfo
 
 from omokage.errors import InternalError, OutputError
+from omokage.files import saving
 from omokage.media.clip import Audio
 
 CLIP_SUFFIXES: Final = (".mp4", ".mov", ".webm")
@@ -38,127 +38,84 @@ _VP9 = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1
 _ENCODER_THREADS = 2  # fixed, because x264's output depends on it and equal input must give equal files
 _AAC_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 _SWS_BT709 = Colorspace.ITU709
-_REASONS = {
-    errno.ENOSPC: "the disk is full; free some space or choose another folder",
-    errno.EDQUOT: "your disk quota is used up; free some space or choose another folder",
-    errno.EFBIG: "the file grew beyond the limit set for this disk or process; choose another folder or a shorter clip",
-    errno.EROFS: "the disk is read-only; choose another folder",
-    errno.EACCES: "there is no permission to write there; choose another folder",
-    errno.EPERM: "there is no permission to write there; choose another folder",
-    errno.ENOENT: "its folder does not exist; create the folder first",
-    errno.ENOTDIR: "its folder is a file; choose another folder",
-    errno.EISDIR: "it is a folder; give a file name",
-}
 
 
-def output_error(path: Path, error: OSError | av.FFmpegError) -> OutputError:
-    """The one sentence for a write that failed."""
-    reason = _REASONS.get(
-        error.errno or 0, f"the system says '{error.strerror or error}'; choose another folder"
-    )
-    return OutputError(f"{path} cannot be written: {reason}")
-
-
-def part_of(path: Path) -> Path:
-    """The neighbor into which `path` is written until it is complete."""
-    return path.with_name(path.name + ".part")
-
-
-class ClipWriter:
+@contextmanager
+def clip_writer(
+    path: Path,
+    *,
+    width: int,
+    height: int,
+    frame_rate: Fraction,
+    audio: Audio | None = None,
+    alpha: bool = False,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[ClipWriter]:
     """Encode frames into a clip inside a `with` block; the file appears when the block ends without an error.
 
     `.mp4` and `.mov` hold H.264 and AAC with the index first, `.webm` holds VP9 and Opus and may carry `alpha`.
-    Pictures are uint8 (height, width, 3) RGB, or (height, width, 4) with straight alpha, tagged BT.709; H.264 needs
-    even sides, so odd ones get one more row or column, a copy of the last. `audio` starts with the first picture
-    and is cut, or padded with silence, to the length of the pictures. Equal input gives equal bytes.
-    Raises OutputError when the file cannot be written.
+    Pictures are tagged BT.709; H.264 needs even sides, so odd ones get one more row or column, a copy of the last.
+    `audio` starts with the first picture and is cut, or padded with silence, to the length of the pictures. Equal
+    input gives equal bytes. Raises OutputError when the file cannot be written.
     """
+    suffix = path.suffix.lower()
+    if suffix not in (ALPHA_SUFFIXES if alpha else CLIP_SUFFIXES):
+        wanted = "a transparent clip needs the suffix .webm" if alpha else "use .mp4, .mov or .webm"
+        raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
+    options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix != ".webm" else {})
+    with saving(path, av.FFmpegError) as part:
+        container = av.open(f"file:{part.absolute()}", mode="w", format=suffix[1:], options=options)
+        try:
+            container.metadata.update(metadata or {})
+            shape = (height, width, 4 if alpha else 3)
+            writer = ClipWriter(container, shape, frame_rate, audio, is_webm=suffix == ".webm")
+            yield writer
+            writer.finish()
+        except BaseException:
+            # The first error is the one to tell.
+            with contextlib.suppress(OSError, av.FFmpegError, ValueError):
+                container.close()
+            raise
+        container.close()
+
+
+class ClipWriter:
+    """Appends pictures to an open container; see `clip_writer`."""
 
     def __init__(
         self,
-        path: Path,
-        *,
-        width: int,
-        height: int,
+        container: OutputContainer,
+        shape: tuple[int, int, int],
         frame_rate: Fraction,
-        audio: Audio | None = None,
-        alpha: bool = False,
-        metadata: Mapping[str, str] | None = None,
+        audio: Audio | None,
+        *,
+        is_webm: bool,
     ) -> None:
-        if path.suffix.lower() not in (ALPHA_SUFFIXES if alpha else CLIP_SUFFIXES):
-            wanted = "a transparent clip needs the suffix .webm" if alpha else "use .mp4, .mov or .webm"
-            raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
         self.frame_count = 0
-        self._path = path
-        self._shape = (height, width, 4 if alpha else 3)
+        self._container = container
+        self._shape = shape
         self._frame_rate = frame_rate
         self._audio = audio
         self._samples_sent = 0
-        self._metadata = dict(metadata or {})
         self._reformatter = VideoReformatter()
-
-    def __enter__(self) -> Self:
-        container_format = self._path.suffix.lower()[1:]
-        options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if container_format != "webm" else {})
-        try:
-            self._container = av.open(
-                f"file:{part_of(self._path).absolute()}", mode="w", format=container_format, options=options
-            )
-            self._container.metadata.update(self._metadata)
-            self._video = self._add_video(is_vp9=container_format == "webm")
-            self._sound = self._add_sound("libopus" if container_format == "webm" else "aac")
-        except (OSError, av.FFmpegError) as error:
-            self._discard()
-            raise output_error(self._path, error) from error
-        except BaseException:
-            self._discard()
-            raise
-        return self
+        self._video = self._add_video(is_vp9=is_webm)
+        self._sound = self._add_sound("libopus" if is_webm else "aac")
 
     def write(self, image: NDArray[np.uint8]) -> None:
-        """Append one picture, and the sound that belongs to it."""
+        """Append one picture, uint8 (height, width, 3) RGB or (height, width, 4) with straight alpha, and its sound."""
         if image.shape != self._shape or image.dtype != np.uint8:
             raise InternalError(
                 f"a frame of {image.dtype} {image.shape} came to a clip of uint8 {self._shape}"
             )
-        try:
-            self._container.mux(self._video.encode(self._to_yuv(image)))
-            self.frame_count += 1
-            self._send_sound()
-        except (OSError, av.FFmpegError) as error:
-            raise output_error(self._path, error) from error
+        self._container.mux(self._video.encode(self._to_yuv(image)))
+        self.frame_count += 1
+        self._send_sound()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if error is not None:
-            self._discard()
-            return
-        try:
-            self._container.mux(self._video.encode(None))
-            if self._sound is not None:
-                self._container.mux(self._sound.encode(None))
-            self._container.close()
-            part_of(self._path).replace(self._path)
-        except (OSError, av.FFmpegError) as failure:
-            self._discard()
-            raise output_error(self._path, failure) from failure
-        except BaseException:
-            self._discard()
-            raise
-
-    def _discard(self) -> None:
-        container = getattr(self, "_container", None)
-        try:
-            if container is not None:
-                container.close()
-        except (OSError, av.FFmpegError, ValueError):
-            pass  # the first error is the one to tell
-        finally:
-            part_of(self._path).unlink(missing_ok=True)
+    def finish(self) -> None:
+        """Write what the encoders still hold."""
+        self._container.mux(self._video.encode(None))
+        if self._sound is not None:
+            self._container.mux(self._sound.encode(None))
 
     def _add_video(self, *, is_vp9: bool) -> VideoStream:
         height, width, channels = self._shape
@@ -257,14 +214,5 @@ def write_image(path: Path, image: NDArray[np.uint8], metadata: Mapping[str, str
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a whole file atomically. Raises OutputError."""
-    part = part_of(path)
-    try:
-        with part.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except OSError as error:
-        raise output_error(path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
+    with saving(path) as part:
+        part.write_bytes(data)

@@ -11,8 +11,8 @@ from omokage.capture.check import check_recording
 from omokage.capture.contact_sheet import contact_sheet
 from omokage.capture.report import CaptureReport
 from omokage.config import ProgressCallback, ignore_progress
-from omokage.errors import OutputError
-from omokage.trust.release import release_image, release_text
+from omokage.files import result_folder
+from omokage.trust.release import ReleaseConfig, release_image, release_text
 
 
 def check(
@@ -23,25 +23,12 @@ def check(
     With `output`, a folder (made when missing), `contact-sheet.png`, `capture.txt` and `capture.json` are written
     there. Raises MediaError when the recording cannot be read, OutputError when the folder cannot be used.
     """
-    is_new = output is not None and _make_folder(output)
-    try:
+    if output is None:
+        return check_recording(path, on_progress=on_progress)
+    with result_folder(output):
         report = check_recording(path, on_progress=on_progress)
-    except BaseException:
-        if output is not None and is_new:
-            output.rmdir()
-        raise
-    if output is not None:
-        release_image(np.array(contact_sheet(report, report.samples)), output / "contact-sheet.png")
+        sheet = np.array(contact_sheet(report, report.samples))
+        release_image(sheet, output / "contact-sheet.png", config=ReleaseConfig(origin="recorded"))
         release_text(report.to_text(), output / "capture.txt")
         release_text(json.dumps(report.to_json(), indent=2, ensure_ascii=False), output / "capture.json")
     return report
-
-
-def _make_folder(folder: Path) -> bool:
-    """Make it before the long work; returns whether it is new."""
-    is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"cannot use {folder} as a folder ({error.strerror}); choose another -o") from error
-    return is_new

@@ -6,6 +6,8 @@ import json
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +17,16 @@ from omokage.avatar.bundle import Avatar, Provenance
 from omokage.avatar.config import preset_for
 from omokage.avatar.registration import build_explicit
 from omokage.avatar.run import TrainingConfig
-from omokage.avatar.train import train_avatar
+from omokage.avatar.train import TrainingResult, train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, OutputError
+from omokage.files import output_error, result_folder
 from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording, sha256_of
-from omokage.trust.release import ReleaseConfig, check_writable, release_image
+from omokage.trust.release import ReleaseConfig, check_label, check_writable, release_image
 
 SUFFIX = ".avatar"
 
@@ -71,6 +74,7 @@ def create_avatar(
     config = config or CreateConfig()
     video, output = Path(video), Path(output)
     check_writable(output, (SUFFIX,), inputs=[video])
+    check_label(config.label, config.size, config.size)
     network, info = preset_for(config.size), probe(video)
     report = output.with_name(f"{output.stem}-report")
     if config.evaluate and report.is_file():
@@ -83,58 +87,61 @@ def create_avatar(
     on_progress(Progress("plan", 1, 1, prediction.to_text()))
     if not config.force:
         check_recording(video, on_progress=on_progress).raise_if_refused()
-    work = Work.open(output, video, config)
 
-    # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
-    recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)
-    train, held_out = recording.samples(config.size, on_progress=on_progress)
+    with Work.open(output, video, config) as work:
+        # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
+        recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)
+        train, held_out = recording.samples(config.size, on_progress=on_progress)
 
-    # Explicit first: plate, texture and matte by direct computation.
-    explicit = build_explicit(recording.conditioner(network), train, on_progress=on_progress)
+        # Explicit first: plate, texture and matte by direct computation.
+        explicit = build_explicit(recording.conditioner(network), train, on_progress=on_progress)
 
-    # The network learns what is missing.
-    training = TrainingConfig(minutes=config.minutes, steps=config.steps, seed=config.seed)
-    result = train_avatar(
-        explicit,
-        train,
-        training,
-        checkpoint=work.checkpoint,
-        on_progress=on_progress,
-        on_preview=lambda _, image: _release_preview(image, work.preview),
-    )
-    avatar = Avatar(
-        generator=result.generator,
-        conditioner=explicit.conditioner,
-        plate=explicit.plate,
-        track=recording.track.select(recording.split.train),
-        provenance=Provenance(
-            recording_sha256=work.recording_sha256,
-            recording_name=video.name,
-            recording_path=str(video.resolve()),
-            frame_rate=str(recording.info.frame_rate),
-            photo_only=config.photo_only,
-            label=config.label,
-            minutes=result.seconds / 60,
-            steps=result.steps,
-            omokage=omokage.__version__,
-        ),
-    )
-    avatar.save(output)
-
-    # How good is it, on frames it has never seen?
-    if config.evaluate:
-        evaluation = evaluate_recording(
-            avatar, recording, explicit, train, held_out, output=report, on_progress=on_progress
+        # The network learns what is missing.
+        on_progress(Progress("preview while training", 1, 1, str(work.preview)))
+        result = train_avatar(
+            explicit,
+            train,
+            TrainingConfig(minutes=config.minutes, steps=config.steps, seed=config.seed),
+            checkpoint=work.checkpoint,
+            on_progress=on_progress,
+            on_preview=lambda _, image: _release_preview(image, work.preview),
         )
-        avatar = avatar.with_evaluation(summary_of(evaluation))
+        avatar = Avatar(
+            generator=result.generator,
+            conditioner=explicit.conditioner,
+            plate=explicit.plate,
+            track=recording.track.select(recording.split.train),
+            provenance=_provenance(recording, work, config, result),
+        )
         avatar.save(output)
-    work.remove()
+
+        # How good is it, on frames it has never seen?
+        if config.evaluate:
+            evaluation = evaluate_recording(
+                avatar, recording, explicit, train, held_out, output=report, on_progress=on_progress
+            )
+            avatar = avatar.with_evaluation(summary_of(evaluation))
+            avatar.save(output)
     return avatar
+
+
+def _provenance(recording: Recording, work: Work, config: CreateConfig, result: TrainingResult) -> Provenance:
+    return Provenance(
+        recording_sha256=work.recording_sha256,
+        recording_name=recording.path.name,
+        recording_path=str(recording.path.resolve()),
+        frame_rate=str(recording.info.frame_rate),
+        photo_only=config.photo_only,
+        label=config.label,
+        minutes=result.seconds / 60,
+        steps=result.steps,
+        omokage=omokage.__version__,
+    )
 
 
 @dataclass(frozen=True)
 class Work:
-    """The folder of a run that is under way."""
+    """The folder of a run that is under way; a `with` block cleans up after it."""
 
     folder: Path
     recording_sha256: str
@@ -163,17 +170,26 @@ class Work:
         marker = folder / "run.json"
         if folder.exists() and not marker.is_file():
             raise OutputError(f"{folder} is in the way and not of omokage; move it or choose another -o")
+        work = cls(folder, digest)
         try:
-            same = marker.is_file() and marker.read_text() == key
-            if folder.exists() and not (same and config.resume):
-                shutil.rmtree(folder)
-            folder.mkdir(exist_ok=True)
-            marker.write_text(key)
+            if marker.is_file() and not (config.resume and marker.read_text() == key):
+                work.remove()
+            with result_folder(folder):
+                marker.write_text(key)
         except OSError as error:
-            raise OutputError(
-                f"cannot keep intermediate results in {folder} ({error.strerror}); free some room or choose another -o"
-            ) from error
-        return cls(folder, digest)
+            raise output_error(folder, error) from error
+        return work
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gone when the run is done, and when there is nothing that the same command could go on from."""
+        is_useless = isinstance(error, InputError) or not self.track.exists()
+        if error is None or (is_useless and not self.checkpoint.exists()):
+            self.remove()
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)

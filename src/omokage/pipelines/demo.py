@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.errors import OutputError
+from omokage.files import result_folder
 from omokage.media.decode import read_frames
 from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.reenact import ReenactConfig, reenact
@@ -39,39 +40,45 @@ def demo(
 ) -> DemoResult:
     """Rehearse the NASA portrait that scikit-image ships, create an avatar, drive it by a drawn head, evaluate.
 
-    Everything is written into `folder`, with the visible label 'sample, generated'. Raises OutputError.
+    Everything is written into `folder`, with the visible label 'sample, generated', but for the clip that the avatar
+    learned from, which `omokage evaluate` needs again. Raises OutputError.
     """
     folder = Path(folder)
     marker = folder / ".omokage-demo"
     if folder.is_dir() and any(folder.iterdir()) and not marker.exists():
         raise OutputError(f"{folder} holds other files; give -o an empty or new folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with result_folder(folder):
         marker.touch()
-    except OSError as error:
-        raise OutputError(f"cannot use {folder} as a folder ({error.strerror}); choose another -o") from error
-    portrait, clip = folder / "portrait.png", folder / "rehearsal.mp4"
-    avatar, driver, result = folder / "sample.avatar", folder / "driver.mp4", folder / "reenacted.mp4"
+    portrait, recording, clip = (folder / n for n in ("portrait.png", "recording.mp4", "rehearsal.mp4"))
+    avatar, driver, result = (folder / n for n in ("sample.avatar", "driver.mp4", "reenacted.mp4"))
     label = ReleaseConfig(label=LABEL)
     picture: NDArray[np.uint8] = np.ascontiguousarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
 
-    release_image(picture, portrait, config=label)
+    release_image(picture, portrait, config=replace(label, origin="recorded"))
     with tempfile.TemporaryDirectory() as hidden:
-        # Neither the picture nor the clip to learn from has the label, or the avatar would learn the label too.
-        photo, plain = Path(hidden) / "photo.png", Path(hidden) / clip.name
-        release_image(picture, photo)
-        rehearse(photo, output=plain, seconds=REHEARSAL_S, on_progress=on_progress)
-        release_clip((f.image for f in read_frames(plain)), clip, frame_rate=FRAME_RATE, config=label)
-        create_avatar(
-            plain,
-            output=avatar,
-            config=CreateConfig(minutes=minutes, size=size, label=LABEL, photo_only=True, force=True),
-            on_progress=on_progress,
-        )
+        photo = Path(hidden) / "photo.png"
+        release_image(picture, photo, config=ReleaseConfig(origin="recorded"))
+        # The clip to learn from has no visible label, or the avatar would learn the label too.
+        rehearse(photo, output=recording, seconds=REHEARSAL_S, on_progress=on_progress)
+    release_clip((f.image for f in read_frames(recording)), clip, frame_rate=FRAME_RATE, config=label)
+    create_avatar(
+        recording,
+        output=avatar,
+        config=CreateConfig(minutes=minutes, size=size, label=LABEL, photo_only=True, force=True),
+        on_progress=on_progress,
+    )
     drawn = SyntheticSubject(seed=1)
     performance = drawn.performance(DRIVER_S, frame_rate=float(FRAME_RATE), size=DRIVER_SIZE)
     frames = (frame.image for frame in drawn.render_clip(performance))
-    release_clip(frames, driver, frame_rate=FRAME_RATE, config=label, on_progress=on_progress)
+    release_clip(
+        frames,
+        driver,
+        frame_rate=FRAME_RATE,
+        config=label,
+        frame_count=len(performance),
+        on_progress=on_progress,
+    )
     reenact(avatar, driver, output=result, config=ReenactConfig(label=LABEL), on_progress=on_progress)
     report = folder / "sample-report"
-    return DemoResult((portrait, clip, result, report / "held-out.mp4", report / "report.html", avatar))
+    films = (clip, result, report / "held-out.mp4")
+    return DemoResult((portrait, *films, report / "report.html", avatar, recording))

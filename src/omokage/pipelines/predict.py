@@ -18,6 +18,7 @@ from omokage.errors import InternalError
 from omokage.evaluate.baselines import DEFAULT_RULE, REHEARSALS, WARP_RULES, warp_by_landmarks
 from omokage.evaluate.protocol import HeldOut, read_landmarks, score
 from omokage.pipelines.evaluate import detector
+from omokage.pipelines.recording import evaluated_frames
 from omokage.pipelines.stand_in import StandIn, stand_in
 from omokage.render.renderer import TorchRuntime
 from omokage.tracking.matting import MediaPipeMatte
@@ -31,8 +32,11 @@ METHODS = 5  # scored at the end: the avatar, three baselines, the recording its
 DECODING_S = 0.003
 # Not measured, since it hardly depends on anything: identity, reports, files.
 FIXED_S = 12.0
-# Memory, GB: the program with its networks; training, and the explicit avatar's medians, by the pixel; copies of the
-# frames (with their mattes, then those of the evaluation).
+# Memory while a clip is tracked: the program without training, GB, and observations, states and track, bytes a frame.
+TRACKING_GB = 0.54
+BYTES_PER_TRACKED_FRAME = 17_500
+# Memory after that, GB: the program with its networks; training, and the explicit avatar's medians, by the pixel;
+# copies of the frames (with their mattes, then those of the evaluation).
 PROGRAM_GB = 0.82
 TRAINING_GB_PER_PIXEL = 5.0e-6
 EXPLICIT_GB_PER_PIXEL = 64 * 3 * 10 / 1e9
@@ -76,7 +80,7 @@ def predict_create(clip_seconds: float, frame_rate: float, size: int, minutes: f
     frames = clip_seconds * frame_rate
     cap = frame_cap(size)
     train = (1 - HELD_OUT_SHARE) * frames / max(1, math.ceil(frames / cap))
-    held_out = HELD_OUT_SHARE * min(frames, cap)
+    held_out = min(HELD_OUT_SHARE * frames, evaluated_frames(size))
     checked = frames / max(1, math.ceil(frames / MAX_SAMPLES))
     seconds = {
         "checking": checked * cost.track + min(checked, MAX_BACKGROUND_SAMPLES) * cost.matte,
@@ -90,12 +94,19 @@ def predict_create(clip_seconds: float, frame_rate: float, size: int, minutes: f
         "other": FIXED_S,
     }
     pixels = size * size
-    memory = PROGRAM_GB + pixels * (
+    training_gb = PROGRAM_GB + pixels * (
         max(TRAINING_GB_PER_PIXEL, EXPLICIT_GB_PER_PIXEL) + (train + held_out) * BYTES_PER_KEPT_PIXEL / 1e9
     )
     return Prediction(
-        minutes=minutes + sum(seconds.values()) / 60, training_minutes=minutes, memory_gb=round(memory, 2)
+        minutes=minutes + sum(seconds.values()) / 60,
+        training_minutes=minutes,
+        memory_gb=round(max(tracking_gb(frames), training_gb), 2),
     )
+
+
+def tracking_gb(frames: float) -> float:
+    """Memory at the peak of tracking; afterwards only the frames that are used are kept."""
+    return TRACKING_GB + frames * BYTES_PER_TRACKED_FRAME / 1e9
 
 
 @cache

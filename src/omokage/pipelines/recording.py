@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,9 @@ from omokage.avatar.config import AvatarConfig
 from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_cap, split_tail
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample
-from omokage.config import ProgressCallback, ignore_progress
+from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import NoFaceError
-from omokage.media.clip import ClipInfo
+from omokage.media.clip import ClipInfo, Frame
 from omokage.media.decode import probe, read_frames
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MediaPipeMatte
@@ -26,17 +28,24 @@ from omokage.tracking.tracker import track_clip
 # Larger pictures are reduced while they are decoded: an avatar shows at most 512 pixels of a square crop.
 MAX_SIDE_PX = 1920
 MIN_TRAINING_FRAMES = 20
+CROP_FRAMES = 4000  # say where the head is
+# Frames at the end that are evaluated: enough for the literature's split of 350 where memory allows it.
+EVALUATED_FRAMES = 350
 
 
 @dataclass(frozen=True)
 class Recording:
-    """A clip with its track; `split` names the rows for training and the held-out tail."""
+    """A clip with its track at the frames that are used; `split` names its rows for training and the held-out tail.
+
+    frame_count: of the whole clip.
+    """
 
     path: Path
     info: ClipInfo
     track: FaceTrack
     crop: Crop
     split: Split
+    frame_count: int
 
     @classmethod
     def open(
@@ -55,16 +64,20 @@ class Recording:
         if known_track is not None and known_track.exists():
             track = FaceTrack.load(known_track)
         else:
-            track = track_clip(read_frames(path, max_side=MAX_SIDE_PX), on_progress=on_progress)
+            track = tracked(info, read_frames(path, max_side=MAX_SIDE_PX), on_progress)
             if known_track is not None:
                 track.save(known_track)
-        split = split_tail(track, cap=frame_cap(size))
+        split = split_of(track, size)
         if len(split.train) < MIN_TRAINING_FRAMES or not len(split.held_out):
             raise NoFaceError(
                 f"only {int(track.is_tracked.sum())} frames of {path.name} show a face, at least "
                 f"{MIN_TRAINING_FRAMES * 5 // 4} are needed; record at least 5 seconds with the face in view"
             )
-        return cls(path, info, track, choose_crop(track), split)
+        # The landmarks of half an hour would take 0.3 GB while the network is trained: keep what is used.
+        crop = choose_crop(track.select(slice(None, None, -(-len(track) // CROP_FRAMES))))
+        used, border = np.concatenate([split.train, split.held_out]), len(split.train)
+        rows = Split(train=np.arange(border), held_out=np.arange(border, len(used)))
+        return cls(path, info, track.select(used), crop, rows, len(track))
 
     def samples(
         self, size: int, *, on_progress: ProgressCallback = ignore_progress
@@ -92,6 +105,40 @@ class Recording:
         )
         sheet = Sheet.build(model, self.track.subject, rest=rest, camera=self.track.camera, crop=self.crop)
         return Conditioner(model, self.track.subject, sheet, self.crop, config)
+
+
+def split_of(track: FaceTrack, size: int) -> Split:
+    """The rows for training, and of the held-out fifth the last `evaluated_frames`."""
+    split = split_tail(track, cap=frame_cap(size))
+    rows = np.flatnonzero(track.is_tracked)
+    tail = rows[rows >= split.held_out[0]] if len(split.held_out) else split.held_out
+    return replace(split, held_out=tail[-evaluated_frames(size) :])
+
+
+def evaluated_frames(size: int) -> int:
+    """How many frames at the end of a recording are evaluated at most; every method keeps them all in memory."""
+    return EVALUATED_FRAMES if size <= 256 else frame_cap(size) // 5
+
+
+def tracked(info: ClipInfo, frames: Iterable[Frame], on_progress: ProgressCallback) -> FaceTrack:
+    """`track_clip` of the frames of a file, which an error names and whose length is known."""
+
+    def counted(progress: Progress) -> None:
+        on_progress(progress if progress.total else replace(progress, total=info.frame_count))
+
+    try:
+        return track_clip(frames, on_progress=counted)
+    except NoFaceError as error:
+        raise NoFaceError(f"{info.path}: {error}") from error
+    finally:
+        give_back_memory()
+
+
+def give_back_memory() -> None:
+    """Let the C library return what was freed: of tracking it would keep 9 kB a frame, half a GB of half an hour."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:  # only glibc has it
+        trim(0)
 
 
 def sha256_of(path: Path) -> str:

@@ -14,24 +14,26 @@ from PIL import ImageColor
 
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import AvatarState
-from omokage.avatar.sheet import Pose
+from omokage.capture.driver import DriverWatch
 from omokage.config import Config, ProgressCallback, ignore_progress
 from omokage.errors import InputError
 from omokage.media.audio import read_audio
 from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.media.image import is_still_image, read_image
-from omokage.pipelines.recording import MAX_SIDE_PX
+from omokage.pipelines.recording import MAX_SIDE_PX, tracked
+from omokage.render.detail import retarget_detail
+from omokage.render.realtime import state_of
 from omokage.render.renderer import Renderer, fit_background
-from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget, retarget_detail
+from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
-from omokage.tracking.tracker import track_clip
 from omokage.trust.release import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
     ReleaseConfig,
     Released,
+    check_label,
     check_writable,
     release_clip,
 )
@@ -66,7 +68,7 @@ class ReenactConfig(Config):
 
 @dataclass(frozen=True)
 class Reenactment:
-    """What was made, and sentences on where the driver went beyond what the avatar's recording has shown."""
+    """What was made, and sentences on a driver with faults or beyond what the recording has shown."""
 
     released: Released
     warnings: tuple[str, ...]
@@ -74,11 +76,12 @@ class Reenactment:
 
 @dataclass(frozen=True)
 class Driver:
-    """A driver's motion, its constant frame rate and its sound."""
+    """A driver's motion, its constant frame rate and its sound; `warnings`: sentences on what may spoil it."""
 
     track: FaceTrack
     frame_rate: Fraction
     audio: Audio | None
+    warnings: tuple[str, ...] = ()
 
 
 def reenact(
@@ -99,6 +102,8 @@ def reenact(
     is_transparent = config.background == "transparent"
     check_writable(output, ALPHA_SUFFIXES if is_transparent else CLIP_SUFFIXES, inputs=[driver])
     person = avatar if isinstance(avatar, Avatar) else Avatar.load(Path(avatar))
+    label = config.label or person.provenance.label
+    check_label(label, person.size, person.size)
     background = _background(config.background, person.size)
 
     controls, renderer = config.controls(), Renderer(person, runtime=config.runtime, background=background)
@@ -112,11 +117,11 @@ def reenact(
         output,
         frame_rate=driving.frame_rate,
         audio=driving.audio,
-        config=ReleaseConfig(label=config.label or person.provenance.label),
+        config=ReleaseConfig(label=label),
         frame_count=len(moved.motion),
         on_progress=on_progress,
     )
-    return Reenactment(released, moved.warnings)
+    return Reenactment(released, driving.warnings + moved.warnings)
 
 
 def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) -> Driver:
@@ -129,16 +134,16 @@ def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) 
         raise InputError(
             f"{path} is a still picture and has no movement; give a video, a .track or a .csv as driver"
         )
-    track = track_clip(read_frames(path, max_side=MAX_SIDE_PX), on_progress=on_progress)
-    return Driver(track, probe(path).frame_rate, read_audio(path))
+    info = probe(path)
+    watch = DriverWatch(info.frame_count)
+    track = tracked(info, watch.watch(read_frames(path, max_side=MAX_SIDE_PX)), on_progress)
+    return Driver(track, info.frame_rate, read_audio(path), watch.warnings())
 
 
 def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Iterator[AvatarState]:
     """Frames of a motion, each with its skin detail (468, 3), as the renderer takes them."""
     for row, detail in enumerate(details):
-        pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
-        expression, gaze = motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
-        yield AvatarState(pose, expression, gaze, detail)
+        yield state_of(motion, row, detail)
 
 
 def _pictures(

@@ -13,7 +13,14 @@ from omokage.media.clip import Image
 from omokage.media.decode import read_image
 from omokage.render.performance import performance
 from omokage.render.rehearsal import Puppet
-from omokage.trust.release import CLIP_SUFFIXES, ReleaseConfig, Released, check_writable, release_clip
+from omokage.trust.release import (
+    CLIP_SUFFIXES,
+    ReleaseConfig,
+    Released,
+    check_label,
+    check_writable,
+    release_clip,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ def rehearse(
             f"a rehearsal takes 1 to 3600 seconds at 5 to 120 frames a second, got {seconds:g} and {frame_rate}"
         )
     check_writable(output, CLIP_SUFFIXES, inputs=[photo])
+    check_label(config.label, size, size)
     image = read_image(photo)
     on_progress(Progress("reading the face", 0, 1))
     try:

@@ -12,10 +12,10 @@ from omokage.avatar.bundle import Avatar, Provenance
 from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import preset_for
 from omokage.avatar.generator import Generator
-from omokage.avatar.registration import ExplicitAvatar
+from omokage.avatar.registration import ExplicitAvatar, paint
 from omokage.avatar.samples import avatar_state, choose_crop, cut_out
 from omokage.avatar.sheet import Pose, Sheet
-from omokage.avatar.texture import Sample, unproject_texture
+from omokage.avatar.texture import Sample
 from omokage.media.clip import Frame
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.morphable import MorphableModel
@@ -50,11 +50,10 @@ def stand_in(size: int, *, frame_count: int = 12, clip_side: int = CLIP_SIDE_PX,
         Sample(image, np.full(image.shape[:2], 255, dtype=np.uint8), avatar_state(track, row))
         for row, image in enumerate(images)
     )
-    atlas = unproject_texture(conditioner, samples[:4])
-    explicit = ExplicitAvatar(conditioner, atlas, images[0])
+    explicit = paint(conditioner, samples, samples[:4], images[0])
     avatar = Avatar(
         generator=untrained(explicit, seed),
-        conditioner=conditioner,
+        conditioner=explicit.conditioner,
         plate=explicit.plate,
         track=track,
         provenance=Provenance(
@@ -75,11 +74,10 @@ def stand_in(size: int, *, frame_count: int = 12, clip_side: int = CLIP_SIDE_PX,
 def untrained(explicit: ExplicitAvatar, seed: int = 0) -> Generator:
     """A generator with the explicit texture and small random weights where training starts from zero."""
     random = torch.Generator().manual_seed(seed)
-    generator = Generator(explicit.conditioner.config)
+    generator = explicit.generator()
     with torch.no_grad():
         for name, values in generator.named_parameters():
             if name.startswith(("head", "offset", "features")) or "film" in name:
                 values.copy_(0.01 * torch.randn(values.shape, generator=random))
-        generator.colors.copy_(torch.from_numpy(explicit.atlas).float().permute(2, 0, 1)[None] / 255)
     generator.requires_grad_(False)
-    return generator.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+    return generator.eval()

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omokage.avatar.generator import DRAWING_CHANNELS, MOTION_SIZE, Generator, Stage, haar, inverse_haar
-from omokage.errors import OutputError
+from omokage.files import saving
 
 OPSET = 17
 INPUTS, OUTPUTS = ("cells", "motion"), ("residual", "offset")
@@ -143,14 +143,8 @@ def quantize(graph: bytes, feeds: Sequence[Feed], operations: Sequence[str] = AL
 
 def export_onnx(generator: Generator, path: Path) -> None:
     """Write `to_onnx` to a file, atomically. Raises OutputError."""
-    partial = path.with_name(path.name + ".part")
-    try:
-        partial.write_bytes(to_onnx(generator))
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"cannot write {path}: {error.strerror}; choose another folder") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    with saving(path) as part:
+        part.write_bytes(to_onnx(generator))
 
 
 class _Feeds(CalibrationDataReader):  # type: ignore[misc]

@@ -11,25 +11,30 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import AvatarState, Condition
 from omokage.avatar.sheet import Pose
 from omokage.media.clip import Frame, Image
+from omokage.render.detail import DetailTransfer
 from omokage.render.renderer import Portrait, Renderer
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
-from omokage.tracking.face_track import Subject
+from omokage.tracking.face_track import FaceTrack, Subject
+from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.tracker import CALIBRATION_FRAMES, FaceState, OnlineTracker, concatenate
 
 Item = TypeVar("Item")
 
-# With a face; from so many an unknown driver's rest is taken, once the tracker knows the person.
+# With a face; from so many an unknown driver's rest and skin at rest are taken, once the tracker knows the person.
 REST_FRAMES = CALIBRATION_FRAMES + 10
+RECENT = 1500  # frames that the statistics are of: a minute at 25 a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,8 @@ class LiveFrame:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveStatistics:
-    """Of a run so far: pictures a second, latency (ms), median time of each stage (ms), frames in, out and dropped."""
+    """Of a run: pictures a second, latency (ms) and median time of each stage (ms) over the last `RECENT` pictures;
+    frames in, out and dropped since its start."""
 
     fps: float
     latency_p50_ms: float
@@ -116,15 +122,20 @@ class _Told:
     condition: Condition
 
 
+def _recent() -> deque[float]:
+    return deque(maxlen=RECENT)
+
+
 @dataclass
 class _Clock:
     """Times of a run, s."""
 
-    motion: list[float] = field(default_factory=list)
-    picture: list[float] = field(default_factory=list)
-    latency: list[float] = field(default_factory=list)
-    ready: list[float] = field(default_factory=list)
+    motion: deque[float] = field(default_factory=_recent)
+    picture: deque[float] = field(default_factory=_recent)
+    latency: deque[float] = field(default_factory=_recent)
+    ready: deque[float] = field(default_factory=_recent)
     frames_in: int = 0
+    frames_out: int = 0
 
 
 class LivePipeline:
@@ -132,7 +143,7 @@ class LivePipeline:
 
     driving_rest: the driver's own rest (`Rest.of` their track, made with the same subject as `tracker`'s); without it
     the first `REST_FRAMES` frames with a face give it, and until then the avatar rests.
-    tracker: of a known subject; by default it gets to know the driver from the first second.
+    tracker: of a known subject; by default every run gets to know its driver from the first second.
     """
 
     def __init__(
@@ -147,8 +158,8 @@ class LivePipeline:
         threads: int | None = None,
     ) -> None:
         self.renderer = Renderer(avatar, runtime=runtime, background=background, threads=threads)
-        self.tracker = tracker or OnlineTracker()
-        self._director = Director(avatar, driving_rest=driving_rest, controls=controls or Controls())
+        self._known_tracker, self._backend = tracker, None if tracker else MediaPipeLandmarks()
+        self._driving_rest, self._controls = driving_rest, controls or Controls()
         self._clock = _Clock()
         self._dropped: Callable[[], int] = lambda: 0
 
@@ -156,9 +167,11 @@ class LivePipeline:
         """Pictures as they become ready, in order; `keep_all` drops none. Raises what `frames` or a stage raises.
 
         A live source must give frames when they are captured; they are fetched on a thread of their own, so that a
-        source never waits for the avatar.
+        source never waits for the avatar. Nothing of an earlier run is remembered.
         """
         self._clock = _Clock()
+        tracker = self._known_tracker or OnlineTracker(backend=self._backend)
+        director = Director(self.renderer.avatar, driving_rest=self._driving_rest, controls=self._controls)
         captured: Place[tuple[Frame, float]] = Place(keep_all=keep_all)
         told: Place[_Told] = Place(keep_all=keep_all)
         ready: Place[LiveFrame] = Place(keep_all=keep_all)
@@ -166,7 +179,7 @@ class LivePipeline:
         self._dropped = lambda: sum(place.dropped for place in places)
         threads = [
             _start(lambda: self._capture(frames, captured), captured),
-            _start(lambda: self._move(captured, told), told),
+            _start(lambda: self._move(tracker, director, captured, told), told),
             _start(lambda: self._picture(told, ready), ready),
         ]
         try:
@@ -180,16 +193,16 @@ class LivePipeline:
     def statistics(self) -> LiveStatistics:
         """Of the last run."""
         clock = self._clock
-        latency = np.array(clock.latency or [0.0]) * 1000
-        seconds = clock.ready[-1] - clock.ready[0] if len(clock.ready) > 1 else 0.0
+        latency, ready = np.array(clock.latency or [0.0]) * 1000, tuple(clock.ready)
+        seconds = ready[-1] - ready[0] if len(ready) > 1 else 0.0
         return LiveStatistics(
-            fps=(len(clock.ready) - 1) / seconds if seconds else 0.0,
+            fps=(len(ready) - 1) / seconds if seconds else 0.0,
             latency_p50_ms=float(np.percentile(latency, 50)),
             latency_p95_ms=float(np.percentile(latency, 95)),
             motion_ms=1000 * float(np.median(clock.motion or [0.0])),
             picture_ms=1000 * float(np.median(clock.picture or [0.0])),
             frames_in=clock.frames_in,
-            frames_out=len(clock.ready),
+            frames_out=clock.frames_out,
             dropped=self._dropped(),
         )
 
@@ -199,14 +212,20 @@ class LivePipeline:
             if not captured.put((frame, time.monotonic())):
                 return
 
-    def _move(self, captured: Place[tuple[Frame, float]], told: Place[_Told]) -> None:
+    def _move(
+        self,
+        tracker: OnlineTracker,
+        director: Director,
+        captured: Place[tuple[Frame, float]],
+        told: Place[_Told],
+    ) -> None:
         """Stage A: the driver's state, as the avatar's, drawn."""
         draw = self.renderer.avatar.conditioner.draw
-        with self.tracker.streaming():
+        with tracker.streaming():
             for frame, arrived in captured:
                 start = time.monotonic()
-                state = self.tracker.step(frame)
-                condition = draw(self._director.step(state, self.tracker))
+                state = tracker.step(frame)
+                condition = draw(director.step(state, tracker))
                 self._clock.motion.append(time.monotonic() - start)
                 if not told.put(_Told(frame, arrived, state.is_tracked, condition)):
                     return
@@ -220,6 +239,7 @@ class LivePipeline:
             self._clock.picture.append(now - start)
             self._clock.latency.append(now - item.arrived_s)
             self._clock.ready.append(now)
+            self._clock.frames_out += 1
             picture = LiveFrame(
                 index=item.frame.index,
                 time_s=item.frame.time_s,
@@ -233,11 +253,16 @@ class LivePipeline:
 
 
 class Director:
-    """Turns a driver's states into the avatar's, one frame at a time; the same as `retarget` over the whole clip."""
+    """Turns a driver's states into the avatar's, one frame at a time; the same as `retarget` over the whole clip.
+
+    The skin detail of a driver other than the avatar's person counts from the frame on at which their skin at rest is
+    known, the last of the first `REST_FRAMES` with a face.
+    """
 
     def __init__(self, avatar: Avatar, *, driving_rest: Rest | None, controls: Controls) -> None:
         self._source_rest, self._coverage = Rest.of(avatar.track), Coverage.of(avatar.track)
         self._driving_rest, self._controls = driving_rest, controls
+        self._detail: DetailTransfer | None = None
         self._seen: list[FaceState] = []
         self._subject: Subject | None = None
         self._last = self.resting()
@@ -252,9 +277,11 @@ class Director:
         """The avatar's state; the last one where no face was found."""
         if not state.is_tracked or tracker.camera is None:
             return self._last
-        if self._driving_rest is None and not self._get_to_know(state, tracker):
-            return self._last
         track = concatenate([state], tracker.camera, tracker.subject)
+        if self._detail is None:
+            self._get_to_know(state, track)
+        if self._driving_rest is None:
+            return self._last
         moved = retarget(
             track,
             source_rest=self._source_rest,
@@ -262,24 +289,27 @@ class Director:
             controls=self._controls,
             driving_rest=self._driving_rest,
         )
-        self._last = state_of(moved.motion, 0)
+        self._last = state_of(moved.motion, 0, None if self._detail is None else self._detail.apply(track, 0))
         return self._last
 
-    def _get_to_know(self, state: FaceState, tracker: OnlineTracker) -> bool:
-        """Collect states until the driver's rest is known. Those from before the person was known do not count."""
-        if tracker.subject is not self._subject:
-            self._subject, self._seen = tracker.subject, []
+    def _get_to_know(self, state: FaceState, now: FaceTrack) -> None:
+        """Collect states until the driver is known. Those from before the tracker knew the person do not count."""
+        if now.subject is not self._subject:
+            self._subject, self._seen = now.subject, []
         self._seen.append(state)
-        if len(self._seen) < REST_FRAMES or tracker.camera is None:
-            return False
-        self._driving_rest = Rest.of(concatenate(self._seen, tracker.camera, tracker.subject))
-        return True
+        is_known = self._driving_rest is not None and self._source_rest.is_of(now.subject)
+        if is_known or len(self._seen) >= REST_FRAMES:
+            seen = concatenate(self._seen, now.camera, now.subject)
+            self._driving_rest = self._driving_rest or Rest.of(seen)
+            self._detail = DetailTransfer.of(seen, source_rest=self._source_rest, controls=self._controls)
+            self._seen = []
 
 
-def state_of(motion: Motion, row: int) -> AvatarState:
-    """One frame of a motion as the conditioner takes it."""
+def state_of(motion: Motion, row: int, detail: NDArray[np.float64] | None = None) -> AvatarState:
+    """One frame of a motion, with its skin detail (468, 3) in cm, as the conditioner takes it."""
     pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
-    return AvatarState(pose, motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64))
+    expression, gaze = motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
+    return AvatarState(pose, expression, gaze, detail)
 
 
 def _start(work: Callable[[], None], output: Place[Any]) -> threading.Thread:

@@ -79,7 +79,7 @@ class TorchRuntime:
 
     @torch.inference_mode()
     def portrait(self, condition: Condition) -> NDArray[np.float32]:
-        inputs = (condition.warp, condition.drawing, condition.motion)
+        inputs = (condition.warp, condition.drawing, condition.motion, condition.mixture)
         tensors = [torch.from_numpy(array)[None].to(self.device) for array in inputs]
         portrait = torch.cat(self.generator(*tensors, self._code), dim=1)[0]
         return np.ascontiguousarray(portrait.permute(1, 2, 0).cpu().numpy())
@@ -97,8 +97,9 @@ class GraphRuntime:
         self.name, self.texture, self.network = name, texture, network
 
     def portrait(self, condition: Condition) -> NDArray[np.float32]:
-        residual, offset = self.network(feed_of(self.texture, condition))
-        return pull_portrait(self.texture, condition.warp, offset[0], residual[0])
+        texture = self.texture.mixed(condition.mixture)
+        residual, offset = self.network(feed_of(texture, condition))
+        return pull_portrait(texture, condition.warp, offset[0], residual[0])
 
 
 class Renderer:
@@ -150,7 +151,7 @@ def fit_background(image: Image, size: int) -> Image:
 
 
 def feed_of(texture: Texture, condition: Condition) -> Feed:
-    """Inputs of the graph for one condition."""
+    """Inputs of the graph for one condition; `texture` is the mixed one of it."""
     return {"cells": pull_cells(texture, condition), "motion": condition.motion[None]}
 
 
@@ -177,7 +178,7 @@ class GraphBuilder:
         self._threads, self._plate = threads, avatar.plate
         self._texture, self._graph = Texture.of(avatar.generator), to_onnx(avatar.generator)
         conditions = recorded_conditions(avatar, CALIBRATION_STATES)
-        self._feeds = [feed_of(self._texture, condition) for condition in conditions[::2]]
+        self._feeds = [feed_of(self._texture.mixed(c.mixture), c) for c in conditions[::2]]
         self._checks = conditions[1::2] or conditions  # not those of the calibration
 
     def exact(self, engine: str) -> GraphRuntime:

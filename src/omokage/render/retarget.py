@@ -6,7 +6,7 @@ is bent back softly, and the result says so in sentences.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
@@ -17,7 +17,6 @@ from scipy.spatial.transform import Rotation
 from omokage.config import Config
 from omokage.errors import InputError, NoFaceError
 from omokage.tracking.arkit import LOOKS, looks_from_gaze
-from omokage.tracking.detail import SKIN_COUNT, skin_detail
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
 
 Float = NDArray[np.float64]
@@ -29,7 +28,6 @@ MOUTH = tuple(
 )
 
 PERCENTILES = (0.5, 99.5)  # of the recording; what lies outside is taken for a tracking error
-MEAN_ROWS = 500  # of a driver's track, evenly, for the mean of its skin detail
 MARGIN = 0.12  # of the covered range: how far beyond it the avatar may go
 SMALLEST_MARGIN = {"expression": 0.03, "angle": np.radians(1.5), "length": 0.5, "torso": 0.02}
 FULL = 0.45  # a blink or an open jaw above this counts as complete
@@ -202,27 +200,6 @@ def retarget(
     return RetargetedMotion(motion=motion, warnings=tuple(warnings.sentences))
 
 
-def retarget_detail(
-    driving: FaceTrack, *, source_rest: Rest, controls: Controls | None = None
-) -> Iterator[Float]:
-    """What the named expressions leave out of the driver's face, for the avatar's: (468, 3) cm a frame, head space.
-
-    Another person's detail is taken against its own mean, which belongs to their face, and scaled to the avatar's head.
-    """
-    controls = controls or Controls()
-    strength = 0.0 if controls.mouth_only else min(1.0, controls.expression_strength)
-    mean = np.zeros((SKIN_COUNT, 3))
-    if not source_rest.is_of(driving.subject) and driving.landmarks.size:
-        seen = np.flatnonzero(driving.is_tracked)
-        seen = seen[:: -(-len(seen) // MEAN_ROWS)]
-        mean = np.mean([skin_detail(driving, int(row)) for row in seen], axis=0)
-        width = float(Rest.of(driving).head_width)
-        strength *= float(source_rest.head_width) / width if width > 0 else 1.0
-    for row in range(len(driving)):
-        is_seen = bool(driving.is_tracked[row]) and driving.landmarks.size > 0
-        yield strength * (skin_detail(driving, row) - mean) if is_seen else np.zeros((SKIN_COUNT, 3))
-
-
 def relative(driving: FaceTrack, source: Rest, driver: Rest) -> Motion:
     """The driver's way from their rest, taken from the source's rest."""
     drv, src = Rotation.from_rotvec(driver.rotation), Rotation.from_rotvec(source.rotation)
@@ -310,11 +287,10 @@ def limited_pose(motion: Motion, coverage: Coverage, warnings: Warnings) -> Moti
         )
     is_bent = np.any(bent != angles, axis=1)
     translation, low, high = bend(motion.translation, coverage.translation, SMALLEST_MARGIN["length"])
-    for i, name in enumerate(
-        ("the head's way sideways", "the head's way up and down", "the head's distance")
-    ):
+    for i, name in enumerate(("way sideways", "way up and down", "distance")):
         values = (motion.translation, translation, low, high)
         warnings.of_pose(name, "cm", *(v[..., i] for v in values), tolerance=0.5)
+    warnings.end_of_pose()
     return replace(
         motion,
         rotation=np.where(is_bent[:, None], head_rotation(bent), motion.rotation),
@@ -347,12 +323,13 @@ def bend(values: NDArray[np.floating], span: Float, least_margin: float) -> tupl
 
 
 class Warnings:
-    """Collects one sentence for every channel that was visibly limited; counts frames with a face only."""
+    """Collects one sentence for pose and expression each, if visibly limited; counts frames with a face only."""
 
     SHAPES = 3  # name at most so many blendshapes
 
     def __init__(self, *, is_tracked: NDArray[np.bool_]) -> None:
         self.sentences: list[str] = []
+        self._poses: list[str] = []
         self._is_tracked = is_tracked
         if not is_tracked.all():
             share = 100 * np.mean(~is_tracked)
@@ -365,9 +342,16 @@ class Warnings:
     ) -> None:
         share = self._share(np.abs(asked - given) > tolerance)
         if share >= 0.01:
+            # Whole numbers, and never '-0'.
+            span = f"{round(float(low))}..{round(float(high))} {unit}"
+            self._poses.append(f"{name} to {span} in {100 * share:.0f} %")
+
+    def end_of_pose(self) -> None:
+        """All that was collected of the pose becomes one sentence."""
+        if self._poses:
             self.sentences.append(
-                f"{name} was limited to {low:.0f}..{high:.0f} {unit} in {100 * share:.0f} % of the frames: the "
-                "recording shows no more; record a wider range, or lower the pose strength"
+                f"the head's pose was limited ({', '.join(self._poses)} of the frames): the recording shows no more; "
+                "record a wider range, or lower the pose strength"
             )
 
     def of_expression(self, asked: NDArray[np.floating], given: Float, high: Float) -> None:

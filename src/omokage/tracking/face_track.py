@@ -13,7 +13,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from omokage.errors import InputError, OutputError
+from omokage.errors import InputError
+from omokage.files import saving
 from omokage.geometry.camera import Camera
 
 FORMAT_VERSION = 1
@@ -111,16 +112,8 @@ class FaceTrack:
             "version": str(FORMAT_VERSION),
             "camera": json.dumps(camera),
         }
-        partial = path.with_name(path.name + ".part")
-        try:
-            save_file(tensors, partial, metadata)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(
-                f"cannot write {path} ({error}); free some room or choose another place"
-            ) from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with saving(path, SafetensorError) as part:
+            save_file(tensors, part, metadata)
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import unicodedata
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -51,11 +54,16 @@ def draw_label(image: NDArray[np.uint8], text: str, *, corner: Corner = "lower l
     return labeled
 
 
+def check_label(text: str | None, width: int, height: int) -> None:
+    """Tell before long work that `draw_label` cannot draw this text on pictures of this size. Raises InputError."""
+    if text is not None:
+        _render(text, width, height, "lower left")
+
+
 @lru_cache(maxsize=16)
 def _render(text: str, width: int, height: int, corner: Corner) -> _Patch:
     capital = max(_MIN_TEXT_PX, TEXT_SHARE * min(width, height))
-    font = _font(capital)
-    _check_letters(text, font)
+    font = _font_for(text, capital)
     margin = max(2, round(0.4 * capital))
     lines = _wrap(text, font, width - 4 * margin)
     spacing = round(0.5 * capital)
@@ -81,26 +89,45 @@ def _render(text: str, width: int, height: int, corner: Corner) -> _Patch:
     )
 
 
+def _font_for(text: str, capital: float) -> PIL.ImageFont.FreeTypeFont:
+    """Pillow's own font, which is small, or DejaVu Sans, which comes with a package that MediaPipe needs."""
+    lacking = text
+    for path in (None, _dejavu()):
+        font = _font(capital, path)
+        lacking = "".join(letter for letter in lacking if not _has(font, letter))
+        if not lacking and text.strip():
+            return font
+    problem = f"has characters that cannot be drawn ('{lacking}')" if lacking else "is empty"
+    raise InputError(
+        f"the label '{text}' {problem}; write it in Latin, Greek or Cyrillic letters, for example 'AI-generated'"
+    )
+
+
+def _has(font: PIL.ImageFont.FreeTypeFont, letter: str) -> bool:
+    """The font draws the same empty box for every letter that it lacks; from right to left nothing is drawn well."""
+    if unicodedata.bidirectional(letter) in ("R", "AL"):
+        return False
+    return bytes(font.getmask(letter)) != bytes(font.getmask("\U0010ffff"))
+
+
+def _dejavu() -> Path | None:
+    found = importlib.util.find_spec("matplotlib")  # not imported: only its font file is wanted
+    places = found.submodule_search_locations if found else None
+    path = Path(places[0]) / "mpl-data/fonts/ttf/DejaVuSans.ttf" if places else None
+    return path if path and path.is_file() else None
+
+
 @lru_cache(maxsize=16)
-def _font(capital: float) -> PIL.ImageFont.FreeTypeFont:
-    """Pillow's own font, in the size whose capital letters are at least `capital` px high."""
+def _font(capital: float, path: Path | None) -> PIL.ImageFont.FreeTypeFont:
+    """The size of a font (None: Pillow's own) whose capital letters are at least `capital` px high."""
     size = capital
     while True:
-        font = PIL.ImageFont.load_default(size)
+        font = PIL.ImageFont.truetype(path, size) if path else PIL.ImageFont.load_default(size)
         assert isinstance(font, PIL.ImageFont.FreeTypeFont)
         top, bottom = font.getbbox("H")[1::2]
         if bottom - top >= capital:
             return font
         size *= 1.03
-
-
-def _check_letters(text: str, font: PIL.ImageFont.FreeTypeFont) -> None:
-    """The font draws the same empty box for every letter that it lacks."""
-    missing_glyph = bytes(font.getmask("\U0010ffff"))
-    lacking = "".join(letter for letter in text if bytes(font.getmask(letter)) == missing_glyph)
-    if lacking or not text.strip():
-        problem = f"has letters that the font lacks ('{lacking}')" if lacking else "is empty"
-        raise InputError(f"the label '{text}' {problem}; use Latin letters, for example 'AI-generated'")
 
 
 def _wrap(text: str, font: PIL.ImageFont.FreeTypeFont, width: float) -> str:

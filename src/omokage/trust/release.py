@@ -1,6 +1,6 @@
-"""The one door out: every generated clip, picture and report leaves through here.
+"""The one door out: every clip, picture and report leaves through here.
 
-A release draws the visible label, encodes, writes atomically, and says in the file's metadata that it is generated.
+A release draws the visible label, encodes, writes atomically, and says in the file's metadata whether it is generated.
 """
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InternalError, OutputError
+from omokage.files import output_error
 from omokage.media.clip import Audio
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
     IMAGE_SUFFIXES,
-    ClipWriter,
-    output_error,
+    clip_writer,
     write_bytes,
     write_image,
 )
-from omokage.trust.label import Corner, draw_label
+from omokage.trust.label import Corner, check_label, draw_label
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -38,15 +38,24 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ReleaseConfig",
     "Released",
+    "check_label",
     "check_writable",
     "release_clip",
     "release_image",
     "release_text",
 ]
 
-DISCLOSURE: Final = "AI-generated"
-# https://cv.iptc.org/newscodes/digitalsourcetype/ : made by a model trained on recordings.
-DIGITAL_SOURCE_TYPE: Final = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
+# What a picture shows: something a model made, or a real recording (as it is, labeled or laid out).
+Origin = Literal["generated", "recorded"]
+DISCLOSURE: Final[Mapping[Origin, str]] = {
+    "generated": "AI-generated",
+    "recorded": "Recorded, not generated; arranged",
+}
+# https://cv.iptc.org/newscodes/digitalsourcetype/ : made by a model trained on recordings; composed of recordings.
+DIGITAL_SOURCE_TYPE: Final[Mapping[Origin, str]] = {
+    "generated": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
+    "recorded": "http://cv.iptc.org/newscodes/digitalsourcetype/compositeCapture",
+}
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,15 @@ class ReleaseConfig(Config):
     """What a released file says about itself.
 
     `label`: visible text on every picture, such as 'AI-generated', or None for none. `title` and `purpose` go into
-    the metadata when given. The hidden notice 'AI-generated' is always there.
+    the metadata when given. `origin`: whether the hidden notice says that the picture is AI-generated or recorded;
+    clips are always generated.
     """
 
     label: str | None = None
     label_corner: Corner = "lower left"
     title: str = ""
     purpose: str = ""
+    origin: Origin = "generated"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,13 +102,15 @@ def release_clip(
     known, gives progress a total. Raises OutputError, and passes on what `frames` raises; then no file is left.
     """
     config = config or ReleaseConfig()
+    if config.origin != "generated":
+        raise InternalError(f"{path} was to leave as a recording; clips leave as generated ones only")
     source = iter(frames)
     first = next(source, None)
     if first is None:
         raise InternalError(f"no frames came for {path}")
     height, width, channels = first.shape
     check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
-    writer = ClipWriter(
+    with clip_writer(
         path,
         width=width,
         height=height,
@@ -105,8 +118,7 @@ def release_clip(
         audio=audio,
         alpha=channels == 4,
         metadata=_metadata(config),
-    )
-    with writer:
+    ) as writer:
         for image in itertools.chain([first], source):
             writer.write(_labeled(image, config))
             on_progress(Progress("writing", writer.frame_count, frame_count or 0))
@@ -155,7 +167,8 @@ def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint
 def _metadata(config: ReleaseConfig) -> dict[str, str]:
     """Tags that MP4, MOV, WebM, PNG and JPEG all know."""
     purpose = f" Purpose: {config.purpose}." if config.purpose else ""
-    comment = f"{DISCLOSURE} with omokage.{purpose} Digital source type: {DIGITAL_SOURCE_TYPE}"
+    source = DIGITAL_SOURCE_TYPE[config.origin]
+    comment = f"{DISCLOSURE[config.origin]} with omokage.{purpose} Digital source type: {source}"
     return {"comment": comment} | ({"title": config.title} if config.title else {})
 
 
@@ -167,7 +180,7 @@ def _xmp(config: ReleaseConfig) -> str:
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" '
         'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
-        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE}</Iptc4xmpExt:DigitalSourceType>"
+        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE[config.origin]}</Iptc4xmpExt:DigitalSourceType>"
         f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
     )

@@ -1,0 +1,77 @@
+"""Results on disk: a file or a folder is complete, or it is not there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from omokage.errors import OutputError
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full; free some space or choose another folder",
+    errno.EDQUOT: "your disk quota is used up; free some space or choose another folder",
+    errno.EFBIG: "the file grew beyond the limit set for this disk or process; choose another folder or a shorter clip",
+    errno.EROFS: "the disk is read-only; choose another folder",
+    errno.EACCES: "there is no permission to write there; choose another folder",
+    errno.EPERM: "there is no permission to write there; choose another folder",
+    errno.ENOENT: "its folder does not exist; create the folder first",
+    errno.ENOTDIR: "its folder is a file; choose another folder",
+    errno.EISDIR: "it is a folder; give a file name",
+    errno.EEXIST: "it is a file, and a folder is needed; choose another name",
+}
+
+
+@contextmanager
+def saving(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+    """Write a file atomically: give the `.part` neighbor to write, and let it take the place of `path` at the end.
+
+    After an error or an interruption no neighbor is left, and `path` is what it was. OSErrors, and `failures` of the
+    library that writes, become OutputError.
+    """
+    part = path.with_name(path.name + ".part")
+    kinds: tuple[type[Exception], ...] = (OSError, *failures)
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except kinds as error:
+        raise output_error(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def result_folder(folder: Path) -> Iterator[Path]:
+    """A folder for results, made with its parents if missing; what was made goes away again when the work fails.
+
+    Raises OutputError, before the work, when it cannot be made or takes no file.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made += [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise output_error(folder, error) from error
+        yield folder
+    except BaseException:
+        if made:
+            shutil.rmtree(made[-1], ignore_errors=True)
+        raise
+
+
+def output_error(path: Path, error: Exception) -> OutputError:
+    """The one sentence for a write that failed."""
+    number = getattr(error, "errno", None)
+    if number is None and (said := re.search(r"\(os error (\d+)\)", str(error))):  # as Rust libraries put it
+        number = int(said[1])
+    unknown = f"the system says '{getattr(error, 'strerror', None) or error}'; choose another folder"
+    return OutputError(f"{path} cannot be written: {_REASONS.get(number or 0, unknown)}")

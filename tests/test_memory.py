@@ -1,0 +1,93 @@
+"""Memory grows with the length of a recording only as far as is said: half an hour of 1080p stays under 1.5 GB."""
+
+from __future__ import annotations
+
+import tracemalloc
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from omokage.media.clip import Frame
+from omokage.pipelines import predict, recording
+from omokage.pipelines.predict import BYTES_PER_TRACKED_FRAME, UnitCosts, predict_create, tracking_gb
+from omokage.pipelines.recording import Recording
+from omokage.tracking.face_track import FaceTrack
+from omokage.tracking.landmarks import Landmarks
+from omokage.tracking.synthetic import SyntheticSubject
+from omokage.tracking.tracker import track_clip
+
+HALF_AN_HOUR = 54_000  # frames at 30 a second
+
+
+class KnownLandmarks:
+    """Gives the true points of a synthetic person, each time in memory of its own as a network does."""
+
+    def __init__(self, person: SyntheticSubject, truth: FaceTrack) -> None:
+        self.points, self.calls = [], 0
+        for row in range(len(truth)):
+            vertices = person.model.pose_vertices(person.subject, truth.expression[row], truth.gaze[row])[
+                :478
+            ]
+            placed = person.model.to_camera(vertices, truth.rotation[row], truth.translation[row])
+            points = truth.camera.project(placed)
+            depth = placed[:, 2] - placed[:, 2].mean()
+            points[:, 2] = depth * truth.camera.focal_px / truth.translation[row, 2]
+            self.points.append(points.astype(np.float32))
+
+    def detect(self, image: np.ndarray) -> list[Landmarks]:
+        self.calls += 1
+        return [Landmarks(self.points[self.calls % len(self.points)].copy())]
+
+    def reset(self) -> None:
+        self.calls = 0
+
+
+def test_tracking_takes_what_is_predicted_for_a_frame() -> None:
+    person = SyntheticSubject(3)
+    truth = person.performance(2.0, frame_rate=25.0, size=64)
+    images = [frame.image for frame in person.render_clip(truth)]
+
+    def peak(count: int) -> int:
+        frames = (Frame(i, i / 25, images[i % len(images)]) for i in range(count))
+        tracemalloc.start()
+        track_clip(frames, subject=person.subject, backend=KnownLandmarks(person, truth))
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return top
+
+    peak(20)  # what is loaded once
+    bytes_per_frame = (peak(300) - peak(100)) / 200
+    assert 0.5 * BYTES_PER_TRACKED_FRAME < bytes_per_frame < BYTES_PER_TRACKED_FRAME
+    assert tracking_gb(HALF_AN_HOUR) < 1.5
+
+
+def test_only_the_frames_that_are_used_stay_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 3000 frames 900 at most for training and the last 350; the track on disk has all of them."""
+    truth = SyntheticSubject(3).performance(120.0, frame_rate=25.0, size=64)
+    points = np.zeros((len(truth), 478, 3), np.float32)
+    points[:, ::2] = 40.0
+    whole = replace(truth, landmarks=points)
+    monkeypatch.setattr(recording, "probe", lambda path: SimpleNamespace(path=path, frame_rate=Fraction(25)))
+    monkeypatch.setattr(recording, "read_frames", lambda *_, **__: iter(()))
+    monkeypatch.setattr(recording, "track_clip", lambda *_, **__: whole)
+    opened = Recording.open(Path("me.mp4"), size=256)
+    assert opened.frame_count == 3000 and len(opened.track) <= 960 + 350
+    assert opened.track.landmarks.base is None  # no view that keeps the whole alive
+    split = opened.split
+    assert len(split.train) + len(split.held_out) == len(opened.track) and len(split.held_out) == 350
+    assert opened.track.frame_index[split.held_out[-1]] == 2999
+    assert (
+        opened.track.frame_index[split.train].max() < 2400 <= opened.track.frame_index[split.held_out].min()
+    )
+
+
+def test_the_prediction_knows_the_length_of_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = UnitCosts(track=0.02, find=0.01, matte=0.03, register=0.2, picture=0.02, warp=0.02, score=0.05)
+    monkeypatch.setattr(predict, "unit_costs", lambda _: costs)
+    minute, half_hour, hour = (predict_create(60.0 * m, 30, 128, 10).memory_gb for m in (1, 30, 60))
+    assert minute < half_hour < 1.5 < hour
+    assert hour - half_hour == pytest.approx(HALF_AN_HOUR * BYTES_PER_TRACKED_FRAME / 1e9, abs=0.01)
