@@ -26,6 +26,7 @@ from omokage.errors import BundleError, InputError
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MediaPipeMatte
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.sway import ZONE_COUNT
 from omokage.tracking.synthetic import SyntheticSubject
 
 SIZE = 128
@@ -48,7 +49,7 @@ def recording() -> tuple[FaceTrack, Sequence[Sample], Conditioner]:
         matte = np.round(matting.matte(image) * 255).astype(np.uint8)
         samples.append(Sample(image, matte, avatar_state(track, row)))
     model = MorphableModel.load()
-    rest = Pose(np.median(track.rotation, 0), np.median(track.translation, 0), np.zeros(4))
+    rest = Pose(np.median(track.rotation, 0), np.median(track.translation, 0), np.median(track.sway, 0))
     sheet = Sheet.build(model, track.subject, rest=rest, camera=track.camera, crop=crop)
     return track, samples, Conditioner(model, track.subject, sheet, crop, preset_for(SIZE))
 
@@ -269,8 +270,11 @@ def test_bundle_round_trip_gives_the_same_pictures(
     assert [p.name for p in tmp_path.iterdir()] == ["me.avatar"]
 
 
-def test_version_1_bundles_stay_readable(explicit: ExplicitAvatar, recording, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    """They had a texture that does not change and a sheet that follows the pose alone."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_older_bundles_stay_readable(
+    version: int, explicit: ExplicitAvatar, recording, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    """Both had a torso of four numbers; version 1 had no texture that changes and a sheet that follows pose alone."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -282,18 +286,40 @@ def test_version_1_bundles_stay_readable(explicit: ExplicitAvatar, recording, tm
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["header"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors = {n: t for n, t in tensors.items() if n != "generator.modes" and not n.startswith("appearance.")}
-    tensors["sheet.response"] = tensors["sheet.response"][:, :11].contiguous()
-    del header["config"]["texture_modes"], header["sha256"]
+    del header["sha256"]
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("sway")}
+    rows, keys = len(tensors["track.time_s"]), len(tensors["appearance.poses"])
+    tensors |= {"track.torso": torch.ones(rows, 4), "sheet.rest.torso": torch.ones(4)}
+    header["torso_weight"] = 1.0
+    response = tensors["sheet.response"]
+    by_torso = torch.ones(len(response), 4, 2, dtype=response.dtype)
+    tensors["sheet.response"] = torch.cat([response[:, :7], by_torso, response[:, 7:]], dim=1)
+    tensors["appearance.poses"] = torch.cat(
+        [tensors["appearance.poses"], torch.ones(keys, 4).double()], dim=1
+    )
+    known = explicit.conditioner.sheet.response.copy()
+    if version == 1:
+        tensors = {
+            n: t for n, t in tensors.items() if n != "generator.modes" and not n.startswith("appearance.")
+        }
+        tensors["sheet.response"] = tensors["sheet.response"][:, :11].contiguous()
+        del header["config"]["texture_modes"]
+        known[:, 7:] = 0
     header["sha256"] = _digest(tensors, header)
-    save_file(tensors, path, {"format": "omokage.avatar", "version": "1", "header": json.dumps(header)})
+    save_file(
+        tensors, path, {"format": "omokage.avatar", "version": str(version), "header": json.dumps(header)}
+    )
     avatar = Avatar.load(path)
-    sheet = explicit.conditioner.sheet
-    by_pose = np.concatenate([sheet.response[:, :11], np.zeros_like(sheet.response[:, 11:])], axis=1)
-    same = explicit.conditioner.with_sheet(replace(sheet, response=by_pose)).draw(samples[3].state)
-    condition = avatar.conditioner.draw(samples[3].state)
-    assert np.array_equal(condition.warp, same.warp)
-    assert condition.mixture.shape == (2, 1) and not condition.mixture.any()
+    state = samples[3].state
+    still = replace(state, pose=replace(state.pose, sway=explicit.conditioner.sheet.rest.sway))
+    same = explicit.conditioner.with_sheet(replace(explicit.conditioner.sheet, response=known)).draw(still)
+    here = replace(state, pose=replace(state.pose, sway=np.zeros((ZONE_COUNT, 2))))
+    condition = avatar.conditioner.draw(here)
+    np.testing.assert_allclose(condition.warp, same.warp, atol=1e-6)
+    if version == 1:
+        assert condition.mixture.shape == (2, 1) and not condition.mixture.any()
+    else:
+        np.testing.assert_allclose(condition.mixture, same.mixture, atol=1e-5)
     inputs = [torch.from_numpy(a)[None] for a in (condition.warp, condition.drawing, condition.motion)]
     color, _ = avatar.generator(*inputs, torch.from_numpy(condition.mixture)[None], torch.zeros(1, 8))
     assert color.shape == (1, 3, SIZE, SIZE) and torch.isfinite(color).all()

@@ -360,7 +360,6 @@ def test_ctrl_c_at_every_stage_of_create(
     """Again and again, each time one stage later: nothing half-written is left, and in the end there is an avatar."""
     keys = CtrlC(monkeypatch)
     monkeypatch.setattr("omokage.avatar.registration.ROUNDS", 1)
-    monkeypatch.setattr("omokage.avatar.registration._choose_torso", lambda conditioner, *_: conditioner)
     film("me.mp4", person)
     before = contents(Path())
     command = tuple(word.format(clip="me.mp4") for word in CREATE)

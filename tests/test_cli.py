@@ -283,8 +283,9 @@ def test_ctrl_c_says_what_is_kept(calls: Calls, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("sent, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_run_the_clean_up(tmp_path: Path, sent: signal.Signals, code: int) -> None:
     script = f"""
-import sys, time, types
+import signal, sys, time, types
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started the tests with it ignored
 def bench(**_):
     try:
         print("ready", flush=True)

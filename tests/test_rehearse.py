@@ -21,6 +21,7 @@ from omokage.render.performance import FARTHEST, HELD_OUT, Performance, performa
 from omokage.render.rehearsal import Puppet
 from omokage.render.retarget import head_angles
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
+from omokage.tracking.sway import ZONE_COUNT
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip
 
@@ -92,7 +93,7 @@ def still(puppet: Puppet, **weights: float) -> Image:
         expression=expression,
         keep=np.zeros(1) if weights else np.ones(1),
         gaze=np.zeros((1, 2)),
-        torso=np.zeros((1, 4)),
+        sway=np.zeros((1, ZONE_COUNT, 2)),
     )
     return puppet.draw(puppet.states(script)[0])
 
@@ -120,7 +121,7 @@ def test_the_script_is_smooth_and_the_same_every_time() -> None:
     assert np.degrees(np.abs(np.diff(script.angles, axis=0))).max() < 4
     assert script.expression.min() >= 0
     assert script.expression.max() <= 1
-    for name in ("angles", "shift", "expression", "keep", "gaze", "torso"):
+    for name in ("angles", "shift", "expression", "keep", "gaze", "sway"):
         np.testing.assert_array_equal(getattr(script, name), getattr(again, name))
     assert not np.array_equal(script.expression, other.expression)
 
@@ -172,7 +173,7 @@ def test_the_shoulders_stay_where_they_are(puppet: Puppet) -> None:
         expression=np.zeros((2, 52)),
         keep=np.ones(2),
         gaze=np.zeros((2, 2)),
-        torso=np.zeros((2, 4)),
+        sway=np.zeros((2, ZONE_COUNT, 2)),
     )
     assert len(script) == 4
     rest, right = (puppet.draw(state).astype(float) for state in puppet.states(turned))

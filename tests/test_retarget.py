@@ -30,10 +30,11 @@ from omokage.tracking.arkit import (
     write_arkit_csv,
 )
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
+from omokage.tracking.sway import ZONE_COUNT
 
 SMILE = BLENDSHAPES.index("mouthSmileLeft")
 BROW = BLENDSHAPES.index("browInnerUp")
-MOTION_ARRAYS = ("rotation", "translation", "expression", "gaze", "torso")
+MOTION_ARRAYS = ("rotation", "translation", "expression", "gaze", "sway")
 
 
 def make_track(
@@ -69,9 +70,12 @@ def make_track(
         translation=np.stack([np.sin(t), 0.5 * np.cos(t), distance_cm + 3 * np.sin(0.8 * t)], axis=1),
         expression=expression.astype(np.float32),
         gaze=np.tile(0.1 * np.sin(t)[:, None, None], (1, 2, 2)).astype(np.float32),
-        torso=(0.1 * np.stack([np.sin(t), np.cos(t), np.sin(2 * t), np.cos(3 * t)], axis=1)).astype(
-            np.float32
-        ),
+        sway=np.repeat(
+            0.1
+            * np.stack([np.sin(t), np.cos(t), np.sin(2 * t), np.cos(3 * t)], axis=1).reshape(length, 2, 2),
+            ZONE_COUNT // 2,
+            axis=1,
+        ).astype(np.float32),
         landmarks=np.zeros((length, 478, 3), np.float32),
         camera=Camera.for_image(512, 512),
         subject=Subject(
@@ -90,7 +94,7 @@ def inside(track: FaceTrack) -> FaceTrack:
         (head_angles(track.rotation), coverage.angles),
         (track.translation, coverage.translation),
         (track.gaze.reshape(len(track), -1), np.tile(coverage.gaze, 2)),
-        (track.torso, coverage.torso),
+        (track.sway.reshape(len(track), -1), coverage.sway.reshape(2, -1)),
     ]
     rows = np.all([((v >= low) & (v <= high)).all(axis=1) for v, (low, high) in pairs], axis=0)
     return track.select(rows)
@@ -146,7 +150,7 @@ def test_rest_of_the_driver_becomes_rest_of_the_source() -> None:
         translation=rest.translation[None],
         expression=rest.expression[None],
         gaze=rest.gaze[None],
-        torso=rest.torso[None],
+        sway=rest.sway[None],
     )
     source_rest = Rest.of(source)
     motion = retarget(still, source_rest=source_rest, driving_rest=rest, coverage=Coverage.of(source)).motion
@@ -227,7 +231,7 @@ def test_strengths() -> None:
     still = to_source(driver, source, expression_strength=0.0, pose_strength=0.0, blink=0.0)
     np.testing.assert_allclose(still.rotation, np.tile(rest.rotation, (len(driver), 1)), atol=1e-9)
     np.testing.assert_allclose(still.translation, np.tile(rest.translation, (len(driver), 1)), atol=1e-9)
-    np.testing.assert_allclose(still.torso, np.tile(rest.torso, (len(driver), 1)), atol=1e-6)
+    np.testing.assert_allclose(still.sway, np.broadcast_to(rest.sway, still.sway.shape), atol=1e-6)
     moving = [SMILE, JAW, *BLINK]
     assert np.abs(still.expression[:, moving] - rest.expression[moving]).max() < 1e-6
     full, half = to_source(driver, source), to_source(driver, source, expression_strength=0.5)
@@ -243,7 +247,7 @@ def test_mouth_only_moves_nothing_else() -> None:
     source, driver = make_track(), make_track(identity=2.0)
     motion = to_source(driver, source, mouth_only=True)
     assert np.ptp(motion.expression[:, JAW]) > 0.3
-    for name in ("rotation", "translation", "gaze", "torso"):
+    for name in ("rotation", "translation", "gaze", "sway"):
         assert np.ptp(getattr(motion, name), axis=0).max() < 1e-9, name
     assert np.ptp(motion.expression[:, (*BLINK, BROW)], axis=0).max() < 1e-9
 

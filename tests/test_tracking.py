@@ -1,4 +1,4 @@
-"""Tracking: accuracy on the synthetic subject with known truth, records, smoothing, matte, torso."""
+"""Tracking: accuracy on the synthetic subject with known truth, records, smoothing, matte, sway."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ import skimage.data
 from scipy.spatial.transform import Rotation
 
 from omokage.errors import InputError, NoFaceError
-from omokage.geometry.camera import yaw_pitch_roll
+from omokage.geometry.camera import Camera, yaw_pitch_roll
 from omokage.media.clip import Frame
-from omokage.tracking.appearance import Appearance, FaceCrop, learn_appearance
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.fitting import FREE, FaceFitter
 from omokage.tracking.landmarks import Landmarks, MediaPipeLandmarks, count_faces
 from omokage.tracking.matting import matte, refine_against_background
+from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.photometric import FaceCrop, SkinPattern, learn_skin
 from omokage.tracking.smoothing import CHANNELS, OneEuro, smooth_signal
+from omokage.tracking.sway import ZONE_COUNT, SwayModel, ZonePlaces, ZoneTracker, similar_shoulders
 from omokage.tracking.synthetic import SyntheticSubject
-from omokage.tracking.torso import TorsoTracker
 from omokage.tracking.tracker import (
     Observation,
     Observer,
@@ -56,14 +57,14 @@ class Performance:
         self.frames = list(self.person.render_clip(self.truth, noise=2.0))
         self.track = track_clip(self.frames)
 
-    def appearance(self) -> Appearance:
+    def skin(self) -> SkinPattern:
         """The skin of the tracked subject, learned from a part of the clip."""
         observer = Observer(MediaPipeLandmarks())
         seen = [observer.step(frame) for frame in self.frames[:40]][::3]
         fitter = FaceFitter(self.person.model, self.track.subject, self.truth.camera)
         points = np.array([o.face.points for o in seen if o.face is not None])
         crops = [o.crop for o in seen if o.crop is not None]
-        return learn_appearance(fitter, points, crops, with_shape=False)[1]
+        return learn_skin(fitter, points, crops, with_shape=False)[1]
 
     def correlation(self, *names: str) -> float:
         """Of the mean over `names`, tracked against true."""
@@ -152,9 +153,9 @@ def test_exact_landmarks_give_exact_parameters(performance: Performance) -> None
 
 def test_offline_and_online_agree(performance: Performance) -> None:
     subject, frames = performance.track.subject, performance.frames[:25]
-    appearance = performance.appearance()
-    offline = track_clip(frames, subject=subject, appearance=appearance, smooth=False)
-    tracker = OnlineTracker(subject=subject, appearance=appearance, smooth=False)
+    skin = performance.skin()
+    offline = track_clip(frames, subject=subject, skin=skin, smooth=False)
+    tracker = OnlineTracker(subject=subject, skin=skin, smooth=False)
     for _ in range(2):  # a second stream starts afresh
         with tracker.streaming():
             states = [tracker.step(frame) for frame in frames]
@@ -164,8 +165,9 @@ def test_offline_and_online_agree(performance: Performance) -> None:
         np.testing.assert_allclose(online.translation, offline.translation, atol=1e-7)
         np.testing.assert_allclose(online.expression, offline.expression, atol=1e-6)
         np.testing.assert_allclose(online.gaze, offline.gaze, atol=1e-6)
-        torso = online.torso - online.torso.mean(axis=0)
-        np.testing.assert_allclose(torso, offline.torso, atol=1e-5)
+        sway = online.sway - online.sway.mean(axis=0)
+        np.testing.assert_allclose(sway, offline.sway, atol=1e-5)
+        assert np.ptp(offline.sway, axis=0).max() > 0.01
 
 
 def test_online_gets_to_know_a_person(performance: Performance) -> None:
@@ -193,8 +195,8 @@ def test_a_covered_mouth_lowers_confidence(performance: Performance) -> None:
         x, y = performance.track.landmarks[row, [61, 291]].mean(axis=0)[:2].astype(int)
         cv2.rectangle(image, (x - 40, y - 16), (x + 40, y + 22), (190, 150, 130), -1)
         frames[row] = replace(frames[row], image=image)
-    subject, appearance = performance.track.subject, performance.appearance()
-    confidence = track_clip(frames, subject=subject, appearance=appearance).confidence
+    subject, skin = performance.track.subject, performance.skin()
+    confidence = track_clip(frames, subject=subject, skin=skin).confidence
     assert confidence[12:18].max() < 0.85 < confidence[[*range(12), *range(19, 30)]].min()
 
 
@@ -223,7 +225,8 @@ def test_still_head_stays_still() -> None:
     track = track_clip(person.render_clip(truth, noise=3.0))
     assert np.degrees(track.rotation.std(axis=0)).max() < 0.15
     assert track.expression.std(axis=0).max() < 0.04
-    assert np.abs(track.torso).max() < 0.02
+    assert np.abs(track.sway).max() < 0.04
+    assert np.percentile(np.abs(track.sway), 95) < 0.012
 
 
 def test_frames_without_a_face_are_marked_and_hold_the_state(performance: Performance) -> None:
@@ -298,8 +301,8 @@ def test_a_lost_face_is_found_again_elsewhere(performance: Performance) -> None:
     backend = MediaPipeLandmarks(is_stream=False)
     first = backend.detect(performance.frames[0].image)[0]
     moved = Landmarks(first.points + np.array([60, 30, 0], dtype=np.float32))
-    torso = np.zeros(4, dtype=np.float32)
-    states = [estimator.step(Observation(i, i / 25, face, torso)) for i, face in enumerate((first, moved))]
+    zones = ZonePlaces.unknown()
+    states = [estimator.step(Observation(i, i / 25, face, zones)) for i, face in enumerate((first, moved))]
     assert min(state.confidence for state in states) > 0.5
 
 
@@ -314,30 +317,100 @@ def test_matte_separates_the_person() -> None:
     assert refine_against_background(portrait, alpha, known).sum() <= alpha.sum()
 
 
-def test_torso_follows_a_similarity() -> None:
-    """The body moved by known shifts, scales and rolls: read back to 2 % of a head."""
+class WholePicture:
+    """A matte that takes everything for the person."""
+
+    def matte(self, image: np.ndarray) -> np.ndarray:
+        return np.ones(image.shape[:2], np.float32)
+
+
+def textured(size: int = 320) -> np.ndarray:
     rng = np.random.default_rng(0)
-    texture = cv2.GaussianBlur(rng.uniform(0, 255, (320, 320, 3)).astype(np.float32), (0, 0), 2)
-    texture = np.clip((texture - 127) * 5 + 127, 0, 255).astype(np.uint8)
+    texture = cv2.GaussianBlur(rng.uniform(0, 255, (size, size, 3)).astype(np.float32), (0, 0), 2)
+    return np.clip((texture - 127) * 5 + 127, 0, 255).astype(np.uint8)
+
+
+def face_at(x: float, y: float, half_width: float, half_height: float) -> Landmarks:
+    """A face whose outline is an ellipse."""
     points = np.zeros((478, 3), dtype=np.float32)
-    points[152], points[234], points[454] = (160, 130, 0), (120, 90, 0), (200, 90, 0)
-    tracker, center = TorsoTracker(), np.array([160.0, 130 + 0.7 * 80])
-    for step in range(12):
-        angle, zoom, shift = 0.01 * step, 1 + 0.006 * step, np.array([1.2, -0.7]) * step
-        matrix = cv2.getRotationMatrix2D(center.tolist(), -np.degrees(angle), zoom)
-        matrix[:, 2] += shift
-        image = cv2.warpAffine(texture, matrix, (320, 320))
-        reading = tracker.step(image, Landmarks(points))
-    np.testing.assert_allclose(reading[:2], shift / 80, atol=0.02)
-    np.testing.assert_allclose(reading[2:], [np.log(zoom), angle], atol=0.01)
+    oval = MorphableModel.load().face_oval
+    angle = np.arange(len(oval)) * (2 * np.pi / len(oval))
+    points[oval, 0], points[oval, 1] = x + half_width * np.sin(angle), y - half_height * np.cos(angle)
+    return Landmarks(points)
 
 
-def test_torso_without_features_stays_zero() -> None:
-    tracker = TorsoTracker()
-    blank = np.full((120, 120, 3), 100, dtype=np.uint8)
-    face = Landmarks(np.full((478, 3), 60, dtype=np.float32))
+def test_zones_follow_a_similarity_without_drift() -> None:
+    """All moved by known shifts, scales and rolls, and back: the zones are found to a third of a pixel."""
+    texture, face = textured(), face_at(160, 130, 40, 50)
+    tracker = ZoneTracker(WholePicture())
+    first = tracker.step(texture, face)
+    assert first.certainty.max() == pytest.approx(1, abs=0.01) and len(first.pixels) == ZONE_COUNT
+    for step in [*range(12), *range(12, -1, -1)]:
+        matrix = cv2.getRotationMatrix2D((160.0, 160.0), -0.5 * step, 1 + 0.006 * step)
+        matrix[:, 2] += np.array([1.2, -0.7]) * step
+        found = tracker.step(cv2.warpAffine(texture, matrix, (320, 320), flags=cv2.INTER_CUBIC), face)
+        known = first.origin @ matrix[:, :2].T + matrix[:, 2]
+        sure = (found.certainty > 0.5) & ((known > 12) & (known < 308)).all(axis=1)
+        assert sure.sum() > 60
+        assert np.median(np.linalg.norm(found.pixels - known, axis=1)[sure]) < 0.33
+
+
+def test_covered_zones_take_the_sway_of_those_around() -> None:
+    """A hand over a part of the picture: its zones become unsure, and their sway stays that of their neighbors."""
+    texture, face = textured(), face_at(160, 130, 40, 50)
+    tracker = ZoneTracker(WholePicture())
+    tracker.step(texture, face)
+    moved = np.roll(texture, (3, 5), axis=(0, 1))
+    covered = moved.copy()
+    covered[170:290, 10:130] = np.random.default_rng(1).integers(0, 255, (120, 120, 3))
     for _ in range(3):
-        np.testing.assert_array_equal(tracker.step(blank, face), np.zeros(4))
+        free = tracker.step(moved, face)
+    for _ in range(8):
+        hand = tracker.step(covered, face)
+    is_under = ((free.pixels > (20, 180)) & (free.pixels < (120, 280))).all(axis=1)
+    assert is_under.sum() >= 3
+    assert hand.certainty[is_under].mean() < 0.5 * free.certainty[is_under].mean()
+    person = SyntheticSubject(0)
+    model = SwayModel(person.model, person.subject, Camera.for_image(320, 320))
+    pose = np.zeros(3), np.array([0.0, -4.0, 90.0])
+    near = np.abs(model.sway(hand, *pose) - model.sway(free, *pose))[is_under]
+    assert near.max() < 0.08
+
+
+def test_a_head_that_moves_rigidly_does_not_sway() -> None:
+    """Zones that go where the head takes them have sway 0 near it; shoulders that stay have none either."""
+    person = SyntheticSubject(0)
+    camera = Camera.for_image(320, 320)
+    model = SwayModel(person.model, person.subject, camera)
+    start = (np.zeros(3), np.array([0.0, 0.0, 90.0]))
+    turned = (np.array([0.05, -0.12, 0.04]), np.array([1.5, -0.5, 88.0]))
+    places = np.full((ZONE_COUNT, 2), 160.0)
+    for _ in range(100):  # until they are where the head has them
+        places = model.expected(places, *start)
+    at_start = ZonePlaces(places, np.ones(ZONE_COUNT), places)
+    later = ZonePlaces(model.expected(places, *turned), np.ones(ZONE_COUNT), places)
+    base, sway = model.sway(at_start, *start), model.sway(later, *turned)
+    assert np.abs(later.pixels - places).max() > 5
+    assert np.abs(sway).max() < 0.03
+    assert np.abs(sway - base).max() < 0.03
+
+
+def test_sway_without_anything_to_follow_stays_zero() -> None:
+    tracker = ZoneTracker(WholePicture())
+    blank = np.full((120, 120, 3), 100, dtype=np.uint8)
+    face = face_at(60, 50, 20, 25)
+    for _ in range(3):
+        places = tracker.step(blank, face)
+        np.testing.assert_array_equal(places.pixels, places.origin)
+
+
+def test_shoulders_that_move_as_one() -> None:
+    still, moved = similar_shoulders(
+        np.array([[0.0, 0.0], [0.1, -0.05]]), log_scale=np.zeros(2), roll=np.zeros(2)
+    )
+    assert not still.any()
+    np.testing.assert_allclose(moved.max(axis=0), [0.1, 0.0], atol=1e-6)
+    assert np.abs(moved).min() < 1e-6  # beside the head nothing moves
 
 
 def test_offline_smoothing_calms_without_lag_and_keeps_blinks() -> None:

@@ -1,6 +1,6 @@
 """`Avatar`: a trained person in one safetensors file. No pickle, nothing in it runs.
 
-Layout of `me.avatar`, version 2 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
+Layout of `me.avatar`, version 3 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
 `appearance.*`, `track.*` (the recording's motion, without landmarks) and `plate`; metadata `format`, `version`, and
 `header`, a JSON object with the architecture, camera, crop, frame rate, hash of the recording, evaluation summary and
 the version that wrote it.
@@ -25,15 +25,16 @@ from omokage.avatar.appearance import Appearance
 from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import AvatarConfig
 from omokage.avatar.generator import Generator
-from omokage.avatar.sheet import RESPONSE_FEATURES, Crop, Pose, Sheet
+from omokage.avatar.sheet import POSE_FEATURES, Crop, Pose, Sheet
 from omokage.errors import BundleError
 from omokage.files import saving
 from omokage.geometry.camera import Camera
-from omokage.tracking.face_track import FRAME_ARRAYS, FaceTrack, Subject
+from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.sway import ZONE_COUNT
 
 FORMAT = "omokage.avatar"
-VERSION = 2
+VERSION = 3
 MAX_TRACK_ROWS = 3000
 _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
 
@@ -107,7 +108,6 @@ class Avatar:
             "config": self.config.to_json(),
             "camera": asdict(sheet.camera),
             "head_width": sheet.head_width,
-            "torso_weight": sheet.torso_weight,
             "crop": asdict(conditioner.crop),
             "provenance": asdict(self.provenance),
             "evaluation": dict(self.evaluation),
@@ -148,17 +148,31 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
     if not isinstance(header, dict) or header.get("sha256") != _digest(tensors, header):
         raise BundleError(f"{path} is damaged: its contents do not match its checksum; use a copy")
-    return (_from_version_1(tensors), _without_modes(header)) if version == 1 else (tensors, header)
+    if version == 1:
+        tensors, header = _with_modes(tensors), _without_modes(header)
+    return (_with_sway(tensors) if version < 3 else tensors), header
 
 
-def _from_version_1(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _with_modes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Version 1 had a texture that does not change and a sheet that follows the pose alone."""
     _, channels, height, width = tensors["generator.colors"].shape
     response = tensors["sheet.response"]
-    wider = response.new_zeros(len(response), RESPONSE_FEATURES, 2)
-    wider[:, : response.shape[1]] = response
+    expression = response.new_zeros(len(response), len(BLENDSHAPES), 2)
     modes = torch.zeros(1, channels, height // 2, width // 2)
-    return tensors | {"generator.modes": modes, "sheet.response": wider}
+    return tensors | {"generator.modes": modes, "sheet.response": torch.cat([response, expression], dim=1)}
+
+
+def _with_sway(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Before version 3 the shoulders followed four numbers of a torso: hair and shoulders now follow the head alone."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.endswith("torso")}
+    pose, torso = POSE_FEATURES, 4
+    response = tensors["sheet.response"]
+    kept["sheet.response"] = torch.cat([response[:, :pose], response[:, pose + torso :]], dim=1)
+    if "appearance.poses" in tensors:
+        kept["appearance.poses"] = tensors["appearance.poses"][:, : pose - 1]
+    rows = len(tensors["track.frame_index"])
+    kept["track.sway"] = torch.zeros(rows, ZONE_COUNT, 2)
+    return kept | {"sheet.rest.sway": torch.zeros(ZONE_COUNT, 2, dtype=torch.float64)}
 
 
 def _without_modes(header: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +208,6 @@ def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avata
         rest=rest,
         camera=camera,
         head_width=float(header["head_width"]),
-        torso_weight=float(header["torso_weight"]),
         **stored,
     )
     appearance = arrays("appearance.")

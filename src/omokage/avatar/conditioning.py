@@ -118,7 +118,7 @@ class Conditioner:
         return self.appearance.mixture(self.pose_features(state), state.expression)
 
     def pose_features(self, state: AvatarState) -> Float:
-        """The pose as the appearance sees it, (10,)."""
+        """The pose as the appearance sees it, (6,)."""
         return self.sheet.pose_features(state.pose)[1:]
 
     def motion_vector(self, state: AvatarState) -> NDArray[np.float32]:

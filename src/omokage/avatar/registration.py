@@ -73,7 +73,6 @@ def build_explicit(
     chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, MAX_FRAMES).astype(int))]
     plate = estimate_plate(np.stack([s.image for s in chosen]), np.stack([s.matte for s in chosen]))
     on_progress(Progress("first picture", 0, ROUNDS + 2))
-    conditioner = _choose_torso(conditioner, chosen, plate)
     for round_ in range(ROUNDS):
         on_progress(Progress("first picture", round_ + 1, ROUNDS + 2))
         conditioner = _refine(conditioner, chosen, plate)
@@ -119,33 +118,6 @@ def paint(
     poses = np.stack([conditioner.pose_features(s.state) for s in keys])
     appearance = Appearance(poses, np.stack([s.state.expression for s in keys]), strengths)
     return ExplicitAvatar(conditioner.with_appearance(appearance), atlas, modes, plate)
-
-
-def _choose_torso(conditioner: Conditioner, samples: Sequence[Sample], plate: UInt8) -> Conditioner:
-    """Follow the tracked torso only where it helps: learned on the first three quarters, judged on the last.
-
-    Shoulders with texture are tracked well and gain 0.7 dB (talk-c); under long hair the tracker sees the hair, and
-    following it costs 0.5 dB (talk-b).
-    """
-    border = max(1, len(samples) * 3 // 4)
-    early, late = samples[:border:2], samples[border:] or samples
-
-    def error(weight: float) -> float:
-        trial = conditioner.with_sheet(replace(conditioner.sheet, torso_weight=weight))
-        for _ in range(2):
-            trial = _refine(trial, early, plate)
-        atlas = unproject_texture(trial, early)
-        pictures = [explicit_portrait(atlas, trial.draw(s.state).warp, plate) for s in late]
-        return float(
-            np.mean(
-                [
-                    np.square(p.astype(np.float32) - s.image).mean()
-                    for p, s in zip(pictures, late, strict=True)
-                ]
-            )
-        )
-
-    return conditioner.with_sheet(replace(conditioner.sheet, torso_weight=min((1.0, 0.0), key=error)))
 
 
 def _refine(conditioner: Conditioner, samples: Sequence[Sample], plate: UInt8) -> Conditioner:
@@ -194,7 +166,7 @@ def _with_response(
     samples: Sequence[Sample],
     flows: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
 ) -> Conditioner:
-    """The sheet's new response (N, 63, 2): what it was, plus the flow explained by pose and expression."""
+    """The sheet's new response (N, 59, 2): what it was, plus the flow explained by pose and expression."""
     sheet = conditioner.sheet
     scale = conditioner.config.size / conditioner.crop.side
     features = np.stack([sheet.features(s.state.pose, s.state.expression) for s in samples])
@@ -203,7 +175,7 @@ def _with_response(
     sure = np.stack([certainty for _, certainty in flows])
     target = moved + np.einsum("tk,nkc->tnc", features, sheet.response)
     ridge = np.diag([RIDGE / 4] + [RIDGE] * (POSE_FEATURES - 1) + [RIDGE / 2] * len(BLENDSHAPES))
-    weighted = sure.T[:, None] * features.T  # (N, 63, T)
+    weighted = sure.T[:, None] * features.T  # (N, 59, T)
     left = weighted @ features + ridge
     right = weighted @ target.transpose(1, 0, 2)
     response = np.linalg.solve(left, right).reshape(len(RING_SCALES), -1, RESPONSE_FEATURES, 2)

@@ -32,7 +32,7 @@ def frame_cap(size: int) -> int:
 
 def avatar_state(track: FaceTrack, row: int) -> AvatarState:
     """One row of a track as the conditioner takes it."""
-    pose = Pose(track.rotation[row], track.translation[row], track.torso[row].astype(np.float64))
+    pose = Pose(track.rotation[row], track.translation[row], track.sway[row].astype(np.float64))
     return AvatarState(
         pose,
         track.expression[row].astype(np.float64),

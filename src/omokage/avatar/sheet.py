@@ -8,28 +8,24 @@ portrait and one warp map pulls the whole texture. What its flat hair and ears g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omokage.geometry.camera import Camera, rotation_matrix
+from omokage.geometry.rings import between_rings, head_share, smoothstep, surface
 from omokage.tracking.face_track import BLENDSHAPES, Subject
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.sway import ZONE_RINGS, ZONES_AROUND
 
 Float = NDArray[np.float64]
 
+AROUND = 36  # vertices of the face's oval
 # Rings as multiples of the oval's radius: dense where hair and neck meet the face.
 RING_SCALES = (1.0, 1.06, 1.14, 1.25, 1.4, 1.6, 1.85, 2.2, 2.7, 3.5, 5.0, 9.0)
-# How far behind the oval's sides the hair is laid, in face half-widths.
-HAIR_DEPTH = 0.45
-POSE_FEATURES = 11
+POSE_FEATURES = 7
 RESPONSE_FEATURES = POSE_FEATURES + len(BLENDSHAPES)
-
-
-def smoothstep(low: float, high: float, x: Float) -> Float:
-    """0 below `low`, 1 above `high`, cubic between."""
-    t = np.clip((x - low) / (high - low), 0.0, 1.0)
-    return t * t * (3 - 2 * t)
 
 
 @dataclass(frozen=True)
@@ -51,12 +47,13 @@ class Crop:
 class Pose:
     """Where head and shoulders are in one frame.
 
-    rotation (3,) axis-angle, translation (3,) cm, torso (4,): shift x, y in head widths, log scale, roll (radians).
+    rotation (3,) axis-angle, translation (3,) cm, sway (Z, 2): shift of hair and shoulders in head widths beyond
+    following the head (see `tracking.sway`).
     """
 
     rotation: Float
     translation: Float
-    torso: Float
+    sway: Float
 
 
 @dataclass(frozen=True)
@@ -66,8 +63,8 @@ class Sheet:
     points: (N, 3), cm.  head_weight: (N,), 1 = moves with the head, 0 = with the shoulders.
     oval_weight: (N,), 1 = follows the face's outline as the jaw moves it, 0 = does not.
     triangles: int32 (F, 3) into the sheet's own points.  uv: (N, 2) in [0, 1].
-    response: (N, 63, 2), learned shift in head widths per unit of `features` (see `registration`).
-    head_width: cm.  torso_weight: 1 when the shoulders follow the tracked torso, 0 when that tracking did not help.
+    response: (N, 59, 2), learned shift in head widths per unit of `features` (see `registration`).
+    head_width: cm.
     """
 
     points: Float
@@ -79,30 +76,17 @@ class Sheet:
     rest: Pose
     camera: Camera
     head_width: float
-    torso_weight: float = 1.0
 
     @classmethod
     def build(
         cls, model: MorphableModel, subject: Subject, *, rest: Pose, camera: Camera, crop: Crop
     ) -> Sheet:
         oval = subject.neutral[model.face_oval].astype(np.float64)  # (36, 3), ordered loop
-        center = np.array([oval[:, 0].mean(), oval[:, 1].mean(), 0.0])
-        half_width, height = np.ptp(oval[:, 0]) / 2, np.ptp(oval[:, 1])
-        hair_z = oval[:, 2].max() + HAIR_DEPTH * half_width
-        scales = np.array(RING_SCALES)[:, None]
-
-        points = np.empty((len(RING_SCALES), len(oval), 3))
-        points[..., :2] = center[:2] + (oval[None, :, :2] - center[:2]) * scales[..., None]
-        recede = smoothstep(1.0, 1.5, scales)
-        points[..., 2] = oval[None, :, 2] * (1 - recede) + hair_z * recede
-        below_chin = (points[..., 1] - oval[:, 1].max()) / height
-        head_weight = (1 - smoothstep(0.0, 0.55, below_chin)) * (1 - smoothstep(2.2, 5.0, scales))
-        head_weight = np.broadcast_to(head_weight, points.shape[:2]).reshape(-1)
+        points = surface(oval, RING_SCALES)
+        head_weight = head_share(points, oval, RING_SCALES).reshape(-1)
         flat = points.reshape(-1, 3)
 
-        oval_weight = np.broadcast_to(
-            1 - smoothstep(1.0, 1.6, scales), (len(RING_SCALES), len(oval))
-        ).reshape(-1)
+        oval_weight = np.repeat(1 - smoothstep(1.0, 1.6, np.array(RING_SCALES)), len(oval))
         at_rest = camera.project(flat @ rotation_matrix(rest.rotation).T + rest.translation)
         # A part of the chart lies outside the picture, for what only comes into view when the head moves.
         uv = np.clip((crop.apply(at_rest, 1)[:, :2] - 0.5) * 0.8 + 0.5, 0.0, 1.0)
@@ -115,7 +99,7 @@ class Sheet:
             response=np.zeros((len(flat), RESPONSE_FEATURES, 2)),
             rest=rest,
             camera=camera,
-            head_width=float(2 * half_width),
+            head_width=float(np.ptp(oval[:, 0])),
         )
 
     def project(self, pose: Pose, expression: Float, oval: Float) -> Float:
@@ -124,12 +108,11 @@ class Sheet:
         `oval`: (36, 3), where the face's outline is in that frame (pixels and depth), so that no seam opens.
         """
         head = self.camera.project(self.points @ rotation_matrix(pose.rotation).T + pose.translation)
-        body = self._shoulders(pose)
         weight = self.head_weight[:, None]
-        placed = weight * head + (1 - weight) * body
-        placed[:, :2] += self.pixels_per_head(pose) * np.einsum(
-            "nkc,k->nc", self.response, self.features(pose, expression)
-        )
+        placed = weight * head + (1 - weight) * self._resting
+        moved = np.einsum("nkc,k->nc", self.response, self.features(pose, expression))
+        moved += _zones_to_points() @ (pose.sway - self.rest.sway)
+        placed[:, :2] += self.pixels_per_head(pose) * moved
         away = np.tile(oval - placed[: len(oval)], (len(RING_SCALES), 1))
         return placed + self.oval_weight[:, None] * away
 
@@ -138,32 +121,28 @@ class Sheet:
         return float(self.camera.focal_px * self.head_width / pose.translation[2])
 
     def features(self, pose: Pose, expression: Float) -> Float:
-        """What hair and shoulders may respond to, (63,): `pose_features` and the expression.
+        """What hair and shoulders may respond to, (59,): `pose_features` and the expression.
 
         Brows and jaw move the scalp a little, and the tracked pose more: what a face does, its pose is mistaken by.
         """
         return np.concatenate([self.pose_features(pose), expression])
 
     def pose_features(self, pose: Pose) -> Float:
-        """The pose, (11,): 1, turn (3), shift in head widths (3), torso (4)."""
+        """The pose of the head, (7,): 1, turn (3), shift in head widths (3)."""
         turn = 2 * (np.asarray(pose.rotation) - self.rest.rotation)
         shift = (np.asarray(pose.translation) - self.rest.translation) / self.head_width
-        return np.concatenate([[1.0], turn, shift * (1, 1, 0.3), self._torso(pose)])
+        return np.concatenate([[1.0], turn, shift * (1, 1, 0.3)])
 
-    def _torso(self, pose: Pose) -> Float:
-        return self.torso_weight * (np.asarray(pose.torso, dtype=np.float64) - self.rest.torso)
+    @cached_property
+    def _resting(self) -> Float:
+        """All of it in the pose at rest, (N, 3): where the shoulders stay."""
+        posed = self.points @ rotation_matrix(self.rest.rotation).T + self.rest.translation
+        return self.camera.project(posed)
 
-    def _shoulders(self, pose: Pose) -> Float:
-        body = self.camera.project(
-            self.points @ rotation_matrix(self.rest.rotation).T + self.rest.translation
-        )
-        pivot = body[self.head_weight < 0.5, :2].mean(axis=0)
-        dx, dy, log_scale, roll = self._torso(pose)
-        turn = np.exp(log_scale) * np.array([[np.cos(roll), -np.sin(roll)], [np.sin(roll), np.cos(roll)]])
-        body[:, :2] = (
-            pivot + (body[:, :2] - pivot) @ turn.T + self.pixels_per_head(self.rest) * np.array([dx, dy])
-        )
-        return body
+
+def _zones_to_points() -> Float:
+    """Interpolation (N, Z) of sway from the tracked zones to the sheet's points."""
+    return between_rings(ZONE_RINGS, ZONES_AROUND, RING_SCALES, AROUND)
 
 
 def _ring_triangles(rings: int, around: int) -> NDArray[np.int32]:

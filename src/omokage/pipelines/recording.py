@@ -101,7 +101,7 @@ class Recording:
         rest = Pose(
             np.median(seen.rotation, axis=0),
             np.median(seen.translation, axis=0),
-            np.median(seen.torso, axis=0).astype(np.float64),
+            np.median(seen.sway, axis=0).astype(np.float64),
         )
         sheet = Sheet.build(model, self.track.subject, rest=rest, camera=self.track.camera, crop=self.crop)
         return Conditioner(model, self.track.subject, sheet, self.crop, config)

@@ -42,7 +42,7 @@ def stand_in(size: int, *, frame_count: int = 12, clip_side: int = CLIP_SIDE_PX,
     track = person.performance(frame_count / 25, size=clip_side)
     frames = tuple(person.render_clip(track))
     crop = choose_crop(track)
-    rest = Pose(track.rotation[0], track.translation[0], track.torso[0].astype(np.float64))
+    rest = Pose(track.rotation[0], track.translation[0], track.sway[0].astype(np.float64))
     sheet = Sheet.build(person.model, person.subject, rest=rest, camera=track.camera, crop=crop)
     conditioner = Conditioner(MorphableModel.load(), person.subject, sheet, crop, config)
     images = [cut_out(frame.image, crop, size) for frame in frames]

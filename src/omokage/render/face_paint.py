@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.avatar.conditioning import CHART_MARGIN, Conditioner
-from omokage.avatar.sheet import smoothstep
 from omokage.avatar.texture import Sample, UInt8, fill_holes, unproject_texture
 from omokage.geometry.camera import Camera
 from omokage.geometry.rasterize import interpolate, rasterize
+from omokage.geometry.rings import smoothstep
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import Subject
 from omokage.tracking.morphable import MorphableModel

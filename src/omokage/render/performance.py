@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.interpolate import PchipInterpolator
 
 from omokage.tracking.face_track import BLENDSHAPES
+from omokage.tracking.sway import similar_shoulders
 
 Float = NDArray[np.float64]
 Weights = Mapping[str, float]
@@ -89,7 +90,7 @@ class Performance:
 
     time_s (T,).  angles (T, 3): yaw, pitch, roll in radians (see `geometry.camera`).  shift (T, 3): cm.
     expression (T, 52): weights to add, in [0, 1].  keep (T,): how much of the photo's own mouth shape stays, in [0, 1].
-    gaze (T, 2): yaw and pitch of both eyes, radians.  torso (T, 4): as in `FaceTrack`.
+    gaze (T, 2): yaw and pitch of both eyes, radians.  sway (T, Z, 2): as in `FaceTrack`.
     """
 
     time_s: Float
@@ -98,7 +99,7 @@ class Performance:
     expression: Float
     keep: Float
     gaze: Float
-    torso: Float
+    sway: Float
 
     def __len__(self) -> int:
         return len(self.time_s)
@@ -113,7 +114,9 @@ def performance(seconds: float, frame_rate: float, seed: int = 0) -> Performance
     expression = speech + _blinks(time_s, seconds, rng)
     breath = np.sin(2 * np.pi * time_s / 3.7)
     sway = np.sin(2 * np.pi * time_s / 5.3)
-    torso = np.stack([0.012 * sway, -0.012 * breath, 0.002 * breath, 0.006 * sway], axis=1)
+    shoulders = similar_shoulders(
+        np.stack([0.012 * sway, -0.012 * breath], axis=1), log_scale=0.002 * breath, roll=0.006 * sway
+    )
     return Performance(
         time_s=time_s,
         angles=_head(time_s, border, seconds, rng) * FARTHEST,
@@ -121,7 +124,7 @@ def performance(seconds: float, frame_rate: float, seed: int = 0) -> Performance
         expression=np.clip(expression, 0.0, 1.0),
         keep=keep,
         gaze=_glances(time_s, border, seconds, rng) * LOOK,
-        torso=torso,
+        sway=shoulders,
     )
 
 

@@ -270,7 +270,7 @@ class Director:
     def resting(self) -> AvatarState:
         """The avatar at its own rest."""
         rest = self._source_rest
-        pose = Pose(rest.rotation, rest.translation, rest.torso.astype(np.float64))
+        pose = Pose(rest.rotation, rest.translation, rest.sway.astype(np.float64))
         return AvatarState(pose, rest.expression.astype(np.float64), rest.gaze.astype(np.float64))
 
     def step(self, state: FaceState, tracker: OnlineTracker) -> AvatarState:
@@ -307,7 +307,7 @@ class Director:
 
 def state_of(motion: Motion, row: int, detail: NDArray[np.float64] | None = None) -> AvatarState:
     """One frame of a motion, with its skin detail (468, 3) in cm, as the conditioner takes it."""
-    pose = Pose(motion.rotation[row], motion.translation[row], motion.torso[row].astype(np.float64))
+    pose = Pose(motion.rotation[row], motion.translation[row], motion.sway[row].astype(np.float64))
     expression, gaze = motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
     return AvatarState(pose, expression, gaze, detail)
 

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from omokage.avatar.conditioning import AvatarState, Conditioner
 from omokage.avatar.config import preset_for
 from omokage.avatar.samples import avatar_state, cut_out
-from omokage.avatar.sheet import Crop, Pose, Sheet, smoothstep
+from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample, UInt8, explicit_portrait, fill_holes
 from omokage.errors import InputError, NoFaceError
 from omokage.geometry.camera import rotation_matrix
 from omokage.geometry.rasterize import interpolate, rasterize
+from omokage.geometry.rings import smoothstep
 from omokage.media.clip import Frame, Image
 from omokage.render.face_paint import Lid, paint_face, with_teeth_of
 from omokage.render.performance import FARTHEST, Performance
@@ -135,7 +136,7 @@ class Puppet:
         pose = Pose(
             rotation,
             rest.pose.translation + performance.shift[row] + moved,
-            rest.pose.torso + performance.torso[row],
+            rest.pose.sway + performance.sway[row],
         )
         gaze = np.clip(rest.gaze + performance.gaze[row], -0.5, 0.5)
         kept = np.where(MOUTH, performance.keep[row], 1.0)

@@ -29,7 +29,7 @@ MOUTH = tuple(
 
 PERCENTILES = (0.5, 99.5)  # of the recording; what lies outside is taken for a tracking error
 MARGIN = 0.12  # of the covered range: how far beyond it the avatar may go
-SMALLEST_MARGIN = {"expression": 0.03, "angle": np.radians(1.5), "length": 0.5, "torso": 0.02}
+SMALLEST_MARGIN = {"expression": 0.03, "angle": np.radians(1.5), "length": 0.5, "sway": 0.02}
 FULL = 0.45  # a blink or an open jaw above this counts as complete
 SCALE_LIMITS = (0.75, 1.35)  # how much a blink or a jaw may be stretched to reach the other person's extreme
 
@@ -67,7 +67,7 @@ class Motion:
     translation: Float
     expression: NDArray[np.float32]
     gaze: NDArray[np.float32]
-    torso: NDArray[np.float32]
+    sway: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.time_s)
@@ -93,15 +93,15 @@ class _Arrays:
 class Rest(_Arrays):
     """A person's own rest state, and how far their blinks and jaw go.
 
-    expression (52,), reach (52,): weights at rest and at their fullest.  rotation (3,), translation (3,), torso (4,),
-    gaze (2, 2): medians.  head_width (): cm, 0 when unknown.  identity (K,): whose it is.
+    expression (52,), reach (52,): weights at rest and at their fullest.  rotation (3,), translation (3,), gaze (2, 2),
+    sway (Z, 2): medians.  head_width (): cm, 0 when unknown.  identity (K,): whose it is.
     """
 
     expression: NDArray[np.float32]
     reach: NDArray[np.float32]
     rotation: Float
     translation: Float
-    torso: NDArray[np.float32]
+    sway: NDArray[np.float32]
     gaze: NDArray[np.float32]
     head_width: Float
     identity: NDArray[np.float32]
@@ -123,7 +123,7 @@ class Rest(_Arrays):
             reach=np.percentile(seen.expression, PERCENTILES[1], axis=0).astype(np.float32),
             rotation=np.median(seen.rotation, axis=0),
             translation=np.median(seen.translation, axis=0),
-            torso=np.median(seen.torso, axis=0).astype(np.float32),
+            sway=np.median(seen.sway, axis=0).astype(np.float32),
             gaze=np.median(seen.gaze[calm], axis=0).astype(np.float32),
             head_width=np.array(width, dtype=np.float64),
             identity=track.subject.identity,
@@ -139,14 +139,14 @@ class Coverage(_Arrays):
     """What a recording has shown: low and high of every channel.
 
     expression (2, 52).  angles (2, 3): yaw, pitch, roll in radians (`head_angles`).  translation (2, 3): cm.
-    gaze (2, 2): yaw and pitch of either eye.  torso (2, 4).
+    gaze (2, 2): yaw and pitch of either eye.  sway (2, Z, 2).
     """
 
     expression: Float
     angles: Float
     translation: Float
     gaze: Float
-    torso: Float
+    sway: Float
 
     @classmethod
     def of(cls, track: FaceTrack) -> Self:
@@ -161,7 +161,7 @@ class Coverage(_Arrays):
             angles=span(head_angles(seen.rotation)),
             translation=span(seen.translation),
             gaze=span(seen.gaze.reshape(-1, 2)),
-            torso=span(seen.torso),
+            sway=span(seen.sway),
         )
 
 
@@ -216,7 +216,7 @@ def relative(driving: FaceTrack, source: Rest, driver: Rest) -> Motion:
         translation=translation,
         expression=relative_expression(driving.expression, source, driver),
         gaze=source.gaze + (driving.gaze - driver.gaze),
-        torso=source.torso + (driving.torso - driver.torso),
+        sway=source.sway + (driving.sway - driver.sway),
     )
 
 
@@ -252,7 +252,7 @@ def controlled(motion: Motion, rest: Rest, controls: Controls) -> Motion:
         expression=expression,
         rotation=(origin * Rotation.from_rotvec(pose * turn)).as_rotvec(),
         translation=translation,
-        torso=rest.torso + np.float32(pose) * (motion.torso - rest.torso),
+        sway=rest.sway + np.float32(pose) * (motion.sway - rest.sway),
         gaze=np.broadcast_to(rest.gaze, motion.gaze.shape) if controls.mouth_only else motion.gaze,
     )
 
@@ -295,7 +295,7 @@ def limited_pose(motion: Motion, coverage: Coverage, warnings: Warnings) -> Moti
         motion,
         rotation=np.where(is_bent[:, None], head_rotation(bent), motion.rotation),
         translation=translation,
-        torso=bend(motion.torso, coverage.torso, SMALLEST_MARGIN["torso"])[0].astype(np.float32),
+        sway=bend(motion.sway, coverage.sway, SMALLEST_MARGIN["sway"])[0].astype(np.float32),
     )
 
 

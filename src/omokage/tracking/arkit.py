@@ -24,6 +24,7 @@ from scipy.spatial.transform import Rotation
 from omokage.errors import InputError
 from omokage.geometry.camera import Camera
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
+from omokage.tracking.sway import ZONE_COUNT
 
 Float = NDArray[np.float64]
 
@@ -85,7 +86,7 @@ def read_arkit_csv(path: Path, *, frame_rate: float | None = None) -> FaceTrack:
     """Read a blendshape table as a face track.
 
     `frame_rate` is what the app counted frames at; by default the usual rate above the highest frame number is
-    taken. The table has neither pictures nor positions: `landmarks` and `torso` are zero, the head stays at a fixed
+    taken. The table has neither pictures nor positions: `landmarks` and `sway` are zero, the head stays at a fixed
     distance, `subject` has no vertices, and rows without a face repeat the last state. Raises InputError.
     """
     table = _read_table(path)
@@ -120,7 +121,7 @@ def read_arkit_csv(path: Path, *, frame_rate: float | None = None) -> FaceTrack:
         translation=np.tile([0.0, 0.0, DISTANCE_CM], (length, 1)),
         expression=np.clip(expression[last], 0, 1).astype(np.float32),
         gaze=gaze.astype(np.float32),
-        torso=np.zeros((length, 4), np.float32),
+        sway=np.zeros((length, ZONE_COUNT, 2), np.float32),
         landmarks=np.zeros((length, 478, 3), np.float32),
         camera=Camera.for_image(512, 512),
         subject=Subject(

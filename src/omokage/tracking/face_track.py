@@ -17,7 +17,7 @@ from omokage.errors import InputError
 from omokage.files import saving
 from omokage.geometry.camera import Camera
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # The 52 names of ARKit's ARFaceAnchor.BlendShapeLocation, `tongueOut` last: the order in which phone capture apps
 # write them. `expression[:, i]` belongs to BLENDSHAPES[i].
@@ -64,7 +64,8 @@ class FaceTrack:
     rotation: float64 (T, 3), axis-angle, head to camera.  translation: float64 (T, 3), cm, of the head's origin.
     expression: float32 (T, 52) in [0, 1], order of `BLENDSHAPES`.
     gaze: float32 (T, 2, 2), yaw and pitch in radians in head space, of the picture's left and right eye.
-    torso: float32 (T, 4): shift x, y in head widths, log scale and roll of the shoulders against the clip's mean.
+    sway: float32 (T, Z, 2): shift of Z zones of hair and shoulders beyond following the head, in head widths, against
+        the clip's mean (see `tracking.sway`).
     landmarks: float32 (T, 478, 3), x, y in pixels of the clip's picture, z of the same scale (MediaPipe's order).
     """
 
@@ -76,7 +77,7 @@ class FaceTrack:
     translation: NDArray[np.float64]
     expression: NDArray[np.float32]
     gaze: NDArray[np.float32]
-    torso: NDArray[np.float32]
+    sway: NDArray[np.float32]
     landmarks: NDArray[np.float32]
     camera: Camera
     subject: Subject
@@ -124,7 +125,7 @@ class FaceTrack:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata.get("format") != "omokage.face_track" or int(metadata["version"]) > FORMAT_VERSION:
+            if metadata.get("format") != "omokage.face_track" or int(metadata["version"]) != FORMAT_VERSION:
                 raise InputError(f"{path} is not a face track that this version reads; track the clip again")
             camera = Camera(**json.loads(metadata["camera"]))
             subject = Subject(**{f.name: tensors.pop(f"subject.{f.name}") for f in fields(Subject)})

@@ -170,7 +170,7 @@ class FaceFitter:
         turn = turn - follow @ change
         expression = state.expression.copy()
         expression[FREE] = weights + change
-        rotation = axis_angle(turn_matrix(turn[:3]) @ turn_matrix(state.rotation))
+        rotation = turned_further(turn[:3], state.rotation)
         return replace(
             state, rotation=rotation, translation=state.translation + turn[3:], expression=expression
         )
@@ -278,6 +278,27 @@ def turn_matrix(turn):  # type: ignore[no-untyped-def]
     x, y, z = turn
     cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
     return np.eye(3) + first * cross + second * (cross @ cross)
+
+
+@njit(cache=True, nogil=True)
+def turned_further(turn, rotation):  # type: ignore[no-untyped-def]
+    """The axis-angle (3,) of `rotation` (3,) followed by `turn` (3,), by their quaternions."""
+    first, second = _quaternion(turn), _quaternion(rotation)
+    real = first[0] * second[0] - first[1:] @ second[1:]
+    rest = first[0] * second[1:] + second[0] * first[1:] + np.cross(first[1:], second[1:])
+    if real < 0.0:
+        real, rest = -real, -rest
+    sine = np.sqrt(rest @ rest)
+    return rest * (2 * np.arctan2(sine, real) / sine if sine > 1e-12 else 2.0)
+
+
+@njit(cache=True, nogil=True)
+def _quaternion(turn):  # type: ignore[no-untyped-def]
+    half = 0.5 * np.sqrt(turn @ turn)
+    result = np.empty(4)
+    result[0] = np.cos(half)
+    result[1:] = turn * (0.5 * (np.sin(half) / half if half > 1e-9 else 1.0))
+    return result
 
 
 @njit(cache=True, nogil=True)

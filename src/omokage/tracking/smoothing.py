@@ -38,12 +38,12 @@ CHANNELS: dict[str, Channel] = {
     "translation": Channel(fast=0.15, rest_hz=1.5, response=0.8),
     "expression": Channel(fast=0.10, rest_hz=2.0, response=4.0),
     "gaze": Channel(fast=0.08, rest_hz=2.0, response=6.0),
-    "torso": Channel(fast=0.02, rest_hz=1.0, response=10.0),
+    "sway": Channel(fast=0.004, rest_hz=1.5, response=20.0),
 }
 
 
 def smooth_track(track: FaceTrack) -> FaceTrack:
-    """The track with pose, expression, gaze and torso smoothed, zero phase; runs of tracked frames stay apart."""
+    """The track with pose, expression, gaze and sway smoothed, zero phase; runs of tracked frames stay apart."""
     changed: dict[str, Any] = {name: np.array(getattr(track, name)) for name in CHANNELS}
     edges = np.flatnonzero(np.diff(track.is_tracked.astype(np.int8))) + 1
     for first, last in pairwise([0, *edges.tolist(), len(track)]):

@@ -19,6 +19,7 @@ from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.fitting import with_eye_look
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.sway import ZONE_COUNT
 from omokage.tracking.tracker import FaceState, concatenate
 
 Float = NDArray[np.float64]
@@ -129,7 +130,7 @@ class SyntheticSubject:
                     translation=np.array([0.0, -1.0, 64.0]) + motion * np.array(shift),
                     expression=expression.astype(np.float32),
                     gaze=gaze.astype(np.float32),
-                    torso=np.zeros(4, dtype=np.float32),
+                    sway=np.zeros((ZONE_COUNT, 2), dtype=np.float32),
                     landmarks=np.zeros((478, 3), dtype=np.float32),
                 )
             )

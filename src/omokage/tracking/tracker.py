@@ -19,21 +19,21 @@ from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import NoFaceError
 from omokage.geometry.camera import Camera, axis_angle, rotation_matrix, yaw_pitch_roll
 from omokage.media.clip import Frame
-from omokage.tracking.appearance import STEPS, Appearance, AppearanceFitter, FaceCrop, learn_appearance
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.fitting import FaceFit, FaceFitter
 from omokage.tracking.identity import key_frames, personalize, solve_identity
 from omokage.tracking.landmarks import LandmarkBackend, Landmarks, MediaPipeLandmarks
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.photometric import STEPS, FaceCrop, SkinFitter, SkinPattern, learn_skin
 from omokage.tracking.smoothing import CHANNELS, OneEuro, smooth_track
-from omokage.tracking.torso import TorsoTracker
+from omokage.tracking.sway import ZONE_COUNT, SwayModel, ZonePlaces, ZoneTracker
 
 KEY_FRAMES = 32
 PERSONALIZE_FRAMES = 400
 IDENTITY_FRAMES = 2000
 MIN_PERSONALIZE_FRAMES = 40
-APPEARANCE_FRAMES = 120
-MIN_APPEARANCE_FRAMES = 10
+SKIN_FRAMES = 120
+MIN_SKIN_FRAMES = 10
 CALIBRATION_FRAMES = 30
 SETTLING_RUNS = 3
 MAX_WARM_JUMP = 0.15  # of the face's size: a face that moved farther is fitted afresh
@@ -53,13 +53,13 @@ class FaceState:
     translation: NDArray[np.float64]
     expression: NDArray[np.float32]
     gaze: NDArray[np.float32]
-    torso: NDArray[np.float32]
+    sway: NDArray[np.float32]
     landmarks: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What one frame shows before any model: `face` None when nobody is seen; `torso` (4,) against the first frame.
+    """What one frame shows before any model: `face` None when nobody is seen.
 
     crop: the picture of the face; without it the state comes from the landmarks alone.
     """
@@ -67,7 +67,7 @@ class Observation:
     frame_index: int
     time_s: float
     face: Landmarks | None
-    torso: NDArray[np.float32]
+    zones: ZonePlaces
     crop: FaceCrop | None = None
 
 
@@ -75,14 +75,14 @@ def track_clip(
     frames: Iterable[Frame],
     *,
     subject: Subject | None = None,
-    appearance: Appearance | None = None,
+    skin: SkinPattern | None = None,
     backend: LandmarkBackend | None = None,
     smooth: bool = True,
     on_progress: ProgressCallback = ignore_progress,
 ) -> FaceTrack:
     """Track one person through a clip. Frames are read once and not kept.
 
-    subject, appearance: the person, if known from another recording; otherwise solved from this one.
+    subject, skin: the person, if known from another recording; otherwise solved from this one.
     smooth: zero-phase smoothing.
     Raises NoFaceError when no frame shows a face.
     """
@@ -99,14 +99,14 @@ def track_clip(
         # Two thousand frames say who it is; more would only cost memory.
         subject = identify(model, camera, np.array([p for p, _ in seen[:: -(-len(seen) // IDENTITY_FRAMES)]]))
     on_progress(Progress("identity", 1, 2))
-    if appearance is None and len(seen) >= MIN_APPEARANCE_FRAMES:
-        rows = np.unique(np.linspace(0, len(seen) - 1, APPEARANCE_FRAMES).astype(int))
+    if skin is None and len(seen) >= MIN_SKIN_FRAMES:
+        rows = np.unique(np.linspace(0, len(seen) - 1, SKIN_FRAMES).astype(int))
         points, crops = np.array([seen[row][0] for row in rows]), [seen[row][1] for row in rows]
         with_shape = not is_known and len(seen) >= MIN_PERSONALIZE_FRAMES
         fitter = FaceFitter(model, subject, camera)
-        subject, appearance = learn_appearance(fitter, points, crops, with_shape=with_shape)
+        subject, skin = learn_skin(fitter, points, crops, with_shape=with_shape)
     on_progress(Progress("identity", 2, 2))
-    estimator = StateEstimator(model, subject, camera, appearance)
+    estimator = StateEstimator(model, subject, camera, skin)
     states = []
     for observation in observations:
         states.append(estimator.step(observation))
@@ -125,11 +125,11 @@ def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]
 
 
 class Observer:
-    """Landmarks and torso of frames in order."""
+    """Landmarks, and zones of hair and shoulders, of frames in order."""
 
     def __init__(self, backend: LandmarkBackend) -> None:
         self._backend = backend
-        self._torso = TorsoTracker()
+        self._zones = ZoneTracker()
         self._has_face = False
         backend.reset()
 
@@ -142,7 +142,7 @@ class Observer:
         self._has_face = bool(faces)
         face = max(faces, key=_size) if faces else None
         crop = FaceCrop.of(frame.image, face.points) if face is not None else None
-        return Observation(frame.index, frame.time_s, face, self._torso.step(frame.image, face), crop)
+        return Observation(frame.index, frame.time_s, face, self._zones.step(frame.image, face), crop)
 
 
 class StateEstimator:
@@ -152,10 +152,11 @@ class StateEstimator:
     """
 
     def __init__(
-        self, model: MorphableModel, subject: Subject, camera: Camera, appearance: Appearance | None = None
+        self, model: MorphableModel, subject: Subject, camera: Camera, skin: SkinPattern | None = None
     ) -> None:
         self._fitter = FaceFitter(model, subject, camera)
-        self._skin = AppearanceFitter(self._fitter, appearance) if appearance is not None else None
+        self._sway = SwayModel(model, subject, camera)
+        self._skin = SkinFitter(self._fitter, skin) if skin is not None else None
         self._last: FaceFit | None = None
         self._refined: FaceFit | None = None
         self._held = FaceState(
@@ -167,7 +168,7 @@ class StateEstimator:
             translation=np.array([0.0, 0.0, 60.0]),
             expression=np.zeros(len(BLENDSHAPES), dtype=np.float32),
             gaze=np.zeros((2, 2), dtype=np.float32),
-            torso=np.zeros(4, dtype=np.float32),
+            sway=np.zeros((ZONE_COUNT, 2), dtype=np.float32),
             landmarks=np.zeros((478, 3), dtype=np.float32),
         )
 
@@ -180,7 +181,6 @@ class StateEstimator:
                 time_s=observation.time_s,
                 is_tracked=False,
                 confidence=0.0,
-                torso=observation.torso,
             )
         points, size = observation.face.points, _size(observation.face)
         start = self._warm_start(points, size)
@@ -199,7 +199,7 @@ class StateEstimator:
             translation=state.translation,
             expression=state.expression.astype(np.float32),
             gaze=state.gaze.astype(np.float32),
-            torso=observation.torso,
+            sway=self._sway.sway(observation.zones, state.rotation, state.translation),
             landmarks=points,
         )
         return self._held
@@ -229,7 +229,7 @@ class StateEstimator:
 class OnlineTracker:
     """Tracks a live camera, one frame at a time.
 
-    subject, appearance: the person, if known. What is not known is solved from the first `calibration_frames` frames
+    subject, skin: the person, if known. What is not known is solved from the first `calibration_frames` frames
     with a face (once, about a second); until then the mean head stands for the subject, and the landmarks decide
     alone.
     """
@@ -238,7 +238,7 @@ class OnlineTracker:
         self,
         *,
         subject: Subject | None = None,
-        appearance: Appearance | None = None,
+        skin: SkinPattern | None = None,
         backend: LandmarkBackend | None = None,
         smooth: bool = True,
         calibration_frames: int = CALIBRATION_FRAMES,
@@ -247,8 +247,8 @@ class OnlineTracker:
         self._backend = backend or MediaPipeLandmarks()
         self._smooth = smooth
         self._is_known = subject is not None
-        self._calibration_frames = calibration_frames if appearance is None else 0
-        self._appearance = appearance
+        self._calibration_frames = calibration_frames if skin is None else 0
+        self._pattern = skin
         self.subject = subject or self._model.subject(np.zeros(len(self._model.id_basis)))
         self.camera: Camera | None = None
         self._start()
@@ -270,7 +270,7 @@ class OnlineTracker:
         """The state of one frame. All frames of a stream must have the same size."""
         if self.camera is None or self._estimator is None:
             self.camera = Camera.for_image(frame.image.shape[1], frame.image.shape[0])
-            self._estimator = StateEstimator(self._model, self.subject, self.camera, self._appearance)
+            self._estimator = StateEstimator(self._model, self.subject, self.camera, self._pattern)
         observation = self._observer.step(frame)
         if self._calibration_frames and observation.face is not None and observation.crop is not None:
             self._seen.append((observation.face.points, observation.crop))
@@ -285,8 +285,8 @@ class OnlineTracker:
             rows = key_frames(points, KEY_FRAMES // 2)
             self.subject = solve_identity(self._model, camera, points[rows])
         fitter = FaceFitter(self._model, self.subject, camera)
-        _, self._appearance = learn_appearance(fitter, points, crops, with_shape=False)
-        self._estimator = StateEstimator(self._model, self.subject, camera, self._appearance)
+        _, self._pattern = learn_skin(fitter, points, crops, with_shape=False)
+        self._estimator = StateEstimator(self._model, self.subject, camera, self._pattern)
         self._calibration_frames, self._seen = 0, []
 
     def _smoothed(self, state: FaceState) -> FaceState:
@@ -339,14 +339,13 @@ def _held_backwards(states: list[FaceState]) -> list[FaceState]:
             time_s=states[i].time_s,
             is_tracked=False,
             confidence=0.0,
-            torso=states[i].torso,
         )
     return states
 
 
 def _centered(track: FaceTrack) -> FaceTrack:
     """Torso motion against the clip's mean instead of its first frame."""
-    return replace(track, torso=track.torso - track.torso[track.is_tracked].mean(axis=0))
+    return replace(track, sway=track.sway - track.sway[track.is_tracked].mean(axis=0))
 
 
 def _size(face: Landmarks) -> float:

@@ -104,7 +104,7 @@ class FaceView:
 
 
 @dataclass(frozen=True)
-class Appearance:
+class SkinPattern:
     """The pattern of a person's skin at the points of `skin_points`: mean and variance over pictures, (N,) each."""
 
     mean: Float
@@ -140,11 +140,11 @@ def skin_points() -> SkinPoints:
     return SkinPoints(triangles[chosen], weights)
 
 
-class AppearanceFitter:
-    """Aligns the skin of the fitter's subject with pictures. `appearance`: None until it is learned."""
+class SkinFitter:
+    """Aligns the skin of the fitter's subject with pictures. `pattern`: None until it is learned."""
 
-    def __init__(self, fitter: FaceFitter, appearance: Appearance | None = None) -> None:
-        self.fitter, self.appearance = fitter, appearance
+    def __init__(self, fitter: FaceFitter, pattern: SkinPattern | None = None) -> None:
+        self.fitter, self.pattern = fitter, pattern
         points = skin_points()
         fields = fitter.subject.blendshapes[:, : region.SKIN_COUNT].astype(np.float64)
         self._neutral = points.spread(fitter.neutral)
@@ -179,13 +179,13 @@ class AppearanceFitter:
 
     def equations(self, view: FaceView, state: FaceFit, fields: Float) -> tuple[Float, Float]:
         """The quadratic (M + 6, M + 6), (M + 6,) of the picture's error; `fields` (N, M, 3); pose comes last."""
-        assert self.appearance is not None
+        assert self.pattern is not None
         turned, matrix = self._posed(state)
         placed = turned + state.translation
         value, slope = view.at(self.fitter.camera.project(placed)[:, :2])
         jacobian = _jacobian(fields, turned, placed, slope * self.fitter.camera.focal_px, matrix)
-        error = self.appearance.mean - value
-        variance = self.appearance.variance + LEAST_VARIANCE
+        error = self.pattern.mean - value
+        variance = self.pattern.variance + LEAST_VARIANCE
         weight = PICTURE_WEIGHT * self._facing(matrix) / variance
         weight /= (1 + error**2 / variance / OUTLIER**2) ** 2
         weighted = jacobian * weight.astype(np.float32)[:, None]
@@ -202,10 +202,10 @@ class AppearanceFitter:
 
         A region counts as far as it faces the camera and its pattern correlates: a hand on the mouth takes the mouth.
         """
-        assert self.appearance is not None
+        assert self.pattern is not None
         value, facing = self.read(view, state)
-        parts, known = _parts(), self.appearance.mean
-        weight = parts * (facing / (self.appearance.variance + LEAST_VARIANCE) + 1e-9)
+        parts, known = _parts(), self.pattern.mean
+        weight = parts * (facing / (self.pattern.variance + LEAST_VARIANCE) + 1e-9)
         weight /= weight.sum(axis=1, keepdims=True)
         seen_mean, known_mean = weight @ value, weight @ known
         together = weight @ (value * known) - seen_mean * known_mean
@@ -223,9 +223,9 @@ class AppearanceFitter:
         return np.asarray(np.clip(-(self._normals @ matrix[2]) / 0.3 - 0.3, 0, 1))
 
 
-def learn_appearance(
+def learn_skin(
     fitter: FaceFitter, points: NDArray[np.floating], crops: Sequence[FaceCrop], *, with_shape: bool
-) -> tuple[Subject, Appearance]:
+) -> tuple[Subject, SkinPattern]:
     """What the skin looks like, from landmarks (N, 478, 3) and crops of many different pictures.
 
     Pictures are aligned with the mean of all, again and again, from the landmarks' state; the mean turn of the heads
@@ -239,9 +239,9 @@ def learn_appearance(
         fits.append(fitter.fit(face))
     anchor = Rotation.from_rotvec([fit.rotation for fit in fits])
     identity = np.zeros(len(_depth_basis(model)))
-    skin = AppearanceFitter(fitter)
+    skin = SkinFitter(fitter)
     for number in range(ROUNDS):
-        skin = AppearanceFitter(FaceFitter(model, subject, camera), mean_appearance(skin, views, fits))
+        skin = SkinFitter(FaceFitter(model, subject, camera), mean_pattern(skin, views, fits))
         fits = [skin.refine(*each, LEARNING_STEPS) for each in zip(faces, views, fits, strict=True)]
         drift = (Rotation.from_rotvec([fit.rotation for fit in fits]).inv() * anchor).mean()
         fits = [
@@ -251,21 +251,21 @@ def learn_appearance(
             change = _shape_change(skin, faces, views, fits, identity)
             identity = identity + change
             subject = _reshaped(model, subject, change)
-    skin = AppearanceFitter(FaceFitter(model, subject, camera))
-    return subject, mean_appearance(skin, views, fits)
+    skin = SkinFitter(FaceFitter(model, subject, camera))
+    return subject, mean_pattern(skin, views, fits)
 
 
-def mean_appearance(skin: AppearanceFitter, views: Sequence[FaceView], fits: Sequence[FaceFit]) -> Appearance:
+def mean_pattern(skin: SkinFitter, views: Sequence[FaceView], fits: Sequence[FaceFit]) -> SkinPattern:
     """Mean and variance of the pattern over pictures in which each point is seen."""
     seen = [skin.read(view, fit) for view, fit in zip(views, fits, strict=True)]
     values, weights = (np.array(part) for part in zip(*seen, strict=True))
     weights = weights + 1e-6
     mean = (values * weights).sum(axis=0) / weights.sum(axis=0)
-    return Appearance(mean, (weights * (values - mean) ** 2).sum(axis=0) / weights.sum(axis=0))
+    return SkinPattern(mean, (weights * (values - mean) ** 2).sum(axis=0) / weights.sum(axis=0))
 
 
 def _shape_change(
-    skin: AppearanceFitter, faces: Float, views: Sequence[FaceView], fits: Sequence[FaceFit], identity: Float
+    skin: SkinFitter, faces: Float, views: Sequence[FaceView], fits: Sequence[FaceFit], identity: Float
 ) -> Float:
     """The change (K,) of the identity coefficients that explains pictures and landmarks best, all poses and
     expressions free."""
