@@ -29,9 +29,11 @@ from omokage.render.detail import retarget_detail
 from omokage.render.realtime import REST_FRAMES, LivePipeline, Place
 from omokage.render.retarget import Controls, Coverage, Rest, retarget
 from omokage.tracking.face_track import FRAME_ARRAYS
+from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import MediaPipeLandmarks
+from omokage.tracking.photometric import learn_skin
 from omokage.tracking.synthetic import SyntheticSubject
-from omokage.tracking.tracker import FaceState, OnlineTracker, track_clip
+from omokage.tracking.tracker import FaceState, Observer, OnlineTracker, track_clip
 
 
 @pytest.fixture(scope="module")
@@ -143,13 +145,20 @@ def test_live_and_offline_pictures_agree(person: StandIn) -> None:
     detail brings the live pictures nearer to those of `reenact`."""
     driver = SyntheticSubject(5)
     frames = list(driver.render_clip(driver.performance(3.0, frame_rate=25.0, size=192, motion=0.5)))
-    track, source = track_clip(frames), Rest.of(person.track)
+    whole, source = track_clip(frames), Rest.of(person.track)
+    observer, fitter = Observer(MediaPipeLandmarks()), FaceFitter(driver.model, whole.subject, whole.camera)
+    seen = [observer.step(frame) for frame in frames[::4]]
+    points = np.array([each.face.points for each in seen if each.face is not None])
+    skin = learn_skin(
+        fitter, points, [each.crop for each in seen if each.crop is not None], with_shape=False
+    )[1]
+    track = track_clip(frames, subject=whole.subject, skin=skin)
     moved = retarget(track, source_rest=source, coverage=Coverage.of(person.track))
     live = pipeline(
         person,
         driving_rest=Rest.of(track),
         controls=Controls(),
-        tracker=OnlineTracker(subject=track.subject),
+        tracker=OnlineTracker(subject=track.subject, skin=skin),
     )
     shown = np.stack([picture.portrait.image for picture in live.run(frames, keep_all=True)])
     with_detail = retarget_detail(track, source_rest=source)

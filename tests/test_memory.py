@@ -60,7 +60,7 @@ def test_tracking_takes_what_is_predicted_for_a_frame() -> None:
         return top
 
     peak(20)  # what is loaded once
-    bytes_per_frame = (peak(300) - peak(100)) / 200
+    bytes_per_frame = (peak(400) - peak(200)) / 200
     assert 0.5 * BYTES_PER_TRACKED_FRAME < bytes_per_frame < BYTES_PER_TRACKED_FRAME
     assert tracking_gb(HALF_AN_HOUR) < 1.5
 

@@ -165,8 +165,7 @@ def test_offline_and_online_agree(performance: Performance) -> None:
         np.testing.assert_allclose(online.translation, offline.translation, atol=1e-7)
         np.testing.assert_allclose(online.expression, offline.expression, atol=1e-6)
         np.testing.assert_allclose(online.gaze, offline.gaze, atol=1e-6)
-        sway = online.sway - online.sway.mean(axis=0)
-        np.testing.assert_allclose(sway, offline.sway, atol=1e-5)
+        np.testing.assert_allclose(online.sway, offline.sway, atol=1e-5)
         assert np.ptp(offline.sway, axis=0).max() > 0.01
 
 
@@ -225,8 +224,8 @@ def test_still_head_stays_still() -> None:
     track = track_clip(person.render_clip(truth, noise=3.0))
     assert np.degrees(track.rotation.std(axis=0)).max() < 0.15
     assert track.expression.std(axis=0).max() < 0.04
-    assert np.abs(track.sway).max() < 0.04
-    assert np.percentile(np.abs(track.sway), 95) < 0.012
+    swaying = np.abs(track.sway - track.sway.mean(axis=0))
+    assert swaying.max() < 0.04 and np.percentile(swaying, 95) < 0.012
 
 
 def test_frames_without_a_face_are_marked_and_hold_the_state(performance: Performance) -> None:

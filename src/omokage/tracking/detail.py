@@ -1,8 +1,9 @@
 """What the named expressions leave out: where the skin was seen against where the face model puts it.
 
 Fifty-two weights explain a face to about a pixel. The rest, a lip corner a little higher, is what makes a mouth look
-like this person's; it is kept per vertex, in head space, so that it can be posed like everything else. Only the mouth
-and what is below it has such a rest: elsewhere the tracker aligns the skin itself, and the landmarks are less exact.
+like this person's; it is kept per vertex, in head space, so that it can be posed like everything else. Only the mouth,
+what is below it and the lids have such a rest: elsewhere the tracker aligns the skin itself, and the landmarks are less
+exact.
 """
 
 from __future__ import annotations
@@ -24,13 +25,18 @@ MAX_DETAIL_CM = 0.4
 
 @cache
 def _share() -> NDArray[np.float64]:
-    """How much of the difference counts (468, 1): 1 from the base of the nose down, 0 from a centimeter above it up."""
-    skin = MorphableModel.load().neutral[:SKIN_COUNT].astype(np.float64)
-    return np.asarray(np.clip(skin[:, 1:2] - skin[NOSE_BASE, 1] + 1.0, 0, 1))
+    """How much of the difference counts (468, 1): 1 from the base of the nose down, 0 from a centimeter above it up;
+    1 up to 0.6 cm from the edges of the lids, 0 from a centimeter farther on."""
+    model = MorphableModel.load()
+    skin = model.neutral[:SKIN_COUNT].astype(np.float64)
+    lids = skin[np.concatenate([model.left_eye, model.right_eye])]
+    from_lids = np.linalg.norm(skin[:, None, :2] - lids[None, :, :2], axis=2).min(axis=1)
+    is_mouth = np.clip(skin[:, 1] - skin[NOSE_BASE, 1] + 1.0, 0, 1)
+    return np.asarray(np.maximum(is_mouth, np.clip(1.6 - from_lids, 0, 1))[:, None])
 
 
 def skin_detail(track: FaceTrack, row: int) -> NDArray[np.float64]:
-    """Displacement of the skin vertices (468, 3) in head space, cm, that brings the mouth onto the landmarks of a row.
+    """Displacement of the skin vertices (468, 3) in head space, cm, that brings mouth and lids onto a row's landmarks.
 
     Only across the line of sight: depth stays the model's. Zeros where the row was not tracked or the track has no
     landmarks (a saved avatar's, a blendshape table's).

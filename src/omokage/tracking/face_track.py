@@ -64,8 +64,8 @@ class FaceTrack:
     rotation: float64 (T, 3), axis-angle, head to camera.  translation: float64 (T, 3), cm, of the head's origin.
     expression: float32 (T, 52) in [0, 1], order of `BLENDSHAPES`.
     gaze: float32 (T, 2, 2), yaw and pitch in radians in head space, of the picture's left and right eye.
-    sway: float32 (T, Z, 2): shift of Z zones of hair and shoulders beyond following the head, in head widths, against
-        the clip's mean (see `tracking.sway`).
+    sway: float32 (T, Z, 2): shift of Z zones of hair and shoulders beyond following the head, in head widths (see
+        `tracking.sway`). Its zero differs between clips: only the way from a rest of the same clip means something.
     landmarks: float32 (T, 478, 3), x, y in pixels of the clip's picture, z of the same scale (MediaPipe's order).
     """
 

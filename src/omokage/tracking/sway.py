@@ -50,15 +50,15 @@ class ZonePlaces:
     pixels, origin: (Z, 2), in this picture and in the first with a face.  certainty: (Z,) in [0, 1].
     """
 
-    pixels: Float
-    certainty: Float
-    origin: Float
+    pixels: Float32
+    certainty: Float32
+    origin: Float32
 
     @classmethod
     def unknown(cls) -> ZonePlaces:
         """Nothing is known: no sway comes of it."""
-        nowhere = np.zeros((ZONE_COUNT, 2))
-        return cls(nowhere, np.zeros(ZONE_COUNT), nowhere)
+        nowhere = np.zeros((ZONE_COUNT, 2), dtype=np.float32)
+        return cls(nowhere, nowhere[:, 0], nowhere)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class _Window:
         size = (round(part.shape[1] * self.scale), round(part.shape[0] * self.scale))
         return np.asarray(cv2.resize(grey, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
-    def to_work(self, pixels: Float) -> Float32:
+    def to_work(self, pixels: Float32) -> Float32:
         """Pixels of the picture -> of the work picture, whole numbers at the centers of pixels."""
         return ((pixels - (self.left, self.top)) * self.scale - 0.5).astype(np.float32)
 
@@ -126,8 +126,9 @@ class ZoneTracker:
         if self._window is None:
             outline = face.points[self._oval, :2].astype(np.float64)
             self._window = _Window.around(outline, image.shape[1], image.shape[0])
-            first = rings(outline[:: len(outline) // ZONES_AROUND], ZONE_RINGS).reshape(-1, 2)
-            start = ZonePlaces(first, np.ones(len(first)), first)
+            around = rings(outline[:: len(outline) // ZONES_AROUND], ZONE_RINGS)
+            first = np.asarray(around.reshape(-1, 2), dtype=np.float32)
+            start = ZonePlaces(first, np.ones(len(first), dtype=np.float32), first)
             return self._anchored(image, self._window.cut(image), start)
         grey = self._window.cut(image)
         places, flow, alike = self._seen_from(self._anchors[-1], grey, self._flow)
@@ -143,7 +144,7 @@ class ZoneTracker:
         # A hand stays for a while; a patch that is unlike for a moment only would make its zone flicker.
         self._alike = (1 - NEWEST) * self._alike + NEWEST * alike
         seen = np.clip((self._alike - UNLIKE) / (ALIKE - UNLIKE), LEAST_CERTAINTY, 1)
-        return replace(places, certainty=places.certainty * seen)
+        return replace(places, certainty=(places.certainty * seen).astype(np.float32))
 
     def _anchored(self, image: Image, grey: NDArray[np.uint8], places: ZonePlaces) -> ZonePlaces:
         """The picture becomes the anchor; the first one stays, the others are forgotten."""
@@ -155,7 +156,7 @@ class ZoneTracker:
         at = self._window.to_work(places.pixels)
         share = _read(_blurred(np.asarray(half, dtype=np.float32)), 0.5 * at - 0.25)
         inside = ((at > 1) & (at < np.array(grey.shape[::-1]) - 2)).all(axis=1)
-        certainty = np.asarray(share * inside, dtype=np.float64)
+        certainty = np.asarray(share * inside, dtype=np.float32)
         del self._anchors[1:]
         anchor = replace(places, certainty=certainty)
         self._anchors.append(_Anchor(grey, anchor, person, share, _patches(grey, at)))
@@ -175,7 +176,8 @@ class ZoneTracker:
             anchor.share[:, None] + np.float32(1e-3)
         )
         alike = (_patches(grey, at + moved) * anchor.patches).sum(axis=1)
-        return replace(anchor.places, pixels=anchor.places.pixels + moved / self._window.scale), flow, alike
+        pixels = np.asarray(anchor.places.pixels + moved / self._window.scale, dtype=np.float32)
+        return replace(anchor.places, pixels=pixels), flow, alike
 
 
 class SwayModel:
@@ -195,7 +197,7 @@ class SwayModel:
         beyond = zones.pixels - self.expected(zones.origin, rotation, translation)
         return _filled(beyond / head_px, zones.certainty)
 
-    def expected(self, origin: Float, rotation: Float, translation: Float) -> Float:
+    def expected(self, origin: NDArray[np.floating], rotation: Float, translation: Float) -> Float:
         """Where a head in this pose takes the zones that were at `origin` (Z, 2): pixels (Z, 2)."""
         posed = self._points @ rotation_matrix(rotation).T + translation
         by_head = self._camera.project(posed)[:, :2]
@@ -219,7 +221,7 @@ def similar_shoulders(shift: Float, *, log_scale: Float, roll: Float) -> Float:
     return np.asarray(share * (flat @ turn.transpose(0, 2, 1) - flat + shift[:, None]))
 
 
-def _mean(alike: Float32, certainty: Float) -> float:
+def _mean(alike: Float32, certainty: Float32) -> float:
     """Over the zones that are on the person; 1 when there are none to speak of."""
     total = float(certainty.sum())
     return float(alike @ certainty) / total if total > 1 else 1.0
@@ -246,7 +248,7 @@ def _patches(grey: NDArray[np.uint8], at: Float32) -> Float32:
     return np.asarray(patches / length, dtype=np.float32)
 
 
-def _filled(sway: Float, certainty: Float) -> Float32:
+def _filled(sway: Float, certainty: Float32) -> Float32:
     """Smoothed over neighboring zones; where little is known, taken from what is known farther around."""
     known = np.column_stack([sway * certainty[:, None], certainty])
     near, wide = _spreading(1) @ known, _spreading(1 + FILL_ROUNDS) @ known

@@ -106,12 +106,15 @@ def track_clip(
         fitter = FaceFitter(model, subject, camera)
         subject, skin = learn_skin(fitter, points, crops, with_shape=with_shape)
     on_progress(Progress("identity", 2, 2))
-    estimator = StateEstimator(model, subject, camera, skin)
-    states = []
-    for observation in observations:
-        states.append(estimator.step(observation))
-        on_progress(Progress("fitting", len(states), len(observations)))
-    track = _centered(concatenate(_held_backwards(states), camera, subject))
+    estimator, total = StateEstimator(model, subject, camera, skin), len(observations)
+    states: list[FaceState] = []
+    # In half an hour the pictures of the face are half a gigabyte: each one goes as soon as it was used.
+    del seen
+    observations.reverse()
+    while observations:
+        states.append(estimator.step(observations.pop()))
+        on_progress(Progress("fitting", len(states), total))
+    track = concatenate(_held_backwards(states), camera, subject)
     return smooth_track(track) if smooth else track
 
 
@@ -341,11 +344,6 @@ def _held_backwards(states: list[FaceState]) -> list[FaceState]:
             confidence=0.0,
         )
     return states
-
-
-def _centered(track: FaceTrack) -> FaceTrack:
-    """Torso motion against the clip's mean instead of its first frame."""
-    return replace(track, sway=track.sway - track.sway[track.is_tracked].mean(axis=0))
 
 
 def _size(face: Landmarks) -> float:
