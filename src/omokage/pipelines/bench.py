@@ -34,6 +34,7 @@ from omokage.render.lookup import compose
 from omokage.render.realtime import LiveFrame, LivePipeline
 from omokage.render.renderer import Renderer
 from omokage.render.retarget import Rest
+from omokage.threads import one_blas_thread
 from omokage.tracking.tracker import OnlineTracker
 from omokage.trust.release import release_clip
 
@@ -120,6 +121,7 @@ class BenchReport:
         return "\n".join(lines)
 
 
+@one_blas_thread()
 def bench(*, size: int = 256, on_progress: ProgressCallback = ignore_progress) -> BenchReport:
     """Measure this machine for avatars of `size` pixels; takes about a minute. Raises InputError for another size."""
     steps = ("subject", "tracking", "drawing", "runtimes", "encoding", "live", "training", "prediction")

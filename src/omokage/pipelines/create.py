@@ -26,6 +26,7 @@ from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording, sha256_of
+from omokage.threads import one_blas_thread
 from omokage.trust.release import ReleaseConfig, check_label, check_writable, release_image
 
 SUFFIX = ".avatar"
@@ -58,6 +59,7 @@ class CreateConfig(Config):
             )
 
 
+@one_blas_thread()
 def create_avatar(
     video: Path,
     *,

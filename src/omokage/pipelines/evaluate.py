@@ -33,6 +33,7 @@ from omokage.geometry.camera import Camera
 from omokage.metrics.motion import Landmarks
 from omokage.pipelines.recording import Recording, sha256_of
 from omokage.render.renderer import Renderer
+from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import BLENDSHAPES
 from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import MediaPipeLandmarks
@@ -40,6 +41,7 @@ from omokage.tracking.morphable import MorphableModel
 from omokage.trust.release import ReleaseConfig, release_clip, release_text
 
 
+@one_blas_thread()
 def evaluate_avatar(
     avatar: Path,
     *,

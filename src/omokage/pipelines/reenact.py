@@ -26,6 +26,7 @@ from omokage.render.detail import retarget_detail
 from omokage.render.realtime import state_of
 from omokage.render.renderer import Renderer, fit_background
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
+from omokage.threads import one_blas_thread
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.release import (
@@ -84,6 +85,7 @@ class Driver:
     warnings: tuple[str, ...] = ()
 
 
+@one_blas_thread()
 def reenact(
     avatar: Path | Avatar,
     driver: Path,

@@ -13,6 +13,7 @@ from omokage.media.clip import Image
 from omokage.media.decode import read_image
 from omokage.render.performance import performance
 from omokage.render.rehearsal import Puppet
+from omokage.threads import one_blas_thread
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,
@@ -32,6 +33,7 @@ class RehearseConfig(Config):
     seed: int = 0
 
 
+@one_blas_thread()
 def rehearse(
     photo: Path,
     *,

@@ -26,6 +26,7 @@ from omokage.media.clip import Frame, Image
 from omokage.render.detail import DetailTransfer
 from omokage.render.renderer import Portrait, Renderer
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
+from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import FaceTrack, Subject
 from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.tracker import CALIBRATION_FRAMES, FaceState, OnlineTracker, concatenate
@@ -183,7 +184,8 @@ class LivePipeline:
             _start(lambda: self._picture(told, ready), ready),
         ]
         try:
-            yield from ready
+            with one_blas_thread():
+                yield from ready
         finally:
             for place in places:
                 place.close()

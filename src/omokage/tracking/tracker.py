@@ -19,6 +19,7 @@ from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import NoFaceError
 from omokage.geometry.camera import Camera, axis_angle, rotation_matrix, yaw_pitch_roll
 from omokage.media.clip import Frame
+from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.fitting import FaceFit, FaceFitter
 from omokage.tracking.identity import key_frames, personalize, solve_identity
@@ -71,6 +72,7 @@ class Observation:
     crop: FaceCrop | None = None
 
 
+@one_blas_thread()
 def track_clip(
     frames: Iterable[Frame],
     *,
@@ -267,7 +269,8 @@ class OnlineTracker:
     def streaming(self) -> Iterator[OnlineTracker]:
         """A scope for one stream: what is remembered of the last stream is forgotten at its start."""
         self._start()
-        yield self
+        with one_blas_thread():
+            yield self
 
     def step(self, frame: Frame) -> FaceState:
         """The state of one frame. All frames of a stream must have the same size."""
