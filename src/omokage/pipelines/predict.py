@@ -37,7 +37,7 @@ TRACKING_GB = 0.54
 BYTES_PER_TRACKED_FRAME = 17_500
 # Memory after that, GB: the program with its networks; training, and the explicit avatar's medians, by the pixel;
 # copies of the frames (with their mattes, then those of the evaluation).
-PROGRAM_GB = 0.82
+PROGRAM_GB = 0.97
 TRAINING_GB_PER_PIXEL = 5.0e-6
 EXPLICIT_GB_PER_PIXEL = 64 * 3 * 10 / 1e9
 BYTES_PER_KEPT_PIXEL = 4 + 2 * 3

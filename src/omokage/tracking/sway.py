@@ -38,7 +38,7 @@ NOISE = 3.0  # grey levels: a flatter patch is not compared
 UNLIKE, ALIKE = 0.05, 0.25  # correlation of a patch with its anchor: covered, seen
 NEWEST = 0.25  # weight of the newest picture in that correlation
 LEAST_CERTAINTY = 0.05
-LEAST_ALIKE = 0.2  # mean over the zones: below it a new anchor is taken
+LEAST_ALIKE = 0.25  # of the whole person: below it a new anchor is taken
 RETRY_FRAMES = 25  # after so many, the first anchor is tried again
 FILL_ROUNDS = 12
 
@@ -104,6 +104,11 @@ class _Anchor:
     share: Float32
     patches: Float32
 
+    def likeness(self, alike: Float32) -> float:
+        """Of a whole picture, from that of its zones (Z,): 1 is the anchor itself, or a person without any pattern."""
+        itself = float(np.square(self.patches).sum(axis=1) @ self.places.certainty)
+        return float(alike @ self.places.certainty) / itself if itself > 1 else 1.0
+
 
 class ZoneTracker:
     """Call `step` for every picture in order; all of one size."""
@@ -135,11 +140,11 @@ class ZoneTracker:
         self._age += 1
         if len(self._anchors) > 1 and self._age % RETRY_FRAMES == 0:
             again = self._seen_from(self._anchors[0], grey, None)
-            if _mean(again[2], again[0].certainty) > LEAST_ALIKE:
+            if self._anchors[0].likeness(again[2]) > LEAST_ALIKE:
                 del self._anchors[1:]
                 places, flow, alike = again
         self._flow = flow
-        if _mean(alike, places.certainty) < LEAST_ALIKE:
+        if self._anchors[-1].likeness(alike) < LEAST_ALIKE:
             return self._anchored(image, grey, places)
         # A hand stays for a while; a patch that is unlike for a moment only would make its zone flicker.
         self._alike = (1 - NEWEST) * self._alike + NEWEST * alike
@@ -219,12 +224,6 @@ def similar_shoulders(shift: Float, *, log_scale: Float, roll: Float) -> Float:
     cos, sin = np.exp(log_scale) * np.cos(roll), np.exp(log_scale) * np.sin(roll)
     turn = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=1)
     return np.asarray(share * (flat @ turn.transpose(0, 2, 1) - flat + shift[:, None]))
-
-
-def _mean(alike: Float32, certainty: Float32) -> float:
-    """Over the zones that are on the person; 1 when there are none to speak of."""
-    total = float(certainty.sum())
-    return float(alike @ certainty) / total if total > 1 else 1.0
 
 
 def _blurred(plane: Float32) -> Float32:
