@@ -1,6 +1,6 @@
-"""Live reenactment in two bounded stages on two threads. MAIN: `LivePipeline.run`.
+"""Live reenactment in bounded stages, each on its thread. MAIN: `LivePipeline.run`.
 
-    frames -> [newest] -> track, retarget, draw -> [newest] -> network, compose -> [newest] -> the caller (encode)
+    frames -> [newest] -> track -> [newest] -> retarget, draw -> [newest] -> network, compose -> [newest] -> the caller
 
 Between the stages lies one place that holds one item. Live, a new item replaces one that was not fetched yet: the
 oldest frame is dropped and nothing queues, so latency stays bounded however slow a stage is. With `keep_all` the place
@@ -114,8 +114,18 @@ class Place(Generic[Item]):
 
 
 @dataclass(frozen=True, slots=True)
+class _Seen:
+    """What tracking tells drawing. `driving`: the one row of a track; None until the camera is known."""
+
+    frame: Frame
+    arrived_s: float
+    state: FaceState
+    driving: FaceTrack | None
+
+
+@dataclass(frozen=True, slots=True)
 class _Told:
-    """What stage A tells stage B."""
+    """What drawing tells the network."""
 
     frame: Frame
     arrived_s: float
@@ -174,13 +184,15 @@ class LivePipeline:
         tracker = self._known_tracker or OnlineTracker(backend=self._backend)
         director = Director(self.renderer.avatar, driving_rest=self._driving_rest, controls=self._controls)
         captured: Place[tuple[Frame, float]] = Place(keep_all=keep_all)
+        seen: Place[_Seen] = Place(keep_all=keep_all)
         told: Place[_Told] = Place(keep_all=keep_all)
         ready: Place[LiveFrame] = Place(keep_all=keep_all)
-        places = (captured, told, ready)
+        places = (captured, seen, told, ready)
         self._dropped = lambda: sum(place.dropped for place in places)
         threads = [
             _start(lambda: self._capture(frames, captured), captured),
-            _start(lambda: self._move(tracker, director, captured, told), told),
+            _start(lambda: self._track(tracker, captured, seen), seen),
+            _start(lambda: self._draw(director, seen, told), told),
             _start(lambda: self._picture(told, ready), ready),
         ]
         try:
@@ -214,26 +226,27 @@ class LivePipeline:
             if not captured.put((frame, time.monotonic())):
                 return
 
-    def _move(
-        self,
-        tracker: OnlineTracker,
-        director: Director,
-        captured: Place[tuple[Frame, float]],
-        told: Place[_Told],
-    ) -> None:
-        """Stage A: the driver's state, as the avatar's, drawn."""
-        draw = self.renderer.avatar.conditioner.draw
+    def _track(self, tracker: OnlineTracker, captured: Place[tuple[Frame, float]], seen: Place[_Seen]) -> None:
+        """Stage A: the driver's state."""
         with tracker.streaming():
             for frame, arrived in captured:
                 start = time.monotonic()
-                state = tracker.step(frame)
-                condition = draw(director.step(state, tracker))
+                state, driving = tracker.step(frame), None
+                if tracker.camera is not None:
+                    driving = concatenate([state], tracker.camera, tracker.subject)
                 self._clock.motion.append(time.monotonic() - start)
-                if not told.put(_Told(frame, arrived, state.is_tracked, condition)):
+                if not seen.put(_Seen(frame, arrived, state, driving)):
                     return
 
+    def _draw(self, director: Director, seen: Place[_Seen], told: Place[_Told]) -> None:
+        """Stage B: the avatar's state, drawn."""
+        for item in seen:
+            condition = self.renderer.avatar.conditioner.draw(director.step(item.state, item.driving))
+            if not told.put(_Told(item.frame, item.arrived_s, item.state.is_tracked, condition)):
+                return
+
     def _picture(self, told: Place[_Told], ready: Place[LiveFrame]) -> None:
-        """Stage B: network and composition."""
+        """Stage C: network and composition."""
         for item in told:
             start = time.monotonic()
             portrait = self.renderer.render_condition(item.condition)
@@ -275,11 +288,10 @@ class Director:
         pose = Pose(rest.rotation, rest.translation, rest.sway.astype(np.float64))
         return AvatarState(pose, rest.expression.astype(np.float64), rest.gaze.astype(np.float64))
 
-    def step(self, state: FaceState, tracker: OnlineTracker) -> AvatarState:
-        """The avatar's state; the last one where no face was found."""
-        if not state.is_tracked or tracker.camera is None:
+    def step(self, state: FaceState, track: FaceTrack | None) -> AvatarState:
+        """The avatar's state for one state and the track of that one row; the last one where no face was found."""
+        if not state.is_tracked or track is None:
             return self._last
-        track = concatenate([state], tracker.camera, tracker.subject)
         if self._detail is None:
             self._get_to_know(state, track)
         if self._driving_rest is None:
