@@ -226,7 +226,9 @@ class LivePipeline:
             if not captured.put((frame, time.monotonic())):
                 return
 
-    def _track(self, tracker: OnlineTracker, captured: Place[tuple[Frame, float]], seen: Place[_Seen]) -> None:
+    def _track(
+        self, tracker: OnlineTracker, captured: Place[tuple[Frame, float]], seen: Place[_Seen]
+    ) -> None:
         """Stage A: the driver's state."""
         with tracker.streaming():
             for frame, arrived in captured:
