@@ -21,7 +21,8 @@ from skimage.transform import resize
 
 from omokage.geometry.mesh import boundary_loops, laplacian
 from omokage.tracking import face_regions as region
-from omokage.tracking.blendshapes import PlateSolver, _Face
+from omokage.tracking.blendshapes import _Face
+from omokage.tracking.plate import PlateSolver
 
 PUPIL_DISTANCE_CM = 6.3
 IDENTITY_MODES = 16  # x 3 axes

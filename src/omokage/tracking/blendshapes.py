@@ -11,13 +11,12 @@ from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import solve
 
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES
+from omokage.tracking.plate import Handles, PlateSolver
 
 Float = NDArray[np.float64]
-Handles = dict[int, Float]
 
 JAW_OPEN_RAD = 0.42  # jaw rotation of jawOpen = 1: about 3.6 cm between the lips
 # How far each vertex of the outline follows the jaw, from the chin to below the ear.
@@ -25,47 +24,6 @@ _OVAL_JAW = (1.0, 1.0, 1.0, 0.97, 0.93, 0.83, 0.66, 0.42, 0.2, 0.06, 0.0)
 # How far the lip columns (middle to corner) follow a pull at one corner; the other side follows by _FAR.
 _NEAR = (0.15, 0.26, 0.42, 0.62, 0.85, 1.0)
 _FAR = (0.15, 0.07, 0.0, 0.0, 0.0, 0.0)
-
-
-class PlateSolver:
-    """Spreads handle displacements over the skin by the least bending energy.
-
-    stiffness: (468, 468), the squared Laplacian of the skin. mirror: (468,), the vertex on the other side.
-    reference: (468, 3), the mean skin, on which distances are measured: so that what a handle does to the skin is
-    the same for every person and is solved only once.
-    """
-
-    def __init__(self, stiffness: Float, mirror: NDArray[np.int32], reference: Float) -> None:
-        self.mirror = mirror
-        self._stiffness = stiffness
-        self._reference = reference
-        self._reach: dict[tuple[bytes, bytes, float], tuple[NDArray[np.int64], Float]] = {}
-
-    def spread(self, handles: Handles, radius: float) -> Float:
-        """Displacements (468, 3) that meet the handles and vanish beyond `radius` cm from all of them."""
-        rows = np.fromiter(handles, dtype=np.int64)
-        moved = np.stack([handles[int(r)] for r in rows])
-        active = rows[np.linalg.norm(moved, axis=1) > 1e-6]
-        key = (rows.tobytes(), active.tobytes(), radius)
-        if key not in self._reach:
-            self._reach[key] = self._solve(rows, active, radius)
-        free, influence = self._reach[key]
-        field = np.zeros((len(self._reference), 3))
-        field[rows] = moved
-        field[free] = influence @ moved
-        return field
-
-    def _solve(
-        self, rows: NDArray[np.int64], active: NDArray[np.int64], radius: float
-    ) -> tuple[NDArray[np.int64], Float]:
-        distance = np.linalg.norm(self._reference[:, None] - self._reference[None, active], axis=2).min(
-            axis=1
-        )
-        is_fixed = distance > radius
-        is_fixed[rows] = True
-        free = np.flatnonzero(~is_fixed)
-        pull = self._stiffness[np.ix_(free, rows)]
-        return free, -solve(self._stiffness[np.ix_(free, free)], pull, assume_a="pos")
 
 
 def sculpt(neutral: Float, solver: PlateSolver) -> Float:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from omokage.geometry.camera import rotation_matrix
 from omokage.geometry.mesh import Triangles, boundary_loops
 from omokage.tracking import face_regions as region
-from omokage.tracking.blendshapes import PlateSolver, jaw_motion, sculpt
+from omokage.tracking.blendshapes import jaw_motion, sculpt
 from omokage.tracking.face_track import BLENDSHAPES, Subject
+from omokage.tracking.plate import PlateSolver
 
 Float = NDArray[np.float64]
 Index = NDArray[np.int64]
