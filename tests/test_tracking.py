@@ -225,6 +225,8 @@ def test_still_head_stays_still() -> None:
     assert np.degrees(track.rotation.std(axis=0)).max() < 0.15
     assert track.expression.std(axis=0).max() < 0.04
     swaying = np.abs(track.sway - track.sway.mean(axis=0))
+    # All together, as a torso; then each zone alone.
+    assert np.abs((track.sway - track.sway.mean(axis=0)).mean(axis=1)).max() < 0.02
     assert swaying.max() < 0.04 and np.percentile(swaying, 95) < 0.012
 
 

@@ -131,7 +131,7 @@ class ZoneTracker:
         if self._window is None:
             outline = face.points[self._oval, :2].astype(np.float64)
             self._window = _Window.around(outline, image.shape[1], image.shape[0])
-            around = rings(outline[:: len(outline) // ZONES_AROUND], ZONE_RINGS)
+            around = rings(_outline(face.points, self._oval), ZONE_RINGS)
             first = np.asarray(around.reshape(-1, 2), dtype=np.float32)
             start = ZonePlaces(first, np.ones(len(first), dtype=np.float32), first)
             return self._anchored(image, self._window.cut(image), start)
@@ -189,8 +189,7 @@ class SwayModel:
     """Takes the head's own motion off the places of the zones. For one subject and camera."""
 
     def __init__(self, model: MorphableModel, subject: Subject, camera: Camera) -> None:
-        outline = subject.neutral[model.face_oval].astype(np.float64)
-        outline = outline[:: len(outline) // ZONES_AROUND]
+        outline = _outline(subject.neutral, model.face_oval)
         self._points = surface(outline, ZONE_RINGS).reshape(-1, 3)
         self._share = head_share(rings(outline, ZONE_RINGS), outline, ZONE_RINGS).reshape(-1, 1)
         self._head_width = float(np.ptp(outline[:, 0]))
@@ -215,8 +214,7 @@ def similar_shoulders(shift: Float, *, log_scale: Float, roll: Float) -> Float:
     shift: (T, 2) head widths.  log_scale, roll (clockwise, radians): (T,), about the middle of what moves.
     """
     model = MorphableModel.load()
-    outline = model.neutral[model.face_oval].astype(np.float64)
-    outline = outline[:: len(outline) // ZONES_AROUND]
+    outline = _outline(model.neutral, model.face_oval)
     places = rings(outline, ZONE_RINGS)
     share = 1 - head_share(places, outline, ZONE_RINGS).reshape(-1, 1)
     flat = places.reshape(-1, 2) / np.ptp(outline[:, 0])
@@ -224,6 +222,11 @@ def similar_shoulders(shift: Float, *, log_scale: Float, roll: Float) -> Float:
     cos, sin = np.exp(log_scale) * np.cos(roll), np.exp(log_scale) * np.sin(roll)
     turn = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=1)
     return np.asarray(share * (flat @ turn.transpose(0, 2, 1) - flat + shift[:, None]))
+
+
+def _outline(points: NDArray[np.floating], oval: NDArray[np.integer]) -> Float:
+    """The places of the face's outline (`ZONES_AROUND`, 3) that zones lie outwards of, from all points (V, 3)."""
+    return np.asarray(points[oval[:: len(oval) // ZONES_AROUND]], dtype=np.float64)
 
 
 def _blurred(plane: Float32) -> Float32:
