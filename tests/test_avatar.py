@@ -13,7 +13,7 @@ import torch
 
 from omokage.avatar.appearance import Appearance, principal_modes
 from omokage.avatar.bundle import Avatar, Provenance
-from omokage.avatar.conditioning import AvatarState, Conditioner
+from omokage.avatar.conditioning import AvatarState, Condition, Conditioner
 from omokage.avatar.config import AvatarConfig, preset_for
 from omokage.avatar.generator import Generator, composite, haar, inverse_haar
 from omokage.avatar.registration import ExplicitAvatar, build_explicit
@@ -75,6 +75,8 @@ def test_preset_needs_a_known_size_and_a_divisible_one() -> None:
             size=120,
             wavelet_levels=2,
             widths=(8, 8, 8),
+            stem_kernel=3,
+            head_kernel=1,
             texture_size=32,
             texture_channels=4,
             texture_modes=2,
@@ -249,7 +251,10 @@ def bundle(explicit: ExplicitAvatar, track: FaceTrack) -> Avatar:
     torch.manual_seed(1)
     torch.nn.init.normal_(generator.head.weight, std=0.01)
     provenance = Provenance("00", "me.mp4", "/nowhere/me.mp4", "25", False, None, 1.0, 10, "0.1.0")
-    return Avatar(generator, explicit.conditioner, explicit.plate, track, provenance, {"split": "last-20%"})
+    skin = np.full((468, 3), 0.01)
+    return Avatar(
+        generator, explicit.conditioner, explicit.plate, track, skin, provenance, {"split": "last-20%"}
+    )
 
 
 def test_bundle_round_trip_gives_the_same_pictures(
@@ -263,18 +268,24 @@ def test_bundle_round_trip_gives_the_same_pictures(
     assert np.array_equal(again.track.rotation, track.rotation)
     one, other = (a.conditioner.draw(samples[3].state) for a in (avatar, again))
     assert np.array_equal(one.warp, other.warp)
-    inputs = [torch.from_numpy(a)[None] for a in (one.warp, one.drawing, one.motion, one.mixture)]
+    inputs = inputs_of(one)
     with torch.no_grad():
         pictures = [a.generator(*inputs, torch.zeros(1, 8))[0] for a in (avatar, again)]
     assert torch.allclose(*pictures, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["me.avatar"]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+def inputs_of(condition: Condition) -> list[torch.Tensor]:
+    parts = (condition.warp, condition.drawing, condition.motion, condition.mixture)
+    return [torch.from_numpy(part)[None] for part in parts]
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_older_bundles_stay_readable(
     version: int, explicit: ExplicitAvatar, recording, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    """Both had a torso of four numbers; version 1 had no texture that changes and a sheet that follows pose alone."""
+    """3 had a wider head and no usual skin; 1 and 2 a torso of four numbers; 1 had no texture that changes and a sheet
+    that follows pose alone."""
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -282,11 +293,20 @@ def test_older_bundles_stay_readable(
 
     track, samples, _ = recording
     path = tmp_path / "old.avatar"
-    bundle(explicit, track).save(path)
+    avatar = bundle(explicit, track)
+    avatar.save(path)
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["header"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    del header["sha256"]
+    del header["sha256"], tensors["skin"], header["config"]["stem_kernel"], header["config"]["head_kernel"]
+    tensors["generator.head.weight"] = torch.nn.functional.pad(tensors["generator.head.weight"], (1, 1, 1, 1))
+    if version == 3:
+        header["sha256"] = _digest(tensors, header)
+        save_file(tensors, path, {"format": "omokage.avatar", "version": "3", "header": json.dumps(header)})
+        again, condition = Avatar.load(path), explicit.conditioner.draw(samples[3].state)
+        shown = [a.generator(*inputs_of(condition), torch.zeros(1, 8))[0] for a in (avatar, again)]
+        assert torch.allclose(*shown, atol=1e-5) and not again.skin.any()
+        return
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith("sway")}
     rows, keys = len(tensors["track.time_s"]), len(tensors["appearance.poses"])
     tensors |= {"track.torso": torch.ones(rows, 4), "sheet.rest.torso": torch.ones(4)}
@@ -320,8 +340,7 @@ def test_older_bundles_stay_readable(
         assert condition.mixture.shape == (2, 1) and not condition.mixture.any()
     else:
         np.testing.assert_allclose(condition.mixture, same.mixture, atol=1e-5)
-    inputs = [torch.from_numpy(a)[None] for a in (condition.warp, condition.drawing, condition.motion)]
-    color, _ = avatar.generator(*inputs, torch.from_numpy(condition.mixture)[None], torch.zeros(1, 8))
+    color, _ = Avatar.load(path).generator(*inputs_of(condition), torch.zeros(1, 8))
     assert color.shape == (1, 3, SIZE, SIZE) and torch.isfinite(color).all()
 
 

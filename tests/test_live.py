@@ -6,7 +6,7 @@ import itertools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from omokage.avatar.conditioning import AvatarState
+from omokage.avatar.samples import avatar_state
 from omokage.errors import MediaError
 from omokage.media.clip import Frame
 from omokage.pipelines import bench as bench_module
@@ -26,11 +28,16 @@ from omokage.pipelines.reenact import motion_states
 from omokage.pipelines.stand_in import StandIn, stand_in
 from omokage.render import realtime
 from omokage.render.detail import retarget_detail
+from omokage.render.readback import ReadBack
 from omokage.render.realtime import REST_FRAMES, LivePipeline, Place
+from omokage.render.renderer import Renderer
 from omokage.render.retarget import Controls, Coverage, Rest, retarget
+from omokage.threads import one_ahead
+from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FRAME_ARRAYS
 from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import MediaPipeLandmarks
+from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.photometric import learn_skin
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import FaceState, Observer, OnlineTracker, track_clip
@@ -44,7 +51,7 @@ def person() -> StandIn:
     detect = MediaPipeLandmarks().detect
     points = np.stack([detect(frame.image)[0].points for frame in made.frames])
     track = replace(made.track, landmarks=points)
-    return replace(made, track=track, avatar=replace(made.avatar, track=track))
+    return replace(made, track=track, avatar=replace(made.avatar, track=track, skin=mean_detail(track)))
 
 
 class KnownMotion:
@@ -268,3 +275,50 @@ def test_prediction_grows_with_clip_size_and_minutes(monkeypatch: pytest.MonkeyP
     # A half-hour recording does not take the memory of a half hour.
     assert predict_create(1800, 25, 256, 10).memory_gb < 1.5 * base.memory_gb
     assert f"{base.minutes:.1f} minutes" in base.to_text()
+
+
+def test_reading_back_brings_lips_and_lids_to_where_they_were_told_to_be(person: StandIn) -> None:
+    """The landmarks of the picture come nearer to the face model's; nothing else of the state changes."""
+    renderer, read_back = Renderer(person.avatar, runtime="torch"), ReadBack(person.avatar)
+    track = person.avatar.track
+    states = [avatar_state(track, row) for row in range(0, len(track), 2)]
+    # Lips and lids that are told to be a millimeter and a half lower than the texture has them.
+    lower = np.zeros((468, 3))
+    lower[:, 1] = 0.15
+    told = [replace(state, detail=state.detail + lower) for state in states if state.detail is not None]
+    corrected = [read_back.corrected(state) for state in told]
+    for state, after in zip(told, corrected, strict=True):
+        assert after.pose is state.pose and after.expression is state.expression and after.gaze is state.gaze
+    lips, conditioner = MorphableModel.load().lips_outer, person.avatar.conditioner
+
+    def missed(drawn: Sequence[AvatarState]) -> float:
+        backend, errors = MediaPipeLandmarks(), []
+        for wanted, shown in zip(told, drawn, strict=True):
+            picture = renderer.render(shown).image
+            seen = [backend.detect(picture) for _ in range(3)][-1][0].points[lips, :2]
+            errors.append(np.linalg.norm(seen - conditioner.project(wanted)[0][lips, :2], axis=1).mean())
+        return float(np.mean(errors))
+
+    before, after = missed(told), missed(corrected)
+    assert after < 0.85 * before, (before, after)
+    again = ReadBack(person.avatar)
+    np.testing.assert_array_equal(again.corrected(told[0]).detail, corrected[0].detail)
+
+
+def test_a_picture_without_a_face_is_left_alone(person: StandIn) -> None:
+    nobody = SimpleNamespace(detect=lambda _: [], reset=lambda: None)
+    state = avatar_state(person.avatar.track, 0)
+    assert ReadBack(person.avatar, nobody).corrected(state) is state
+
+
+def test_work_done_ahead_keeps_order_and_errors() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2, 3)
+        raise OSError("gone")
+
+    taken = []
+    with pytest.raises(OSError, match="gone"):
+        for item in one_ahead(items()):
+            taken.append(item)
+    assert taken == [1, 2, 3]
+    assert list(one_ahead(iter([]))) == []

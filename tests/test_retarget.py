@@ -297,16 +297,6 @@ def test_frames_without_a_face_do_not_count_and_are_named() -> None:
         )
 
 
-def test_rest_and_coverage_survive_an_avatar_file() -> None:
-    from safetensors.numpy import load, save
-
-    track = make_track()
-    for record in (Rest.of(track), Coverage.of(track)):
-        again = type(record).from_arrays(load(save(record.to_arrays())))
-        for name, values in record.to_arrays().items():
-            np.testing.assert_array_equal(again.to_arrays()[name], values, err_msg=name)
-
-
 @pytest.mark.parametrize(
     "values", [{"expression_strength": -1.0}, {"pose_strength": 9.0}, {"blink": float("nan")}, {"gaze": "up"}]
 )

@@ -1,9 +1,14 @@
-"""How many threads linear algebra takes."""
+"""How many threads linear algebra takes, and work that is done ahead on another one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+_END = object()
 
 
 @contextmanager
@@ -17,3 +22,12 @@ def one_blas_thread() -> Iterator[None]:
 
     with ThreadpoolController().limit(limits=1, user_api="blas"):
         yield
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items; the next one is computed on another thread while this one is used."""
+    with ThreadPoolExecutor(max_workers=1) as worker:
+        coming = worker.submit(next, items, _END)
+        while (item := coming.result()) is not _END:
+            coming = worker.submit(next, items, _END)
+            yield item  # type: ignore[misc]

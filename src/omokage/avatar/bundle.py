@@ -1,9 +1,9 @@
 """`Avatar`: a trained person in one safetensors file. No pickle, nothing in it runs.
 
-Layout of `me.avatar`, version 3 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
-`appearance.*`, `track.*` (the recording's motion, without landmarks) and `plate`; metadata `format`, `version`, and
-`header`, a JSON object with the architecture, camera, crop, frame rate, hash of the recording, evaluation summary and
-the version that wrote it.
+Layout of `me.avatar`, version 4 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
+`appearance.*`, `track.*` (the recording's motion, without landmarks), `skin` and `plate`; metadata `format`, `version`,
+and `header`, a JSON object with the architecture, camera, crop, frame rate, hash of the recording, evaluation summary
+and the version that wrote it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ from omokage.avatar.sheet import POSE_FEATURES, Crop, Pose, Sheet
 from omokage.errors import BundleError
 from omokage.files import saving
 from omokage.geometry.camera import Camera
+from omokage.tracking.detail import SKIN_COUNT
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.sway import ZONE_COUNT
 
 FORMAT = "omokage.avatar"
-VERSION = 3
+VERSION = 4
 MAX_TRACK_ROWS = 3000
 _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
 
@@ -65,13 +66,16 @@ class Avatar:
     """A person, ready to be driven.
 
     `track` is the recording's motion: it gives the person's rest state and what the recording covers.
-    `plate`: uint8 (S, S, 3), the still background.  `evaluation`: summary of the held-out report, {} before it ran.
+    `plate`: uint8 (S, S, 3), the still background.  `skin`: (468, 3) cm, the skin detail that the person has at all
+    times (`tracking.detail`), with which every picture is drawn.  `evaluation`: summary of the held-out report, {}
+    before it ran.
     """
 
     generator: Generator
     conditioner: Conditioner
     plate: NDArray[np.uint8]
     track: FaceTrack
+    skin: NDArray[np.float64]
     provenance: Provenance
     evaluation: Mapping[str, Any] = field(default_factory=dict)
 
@@ -93,7 +97,7 @@ class Avatar:
         conditioner, sheet = self.conditioner, self.conditioner.sheet
         step = -(-len(self.track) // MAX_TRACK_ROWS)
         track = self.track.select(slice(None, None, step))
-        arrays: dict[str, NDArray[Any]] = {"plate": self.plate}
+        arrays: dict[str, NDArray[Any]] = {"plate": self.plate, "skin": self.skin}
         arrays |= {f"subject.{f.name}": getattr(conditioner.subject, f.name) for f in fields(Subject)}
         arrays |= {f"sheet.{name}": getattr(sheet, name) for name in _SHEET_ARRAYS}
         arrays |= {f"sheet.rest.{f.name}": getattr(sheet.rest, f.name) for f in fields(Pose)}
@@ -148,9 +152,16 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
     if not isinstance(header, dict) or header.get("sha256") != _digest(tensors, header):
         raise BundleError(f"{path} is damaged: its contents do not match its checksum; use a copy")
+    if version < 4:
+        header = _with_config(header, stem_kernel=3, head_kernel=3)
     if version == 1:
-        tensors, header = _with_modes(tensors), _without_modes(header)
-    return (_with_sway(tensors) if version < 3 else tensors), header
+        tensors, header = _with_modes(tensors), _with_config(header, texture_modes=1)
+    if version < 3:
+        tensors = _with_sway(tensors)
+    if version < 4:
+        # The person's usual skin detail was not kept: an avatar driven by another person is drawn without.
+        tensors["skin"] = torch.zeros(SKIN_COUNT, 3, dtype=torch.float64)
+    return tensors, header
 
 
 def _with_modes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -175,8 +186,9 @@ def _with_sway(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept | {"sheet.rest.sway": torch.zeros(ZONE_COUNT, 2, dtype=torch.float64)}
 
 
-def _without_modes(header: dict[str, Any]) -> dict[str, Any]:
-    return header | {"config": header["config"] | {"texture_modes": 1}}
+def _with_config(header: dict[str, Any], **fixed: int) -> dict[str, Any]:
+    """What earlier versions could not choose."""
+    return header | {"config": header["config"] | fixed}
 
 
 def _digest(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
@@ -227,6 +239,7 @@ def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avata
         conditioner,
         tensors["plate"].numpy(),
         track,
+        tensors["skin"].numpy(),
         Provenance(**header["provenance"]),
         header["evaluation"],
     )

@@ -15,6 +15,8 @@ class AvatarConfig(Config):
     size: side of the square output in pixels.
     wavelet_levels: depth of the Haar head; the trunk runs on a grid of size / 2**wavelet_levels cells.
     widths: channels of the U-Net from the grid downwards, each level half the side of the one before.
+    stem_kernel, head_kernel: side of the first convolution, which reads the cells' colors, and of the last, which
+    writes them; both have many channels, and 1 costs a ninth of 3.
     texture_size: texels a side of each of the two charts (face, sheet).
     texture_channels: learned features a texel, beside colour and opacity.
     texture_modes: ways in which the colours of each chart change with pose and expression, at half its resolution.
@@ -24,6 +26,8 @@ class AvatarConfig(Config):
     size: int
     wavelet_levels: int
     widths: tuple[int, ...]
+    stem_kernel: int
+    head_kernel: int
     texture_size: int
     texture_channels: int
     texture_modes: int
@@ -48,6 +52,8 @@ def compact_128() -> AvatarConfig:
         size=128,
         wavelet_levels=2,
         widths=(32, 48, 64),
+        stem_kernel=3,
+        head_kernel=1,
         texture_size=128,
         texture_channels=8,
         texture_modes=16,
@@ -61,6 +67,8 @@ def compact_256() -> AvatarConfig:
         size=256,
         wavelet_levels=2,
         widths=(48, 96, 128, 160),
+        stem_kernel=3,
+        head_kernel=1,
         texture_size=256,
         texture_channels=16,
         texture_modes=16,
@@ -74,6 +82,8 @@ def compact_512() -> AvatarConfig:
         size=512,
         wavelet_levels=2,
         widths=(32, 64, 128, 160),
+        stem_kernel=1,
+        head_kernel=1,
         texture_size=512,
         texture_channels=16,
         texture_modes=16,

@@ -56,11 +56,13 @@ class Film(nn.Module):
 
 
 class Stage(nn.Module):
-    """Two 3x3 convolutions with ReLU, modulated by the style between them, and a residual path."""
+    """Two convolutions with ReLU, modulated by the style between them, and a residual path; `kernel` of the first."""
 
-    def __init__(self, channels_in: int, channels: int, style_size: int, *, stride: int = 1) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, style_size: int, *, stride: int = 1, kernel: int = 3
+    ) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels_in, channels, 3, stride=stride, padding=1)
+        self.first = nn.Conv2d(channels_in, channels, kernel, stride=stride, padding=kernel // 2)
         self.film = Film(style_size, channels)
         self.second = nn.Conv2d(channels, channels, 3, padding=1)
 
@@ -92,13 +94,15 @@ class Generator(nn.Module):
             nn.ReLU(),
             nn.Linear(style_size, style_size),
         )
-        self.stem = Stage(4 * bands + config.texture_channels + DRAWING_CHANNELS, widths[0], style_size)
+        inputs = 4 * bands + config.texture_channels + DRAWING_CHANNELS
+        self.stem = Stage(inputs, widths[0], style_size, kernel=config.stem_kernel)
         self.down = nn.ModuleList(
             Stage(above, below, style_size, stride=2) for above, below in pairwise(widths)
         )
         self.lateral = nn.ModuleList(nn.Conv2d(below, above, 1) for above, below in pairwise(widths))
         self.up = nn.ModuleList(Stage(above, above, style_size) for above in widths[:-1])
-        self.head = nn.Conv2d(widths[0], 4 * bands, 3, padding=1)
+        kernel = config.head_kernel
+        self.head = nn.Conv2d(widths[0], 4 * bands, kernel, padding=kernel // 2)
         self.offset = nn.Conv2d(widths[0], 2, 3, padding=1)
         for layer in (self.head, self.offset):
             # Before training the network adds nothing: the first picture is the explicit composition.

@@ -27,6 +27,7 @@ from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording, sha256_of
 from omokage.threads import one_blas_thread
+from omokage.tracking.detail import mean_detail
 from omokage.trust.release import ReleaseConfig, check_label, check_writable, release_image
 
 SUFFIX = ".avatar"
@@ -108,11 +109,13 @@ def create_avatar(
             on_progress=on_progress,
             on_preview=lambda _, image: _release_preview(image, work.preview),
         )
+        seen = recording.track.select(recording.split.train)
         avatar = Avatar(
             generator=result.generator,
             conditioner=explicit.conditioner,
             plate=explicit.plate,
-            track=recording.track.select(recording.split.train),
+            track=seen,
+            skin=mean_detail(seen),
             provenance=_provenance(recording, work, config, result),
         )
         avatar.save(output)

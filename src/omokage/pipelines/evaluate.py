@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar
+from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.registration import ExplicitAvatar, build_explicit
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
@@ -32,6 +33,7 @@ from omokage.files import result_folder
 from omokage.geometry.camera import Camera
 from omokage.metrics.motion import Landmarks
 from omokage.pipelines.recording import Recording, sha256_of
+from omokage.render.readback import ReadBack
 from omokage.render.renderer import Renderer
 from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import BLENDSHAPES
@@ -143,7 +145,7 @@ def _methods(
         return predict(network, question)
 
     methods: dict[str, PredictFn] = {
-        "avatar": lambda _: _render(Renderer(avatar, runtime="torch"), [sample.state for sample in shown]),
+        "avatar": lambda _: _render(avatar, [sample.state for sample in shown]),
         "nearest training frame": nearest_training_frame,
         "warped training frame": lambda q: warped_training_frame(q, on_progress=on_progress),
         "explicit composition, no network": lambda _: np.stack([explicit.portrait(s.state) for s in shown]),
@@ -252,8 +254,10 @@ def _rows_with_face(recording: Recording, held_out: Sequence[Sample], question: 
     return [i for i in range(len(held_out)) if int(recording.track.frame_index[rows[i]]) in wanted]
 
 
-def _render(renderer: Renderer, states: Sequence[Any]) -> NDArray[np.uint8]:
-    return np.stack([renderer.render(state).image for state in states])
+def _render(avatar: Avatar, states: Sequence[AvatarState]) -> NDArray[np.uint8]:
+    """As `reenact` does."""
+    renderer, read_back = Renderer(avatar, runtime="torch"), ReadBack(avatar)
+    return np.stack([renderer.render(read_back.corrected(state)).image for state in states])
 
 
 def _notes(avatar: Avatar, unet_minutes: float) -> tuple[str, ...]:
@@ -261,7 +265,8 @@ def _notes(avatar: Avatar, unet_minutes: float) -> tuple[str, ...]:
     notes = [
         f"Trained for {made.minutes:.1f} minutes ({made.steps} steps) at {avatar.size} pixels, omokage {made.omokage}.",
         f"Measured on {platform.machine()} with {torch.get_num_threads()} threads, torch {torch.__version__}.",
-        "The avatar is driven by the tracked head pose, expression, gaze and shoulders of the held-out frames.",
+        "The avatar is driven by what tracking reads in the held-out frames: head pose, expression, gaze, hair and "
+        "shoulders, lips and lids; its own picture is read back once and corrected, as reenactment does.",
     ]
     if unet_minutes <= 0:
         notes.append(

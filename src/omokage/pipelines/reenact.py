@@ -22,11 +22,12 @@ from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.media.image import is_still_image, read_image
 from omokage.pipelines.recording import MAX_SIDE_PX, tracked
-from omokage.render.detail import retarget_detail
+from omokage.render.detail import rest_of, retarget_detail
+from omokage.render.readback import ReadBack
 from omokage.render.realtime import state_of
 from omokage.render.renderer import Renderer, fit_background
-from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
-from omokage.threads import one_blas_thread
+from omokage.render.retarget import Controls, Coverage, Motion, retarget
+from omokage.threads import one_ahead, one_blas_thread
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.release import (
@@ -111,11 +112,13 @@ def reenact(
     controls, renderer = config.controls(), Renderer(person, runtime=config.runtime, background=background)
 
     driving = open_driver(driver, on_progress=on_progress)
-    rest = Rest.of(person.track)
+    rest = rest_of(person)
     moved = retarget(driving.track, source_rest=rest, coverage=Coverage.of(person.track), controls=controls)
     detail = retarget_detail(driving.track, source_rest=rest, controls=controls)
+    # What the landmark network misreads in a picture is corrected before it is drawn by the network.
+    states = one_ahead(map(ReadBack(person).corrected, motion_states(moved.motion, detail)))
     released = release_clip(
-        _pictures(renderer, motion_states(moved.motion, detail), is_transparent=is_transparent),
+        _pictures(renderer, states, is_transparent=is_transparent),
         output,
         frame_rate=driving.frame_rate,
         audio=driving.audio,

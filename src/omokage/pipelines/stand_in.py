@@ -17,6 +17,7 @@ from omokage.avatar.samples import avatar_state, choose_crop, cut_out
 from omokage.avatar.sheet import Pose, Sheet
 from omokage.avatar.texture import Sample
 from omokage.media.clip import Frame
+from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.synthetic import SyntheticSubject
@@ -56,6 +57,7 @@ def stand_in(size: int, *, frame_count: int = 12, clip_side: int = CLIP_SIDE_PX,
         conditioner=explicit.conditioner,
         plate=explicit.plate,
         track=track,
+        skin=mean_detail(track),
         provenance=Provenance(
             recording_sha256="",
             recording_name="synthetic",
@@ -78,6 +80,8 @@ def untrained(explicit: ExplicitAvatar, seed: int = 0) -> Generator:
     with torch.no_grad():
         for name, values in generator.named_parameters():
             if name.startswith(("head", "offset", "features")) or "film" in name:
-                values.copy_(0.01 * torch.randn(values.shape, generator=random))
+                # A larger kernel sums up more of them.
+                scale = 0.03 / values.shape[-1] if name in ("head.weight", "offset.weight") else 0.01
+                values.copy_(scale * torch.randn(values.shape, generator=random))
     generator.requires_grad_(False)
     return generator.eval()

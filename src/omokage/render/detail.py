@@ -3,55 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
+from omokage.avatar.bundle import Avatar
 from omokage.render.retarget import Controls, Float, Rest
-from omokage.tracking.detail import SKIN_COUNT, skin_detail
+from omokage.tracking.detail import skin_detail
 from omokage.tracking.face_track import FaceTrack
 
-MEAN_ROWS = 500  # of a driver's track, evenly, for the mean of its detail
+
+def rest_of(avatar: Avatar) -> Rest:
+    """The rest of an avatar's person, from its recording."""
+    return replace(Rest.of(avatar.track), skin=avatar.skin)
 
 
 @dataclass(frozen=True)
 class DetailTransfer:
-    """How a driver's skin detail, what the named expressions leave out, becomes the avatar's.
+    """The driver's way from their usual detail, taken from the avatar's usual one.
 
-    mean: (468, 3) cm, the driver's own detail at rest, which belongs to their face.  strength: factor on the rest.
+    source, driver: (468, 3) cm, what either skin has at all times.  strength: factor on the way.
     """
 
-    mean: Float
+    source: Float
+    driver: Float
     strength: float
 
     @classmethod
-    def of(cls, driving: FaceTrack, *, source_rest: Rest, controls: Controls | None = None) -> DetailTransfer:
-        """From a track of the driver; nothing of it counts when the driver is the avatar's own subject.
-
-        Another person's detail is taken against its mean over the track and scaled to the avatar's head.
-        """
+    def between(cls, source: Rest, driver: Rest, controls: Controls | None = None) -> DetailTransfer:
+        """Scaled to the avatar's head; with `mouth_only`, or a driver of unknown skin, the avatar keeps its own."""
         controls = controls or Controls()
-        strength = 0.0 if controls.mouth_only else min(1.0, controls.expression_strength)
-        mean = np.zeros((SKIN_COUNT, 3))
-        if not source_rest.is_of(driving.subject) and driving.landmarks.size:
-            seen = np.flatnonzero(driving.is_tracked)
-            seen = seen[:: -(-len(seen) // MEAN_ROWS)]
-            mean = np.mean([skin_detail(driving, int(row)) for row in seen], axis=0)
-            width = float(Rest.of(driving).head_width)
-            strength *= float(source_rest.head_width) / width if width > 0 else 1.0
-        return cls(mean, strength)
+        is_left_out = controls.mouth_only or not driver.skin.any()
+        strength = 0.0 if is_left_out else min(1.0, controls.expression_strength)
+        return cls(source.skin, driver.skin, strength * source.larger_than(driver))
 
     def apply(self, driving: FaceTrack, row: int) -> Float:
-        """The avatar's detail (468, 3) cm in head space for one row; zeros where no face was seen."""
+        """The avatar's detail (468, 3) cm in head space for one row; its usual one where no face was seen."""
         if not driving.is_tracked[row] or not driving.landmarks.size:
-            return np.zeros((SKIN_COUNT, 3))
-        return self.strength * (skin_detail(driving, row) - self.mean)
+            return self.source
+        return self.source + self.strength * (skin_detail(driving, row) - self.driver)
 
 
 def retarget_detail(
     driving: FaceTrack, *, source_rest: Rest, controls: Controls | None = None
 ) -> Iterator[Float]:
     """What the named expressions leave out of the driver's face, for the avatar's: (468, 3) cm a frame, head space."""
-    transfer = DetailTransfer.of(driving, source_rest=source_rest, controls=controls)
+    transfer = DetailTransfer.between(source_rest, source_rest.of_driver(driving), controls)
     for row in range(len(driving)):
         yield transfer.apply(driving, row)

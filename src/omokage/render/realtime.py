@@ -23,7 +23,7 @@ from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import AvatarState, Condition
 from omokage.avatar.sheet import Pose
 from omokage.media.clip import Frame, Image
-from omokage.render.detail import DetailTransfer
+from omokage.render.detail import DetailTransfer, rest_of
 from omokage.render.renderer import Portrait, Renderer
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
 from omokage.threads import one_blas_thread
@@ -272,14 +272,15 @@ class LivePipeline:
 class Director:
     """Turns a driver's states into the avatar's, one frame at a time; the same as `retarget` over the whole clip.
 
-    The skin detail of a driver other than the avatar's person counts from the frame on at which their skin at rest is
-    known, the last of the first `REST_FRAMES` with a face.
+    A driver whose rest is not given is waited for: it is taken from the first `REST_FRAMES` frames with a face.
     """
 
     def __init__(self, avatar: Avatar, *, driving_rest: Rest | None, controls: Controls) -> None:
-        self._source_rest, self._coverage = Rest.of(avatar.track), Coverage.of(avatar.track)
+        self._source_rest, self._coverage = rest_of(avatar), Coverage.of(avatar.track)
         self._driving_rest, self._controls = driving_rest, controls
         self._detail: DetailTransfer | None = None
+        if driving_rest is not None:
+            self._detail = DetailTransfer.between(self._source_rest, driving_rest, controls)
         self._seen: list[FaceState] = []
         self._subject: Subject | None = None
         self._last = self.resting()
@@ -288,15 +289,15 @@ class Director:
         """The avatar at its own rest."""
         rest = self._source_rest
         pose = Pose(rest.rotation, rest.translation, rest.sway.astype(np.float64))
-        return AvatarState(pose, rest.expression.astype(np.float64), rest.gaze.astype(np.float64))
+        return AvatarState(pose, rest.expression.astype(np.float64), rest.gaze.astype(np.float64), rest.skin)
 
     def step(self, state: FaceState, track: FaceTrack | None) -> AvatarState:
         """The avatar's state for one state and the track of that one row; the last one where no face was found."""
         if not state.is_tracked or track is None:
             return self._last
-        if self._detail is None:
-            self._get_to_know(state, track)
         if self._driving_rest is None:
+            self._get_to_know(state, track)
+        if self._driving_rest is None or self._detail is None:
             return self._last
         moved = retarget(
             track,
@@ -305,7 +306,7 @@ class Director:
             controls=self._controls,
             driving_rest=self._driving_rest,
         )
-        self._last = state_of(moved.motion, 0, None if self._detail is None else self._detail.apply(track, 0))
+        self._last = state_of(moved.motion, 0, self._detail.apply(track, 0))
         return self._last
 
     def _get_to_know(self, state: FaceState, now: FaceTrack) -> None:
@@ -313,11 +314,9 @@ class Director:
         if now.subject is not self._subject:
             self._subject, self._seen = now.subject, []
         self._seen.append(state)
-        is_known = self._driving_rest is not None and self._source_rest.is_of(now.subject)
-        if is_known or len(self._seen) >= REST_FRAMES:
-            seen = concatenate(self._seen, now.camera, now.subject)
-            self._driving_rest = self._driving_rest or Rest.of(seen)
-            self._detail = DetailTransfer.of(seen, source_rest=self._source_rest, controls=self._controls)
+        if len(self._seen) >= REST_FRAMES:
+            self._driving_rest = Rest.of(concatenate(self._seen, now.camera, now.subject))
+            self._detail = DetailTransfer.between(self._source_rest, self._driving_rest, self._controls)
             self._seen = []
 
 

@@ -6,7 +6,6 @@ is bent back softly, and the result says so in sentences.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, Self
 
@@ -17,6 +16,7 @@ from scipy.spatial.transform import Rotation
 from omokage.config import Config
 from omokage.errors import InputError, NoFaceError
 from omokage.tracking.arkit import LOOKS, looks_from_gaze
+from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
 
 Float = NDArray[np.float64]
@@ -78,23 +78,13 @@ class Motion:
         return cls(**{f.name: getattr(track, f.name) for f in fields(cls)})
 
 
-class _Arrays:
-    """To and from named arrays, which is how a record is kept inside an avatar file."""
-
-    def to_arrays(self) -> dict[str, NDArray[np.generic]]:
-        return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}  # type: ignore[arg-type]
-
-    @classmethod
-    def from_arrays(cls, arrays: Mapping[str, NDArray[np.generic]]) -> Self:
-        return cls(**{f.name: np.asarray(arrays[f.name]) for f in fields(cls)})  # type: ignore[arg-type]
-
-
 @dataclass(frozen=True, kw_only=True)
-class Rest(_Arrays):
+class Rest:
     """A person's own rest state, and how far their blinks and jaw go.
 
     expression (52,), reach (52,): weights at rest and at their fullest.  rotation (3,), translation (3,), gaze (2, 2),
-    sway (Z, 2): medians.  head_width (): cm, 0 when unknown.  identity (K,): whose it is.
+    sway (Z, 2): medians.  skin (468, 3): mean skin detail, cm, zeros when unknown.  head_width: cm, 0 when unknown.
+    identity (K,): whose it is.
     """
 
     expression: NDArray[np.float32]
@@ -103,7 +93,8 @@ class Rest(_Arrays):
     translation: Float
     sway: NDArray[np.float32]
     gaze: NDArray[np.float32]
-    head_width: Float
+    skin: Float
+    head_width: float
     identity: NDArray[np.float32]
 
     @classmethod
@@ -125,9 +116,19 @@ class Rest(_Arrays):
             translation=np.median(seen.translation, axis=0),
             sway=np.median(seen.sway, axis=0).astype(np.float32),
             gaze=np.median(seen.gaze[calm], axis=0).astype(np.float32),
-            head_width=np.array(width, dtype=np.float64),
+            skin=mean_detail(seen),
+            head_width=float(width),
             identity=track.subject.identity,
         )
+
+    def of_driver(self, driving: FaceTrack) -> Rest:
+        """The rest of a driver of this person's avatar: their own, or this one if it is the same person."""
+        return self if self.is_of(driving.subject) else Rest.of(driving)
+
+    def larger_than(self, other: Rest) -> float:
+        """The ratio of the heads' widths; 1 when one is unknown."""
+        widths = (self.head_width, other.head_width)
+        return widths[0] / widths[1] if min(widths) > 0 else 1.0
 
     def is_of(self, subject: Subject) -> bool:
         """Whether `subject` is the same solved identity, so that nothing has to be retargeted."""
@@ -135,7 +136,7 @@ class Rest(_Arrays):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Coverage(_Arrays):
+class Coverage:
     """What a recording has shown: low and high of every channel.
 
     expression (2, 52).  angles (2, 3): yaw, pitch, roll in radians (`head_angles`).  translation (2, 3): cm.
@@ -188,8 +189,7 @@ def retarget(
     `source_rest`, and motion inside the coverage then comes out unchanged. Raises NoFaceError when there is no face.
     """
     controls = controls or Controls()
-    if driving_rest is None:
-        driving_rest = source_rest if source_rest.is_of(driving.subject) else Rest.of(driving)
+    driving_rest = driving_rest or source_rest.of_driver(driving)
     warnings = Warnings(is_tracked=driving.is_tracked)
     motion = relative(driving, source_rest, driving_rest)
     motion = controlled(motion, source_rest, controls)
@@ -204,9 +204,7 @@ def relative(driving: FaceTrack, source: Rest, driver: Rest) -> Motion:
     """The driver's way from their rest, taken from the source's rest."""
     drv, src = Rotation.from_rotvec(driver.rotation), Rotation.from_rotvec(source.rotation)
     turn = src * drv.inv() * Rotation.from_rotvec(driving.rotation)
-    sizes = (float(source.head_width), float(driver.head_width))
-    scale = sizes[0] / sizes[1] if min(sizes) > 0 else 1.0
-    translation = source.translation + scale * (driving.translation - driver.translation)
+    translation = source.translation + source.larger_than(driver) * (driving.translation - driver.translation)
     # In depth the ratio travels: it is what makes the head grow in the picture, whatever the focal length.
     translation[:, 2] = source.translation[2] * driving.translation[:, 2] / driver.translation[2]
     return Motion(
@@ -340,7 +338,7 @@ class Warnings:
     def of_pose(
         self, name: str, unit: str, asked: Float, given: Float, low: Float, high: Float, *, tolerance: float
     ) -> None:
-        share = self._share(np.abs(asked - given) > tolerance)
+        share = float(self._share(np.abs(asked - given) > tolerance))
         if share >= 0.01:
             # Whole numbers, and never '-0'.
             span = f"{round(float(low))}..{round(float(high))} {unit}"
@@ -355,8 +353,8 @@ class Warnings:
             )
 
     def of_expression(self, asked: NDArray[np.floating], given: Float, high: Float) -> None:
-        shares = [self._share(np.abs(asked[:, i] - given[:, i]) > 0.1) for i in range(len(BLENDSHAPES))]
-        worst = sorted((i for i, share in enumerate(shares) if share >= 0.01), key=lambda i: -shares[i])
+        shares = self._share(np.abs(asked - given) > 0.1)
+        worst = [i for i in np.argsort(-shares, kind="stable") if shares[i] >= 0.01]
         if worst:
             named = ", ".join(
                 f"{BLENDSHAPES[i]} to {high[i]:.2f} in {100 * shares[i]:.0f} %" for i in worst[: self.SHAPES]
@@ -367,8 +365,10 @@ class Warnings:
                 "stronger expressions, or lower the expression strength"
             )
 
-    def _share(self, is_limited: NDArray[np.bool_]) -> float:
-        return float(np.mean(is_limited[self._is_tracked])) if self._is_tracked.any() else 0.0
+    def _share(self, is_limited: NDArray[np.bool_]) -> Float:
+        """Of the frames with a face, per column (T, ...)."""
+        count = max(1, np.count_nonzero(self._is_tracked))
+        return np.asarray(is_limited[self._is_tracked].sum(axis=0) / count, dtype=np.float64)
 
 
 def tracked(track: FaceTrack) -> FaceTrack:

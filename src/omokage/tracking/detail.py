@@ -21,6 +21,7 @@ SKIN_COUNT = 468
 NOSE_BASE = 2
 # Larger differences are the detector's mistakes (a hand, a profile), not the skin's.
 MAX_DETAIL_CM = 0.4
+MEAN_ROWS = 500  # of a track, evenly, for the mean of its detail
 
 
 @cache
@@ -48,8 +49,26 @@ def skin_detail(track: FaceTrack, row: int) -> NDArray[np.float64]:
     vertices = model.pose_vertices(track.subject, track.expression[row], track.gaze[row])[:SKIN_COUNT]
     in_camera = vertices @ turn.T + track.translation[row]
     difference = landmarks[:SKIN_COUNT, :2] - track.camera.project(in_camera)[:, :2]
+    return displacement(difference * in_camera[:, 2:] / track.camera.focal_px, turn)
+
+
+def displacement(across_cm: NDArray[np.floating], turn: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Differences (468, 2) that the camera sees, cm at the skin's depth -> their detail (468, 3) in head space.
+
+    turn: (3, 3), head to camera.
+    """
     across = np.zeros((SKIN_COUNT, 3))
-    across[:, :2] = difference * in_camera[:, 2:] / track.camera.focal_px
+    across[:, :2] = across_cm
     length = np.linalg.norm(across, axis=1, keepdims=True)
     across *= MAX_DETAIL_CM * np.tanh(length / MAX_DETAIL_CM) / np.maximum(length, 1e-9)
     return np.asarray(_share() * (across @ turn))
+
+
+def mean_detail(track: FaceTrack) -> NDArray[np.float64]:
+    """The detail (468, 3) that a person's skin has at all times, over the rows with a face: the model's own error."""
+    seen = np.flatnonzero(track.is_tracked)
+    if not len(seen) or not track.landmarks.size:
+        return np.zeros((SKIN_COUNT, 3))
+    return np.asarray(
+        np.mean([skin_detail(track, int(row)) for row in seen[:: -(-len(seen) // MEAN_ROWS)]], axis=0)
+    )

@@ -23,7 +23,7 @@ from scipy.spatial.transform import Rotation
 from omokage.media.clip import Image
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import Subject
-from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, turn_matrix
+from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, quadratic, turn_matrix
 from omokage.tracking.morphable import MorphableModel
 
 Float = NDArray[np.float64]
@@ -54,7 +54,7 @@ class FaceCrop:
     jpeg: `SIDE_PX` square.  scale, offset (2,): place in the crop = scale * place in the clip's picture + offset.
     """
 
-    jpeg: bytes
+    jpeg: NDArray[np.uint8]
     scale: float
     offset: Float
 
@@ -75,12 +75,13 @@ class FaceCrop:
         shift = offset + scale * low + 0.5 * scale - 0.5  # whole numbers are centers of pixels for OpenCV
         matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
         crop = cv2.warpAffine(grey, matrix, (SIDE_PX, SIDE_PX), borderMode=cv2.BORDER_REPLICATE)
+        # A live picture takes this way too, so that it is tracked exactly as a recorded one.
         jpeg = cv2.imencode(".jpg", crop, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-        return cls(jpeg.tobytes(), scale, offset)
+        return cls(np.asarray(jpeg, dtype=np.uint8), scale, offset)
 
     def view(self) -> FaceView:
         """The crop, ready to be compared."""
-        grey = cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_GRAYSCALE)
+        grey = cv2.imdecode(self.jpeg, cv2.IMREAD_GRAYSCALE)
         pattern = _pattern(np.asarray(grey, dtype=np.float32))
         slopes = [cv2.Sobel(pattern, cv2.CV_32F, dx, 1 - dx, ksize=3, scale=0.125) for dx in (1, 0)]
         return FaceView(np.dstack([pattern, *slopes]), self.scale, self.offset)
@@ -171,11 +172,9 @@ class SkinFitter:
         """
         jacobian, error = self.fitter.landmark_rows(observed, state)
         upper, lower = _lid_rows()
-        gap, gap_error = jacobian[lower] - jacobian[upper], error[lower] - error[upper]
-        return (
-            LANDMARK_SHARE * jacobian.T @ jacobian + LID_SHARE * gap.T @ gap,
-            LANDMARK_SHARE * jacobian.T @ error + LID_SHARE * gap.T @ gap_error,
-        )
+        hessian, gradient = quadratic(jacobian, error)
+        lids, slope = quadratic(jacobian[lower] - jacobian[upper], error[lower] - error[upper])
+        return LANDMARK_SHARE * hessian + LID_SHARE * lids, LANDMARK_SHARE * gradient + LID_SHARE * slope
 
     def equations(self, view: FaceView, state: FaceFit, fields: Float) -> tuple[Float, Float]:
         """The quadratic (M + 6, M + 6), (M + 6,) of the picture's error; `fields` (N, M, 3); pose comes last."""
@@ -188,8 +187,8 @@ class SkinFitter:
         variance = self.pattern.variance + LEAST_VARIANCE
         weight = PICTURE_WEIGHT * self._facing(matrix) / variance
         weight /= (1 + error**2 / variance / OUTLIER**2) ** 2
-        weighted = jacobian * weight.astype(np.float32)[:, None]
-        return (weighted.T @ jacobian).astype(np.float64), weighted.T @ error
+        root = np.sqrt(weight).astype(np.float32)
+        return quadratic(jacobian * root[:, None], error.astype(np.float32) * root)
 
     def read(self, view: FaceView, state: FaceFit) -> tuple[Float, Float]:
         """The pattern (N,) that the picture shows at the skin's points, and how well each is seen (N,)."""
@@ -305,8 +304,10 @@ def _reshaped(model: MorphableModel, subject: Subject, change: Float) -> Subject
 def _pattern(grey: Float32) -> Float32:
     fine, coarse, reach = BAND_PX
     band = cv2.GaussianBlur(grey, (0, 0), fine) - cv2.GaussianBlur(grey, (0, 0), coarse)
-    contrast = np.sqrt(cv2.GaussianBlur(band * band, (0, 0), reach))
-    return np.asarray(band / (contrast + CONTRAST_FLOOR), dtype=np.float32)
+    # So wide a blur loses nothing at a quarter of the size, and takes a tenth of the time.
+    power = cv2.resize(band * band, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
+    power = cv2.resize(cv2.GaussianBlur(power, (0, 0), reach / 4), grey.shape[::-1])
+    return np.asarray(band / (np.sqrt(power) + CONTRAST_FLOOR), dtype=np.float32)
 
 
 @cache

@@ -33,7 +33,7 @@ ZONE_COUNT = len(ZONE_RINGS) * ZONES_AROUND
 WORK_SIDE_PX = 256
 REACH_IN_FACE_HEIGHTS = 2.2  # of what is followed, from the middle of the face in each direction
 SMOOTH_PX = 1.25  # in a picture of half that side
-PATCH_PX = 15  # side of what is compared at a zone
+PATCH_PX, PATCH_STEP_PX = 15, 2  # side of what is compared at a zone, and the way between its samples
 NOISE = 3.0  # grey levels: a flatter patch is not compared
 UNLIKE, ALIKE = 0.05, 0.25  # correlation of a patch with its anchor: covered, seen
 NEWEST = 0.25  # weight of the newest picture in that correlation
@@ -94,8 +94,8 @@ class _Window:
 class _Anchor:
     """A picture that others are compared with.
 
-    grey: the work picture (H, W).  places: of the zones in it.  person: its matte (H, W).  share (Z,): of the person in
-    the smoothing around each zone.  patches (Z, P): what is seen there.
+    grey: the work picture (H, W).  places: of the zones in it.  person: its matte at half the size.  share (Z,): of
+    the person in the smoothing around each zone.  patches (Z, P): what is seen there.
     """
 
     grey: NDArray[np.uint8]
@@ -157,14 +157,14 @@ class ZoneTracker:
         self._matting = self._matting or MediaPipeMatte()
         alpha = self._window.cut(np.round(self._matting.matte(image) * 255).astype(np.uint8))
         person = alpha.astype(np.float32) / np.float32(255)
-        half = cv2.resize(person, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
+        half = np.asarray(cv2.resize(person, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.float32)
         at = self._window.to_work(places.pixels)
-        share = _read(_blurred(np.asarray(half, dtype=np.float32)), 0.5 * at - 0.25)
+        share = _read(_blurred(half), 0.5 * at - 0.25)
         inside = ((at > 1) & (at < np.array(grey.shape[::-1]) - 2)).all(axis=1)
         certainty = np.asarray(share * inside, dtype=np.float32)
         del self._anchors[1:]
         anchor = replace(places, certainty=certainty)
-        self._anchors.append(_Anchor(grey, anchor, person, share, _patches(grey, at)))
+        self._anchors.append(_Anchor(grey, anchor, half, share, _patches(grey, at)))
         self._flow, self._age, self._alike = None, 0, np.ones(ZONE_COUNT)
         return replace(places, certainty=certainty * places.certainty)
 
@@ -176,10 +176,9 @@ class ZoneTracker:
         flow: Float32 = self._follow.calc(anchor.grey, grey, start)  # type: ignore[assignment, arg-type]
         at = self._window.to_work(anchor.places.pixels)
         # Smoothed within the person, at half the resolution.
-        half = cv2.resize(flow * anchor.person[..., None], None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-        moved = _read(_blurred(np.asarray(half, dtype=np.float32)), 0.5 * at - 0.25) / (
-            anchor.share[:, None] + np.float32(1e-3)
-        )
+        half = cv2.resize(flow, anchor.person.shape[::-1], interpolation=cv2.INTER_AREA)
+        of_person = np.asarray(half * anchor.person[..., None], dtype=np.float32)
+        moved = _read(_blurred(of_person), 0.5 * at - 0.25) / (anchor.share[:, None] + np.float32(1e-3))
         alike = (_patches(grey, at + moved) * anchor.patches).sum(axis=1)
         pixels = np.asarray(anchor.places.pixels + moved / self._window.scale, dtype=np.float32)
         return replace(anchor.places, pixels=pixels), flow, alike
@@ -242,11 +241,11 @@ def _read(plane: Float32, at: Float32) -> Float32:
 
 def _patches(grey: NDArray[np.uint8], at: Float32) -> Float32:
     """What a work picture shows around places (N, 2): (N, P), mean 0 and length 1 (less where it is flat)."""
-    across = np.arange(PATCH_PX, dtype=np.float32) - PATCH_PX // 2
+    across = np.arange(0, PATCH_PX, PATCH_STEP_PX, dtype=np.float32) - PATCH_PX // 2
     window = np.stack(np.meshgrid(across, across), axis=-1).reshape(-1, 2)
     patches = _read(grey.astype(np.float32), (at[:, None] + window).reshape(-1, 2)).reshape(len(at), -1)
     patches -= patches.mean(axis=1, keepdims=True)
-    length = np.sqrt(np.square(patches).sum(axis=1, keepdims=True) + np.float32(PATCH_PX**2 * NOISE**2))
+    length = np.sqrt(np.square(patches).sum(axis=1, keepdims=True) + np.float32(len(window) * NOISE**2))
     return np.asarray(patches / length, dtype=np.float32)
 
 
