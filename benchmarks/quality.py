@@ -52,20 +52,30 @@ def measure(clip: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         avatar = Path(folder) / "clip.avatar"
         watch = Stopwatch(avatar.with_name("clip.avatar.work") / "preview.png")
         config = CreateConfig(
-            minutes=arguments.minutes, size=arguments.size, force=True, evaluate=False, seed=arguments.seed
+            minutes=arguments.minutes,
+            passes=arguments.passes,
+            size=arguments.size,
+            force=True,
+            evaluate=False,
+            seed=arguments.seed,
         )
         made = create_avatar(clip, output=avatar, config=config, on_progress=watch)
         seconds = time.monotonic() - watch.started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-        unet = arguments.minutes if arguments.unet else 0.0
+        unet = made.provenance.minutes if arguments.unet else 0.0
         evaluation = evaluate_avatar(avatar, output=Path(folder) / "report", unet_minutes=unet)
         clip_seconds = len(made.track) / 0.8 / float(eval_rate(made.provenance.frame_rate))
         predicted = predict_create(
-            clip_seconds, eval_rate(made.provenance.frame_rate), arguments.size, arguments.minutes
+            clip_seconds,
+            eval_rate(made.provenance.frame_rate),
+            arguments.size,
+            arguments.minutes,
+            arguments.passes,
         )
         return {
             "clip": clip.name,
             "steps": made.provenance.steps,
+            "training_minutes": round(made.provenance.minutes, 2),
             "create_seconds": round(seconds, 1),
             "stage_seconds": watch.seconds(),
             "first_preview_after_tracking_s": None
@@ -90,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clips", nargs="+", type=Path)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--passes", type=float, default=CreateConfig.passes, help="over the frames at most")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -110,6 +121,7 @@ def main() -> None:
         },
         "versions": {name: version(name) for name in PACKAGES},
         "minutes": arguments.minutes,
+        "passes": arguments.passes,
         "size": arguments.size,
         "clips": [],
     }

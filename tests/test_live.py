@@ -243,7 +243,6 @@ def test_a_place_holds_one_item() -> None:
 def test_bench_measures_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_module, "RUNTIMES", ("torch", "onnxruntime-fp32"))
     monkeypatch.setattr(bench_module, "LIVE_FRAMES", 16)
-    monkeypatch.setattr(bench_module, "TRAINING_STEPS", 4)
     monkeypatch.setattr(bench_module, "LIVE_RUNTIME", "onnxruntime-fp32")
     monkeypatch.setattr(predict_module, "unit_costs", lambda _: UNIT_COSTS)
     seen = []
@@ -261,7 +260,7 @@ def test_bench_measures_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 UNIT_COSTS = UnitCosts(
-    track=0.02, find=0.01, matte=0.03, register=0.2, picture=0.02, warp=0.02, score=0.05
+    track=0.02, find=0.01, matte=0.03, register=0.2, picture=0.02, warp=0.02, score=0.05, train=0.2
 )  # fmt: skip
 
 
@@ -269,12 +268,16 @@ def test_prediction_grows_with_clip_size_and_minutes(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(predict_module, "unit_costs", lambda _: UNIT_COSTS)
     base = predict_create(60, 25, 256, 10)
     assert base.training_minutes == 10 and 10.5 < base.minutes < 20
-    assert predict_create(60, 25, 256, 20).minutes == pytest.approx(base.minutes + 10)
+    assert predict_create(60, 25, 256, 12).minutes == pytest.approx(base.minutes + 2)
     assert predict_create(120, 25, 256, 10).minutes > base.minutes
     assert predict_create(60, 25, 512, 10).memory_gb > base.memory_gb
     # A half-hour recording does not take the memory of a half hour.
     assert predict_create(1800, 25, 256, 10).memory_gb < 1.5 * base.memory_gb
-    assert f"{base.minutes:.1f} minutes" in base.to_text()
+    assert f"{base.minutes:.1f} minutes" in base.to_text() and "by heart" not in base.to_text()
+    # Of six seconds there is little to learn: four passes over 120 frames.
+    short = predict_create(6, 25, 256, 10)
+    assert short.training_minutes == pytest.approx(4 * 120 * 0.2 / 60) and "by heart" in short.to_text()
+    assert predict_create(6, 25, 256, 10, passes=60).training_minutes == 10
 
 
 def test_reading_back_brings_lips_and_lids_to_where_they_were_told_to_be(person: StandIn) -> None:

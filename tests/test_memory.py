@@ -86,7 +86,9 @@ def test_only_the_frames_that_are_used_stay_in_memory(monkeypatch: pytest.Monkey
 
 
 def test_the_prediction_knows_the_length_of_the_clip(monkeypatch: pytest.MonkeyPatch) -> None:
-    costs = UnitCosts(track=0.02, find=0.01, matte=0.03, register=0.2, picture=0.02, warp=0.02, score=0.05)
+    costs = UnitCosts(
+        track=0.02, find=0.01, matte=0.03, register=0.2, picture=0.02, warp=0.02, score=0.05, train=0.1
+    )
     monkeypatch.setattr(predict, "unit_costs", lambda _: costs)
     minute, half_hour, hour = (predict_create(60.0 * m, 30, 128, 10).memory_gb for m in (1, 30, 60))
     assert minute < half_hour < 1.5 < hour

@@ -15,8 +15,8 @@ class AvatarConfig(Config):
     size: side of the square output in pixels.
     wavelet_levels: depth of the Haar head; the trunk runs on a grid of size / 2**wavelet_levels cells.
     widths: channels of the U-Net from the grid downwards, each level half the side of the one before.
-    stem_kernel, head_kernel: side of the first convolution, which reads the cells' colors, and of the last, which
-    writes them; both have many channels, and 1 costs a ninth of 3.
+    stem_kernel, head_kernel: side of the first convolution, which reads the cells' colors, and of the last ones, which
+    write colors and offset; they have many channels on the finest grid, and 1 costs a ninth of 3.
     texture_size: texels a side of each of the two charts (face, sheet).
     texture_channels: learned features a texel, beside colour and opacity.
     texture_modes: ways in which the colours of each chart change with pose and expression, at half its resolution.

@@ -103,7 +103,7 @@ class Generator(nn.Module):
         self.up = nn.ModuleList(Stage(above, above, style_size) for above in widths[:-1])
         kernel = config.head_kernel
         self.head = nn.Conv2d(widths[0], 4 * bands, kernel, padding=kernel // 2)
-        self.offset = nn.Conv2d(widths[0], 2, 3, padding=1)
+        self.offset = nn.Conv2d(widths[0], 2, kernel, padding=kernel // 2)
         for layer in (self.head, self.offset):
             # Before training the network adds nothing: the first picture is the explicit composition.
             nn.init.zeros_(layer.weight)

@@ -29,13 +29,15 @@ class TrainingConfig(Config):
     """How an avatar is trained.
 
     minutes: budget of wall time; the learning rate falls along it.
-    steps: stop after this many instead (exactly repeatable).
+    passes: over the frames at most; more only learn a short recording by heart (docs/research/avatar-ablations.md).
+    steps: stop after this many instead of both (exactly repeatable).
     window: largest shift of the sliding window, pixels of a 256 picture.
     adversarial: weight of the critic, 0 = none; adversarial_from: share of the budget before it starts.
     patience: share of the budget without a better check picture after which training stops early.
     """
 
     minutes: float = 10.0
+    passes: float = 4.0
     steps: int | None = None
     batch: int = 4
     seed: int = 0
@@ -96,9 +98,12 @@ class Run:
 
     def share(self, config: TrainingConfig) -> float:
         """How much of the budget is spent, 0..1."""
+        return self._share_at(self.step, self.seconds, config)
+
+    def _share_at(self, step: int, seconds: float, config: TrainingConfig) -> float:
         if config.steps is not None:
-            return self.step / max(1, config.steps)
-        return self.seconds / (60 * config.minutes)
+            return step / max(1, config.steps)
+        return max(seconds / (60 * config.minutes), step * config.batch / (config.passes * len(self.codes)))
 
     def set_rates(self, share: float, config: TrainingConfig) -> None:
         """Cosine from the full rate to a twentieth, after a short warm-up."""
@@ -119,21 +124,16 @@ class Run:
         """Twenty checks over the budget, and early ones at steps 20 and 60: the first useful picture."""
         if self.step in (20, 60):
             return True
-        last = self.curve[-1] if self.curve else (0, 0.0, 0.0)
-        if config.steps is not None:
-            return self.step - last[0] >= max(1, config.steps // 20)
-        return self.seconds - last[1] >= max(2.0, 3.0 * config.minutes)
+        step, seconds, _ = self.curve[-1] if self.curve else (0, 0.0, 0.0)
+        is_soon = config.steps is None and self.seconds - seconds < 2.0
+        return not is_soon and self.share(config) - self._share_at(step, seconds, config) >= 0.05
 
     def is_stale(self, config: TrainingConfig) -> bool:
         """No better check picture for `patience` of the budget."""
         if len(self.curve) < 8:
             return False
-        best = max(range(len(self.curve)), key=lambda i: self.curve[i][2])
-        done, best_done = (
-            (self.step, self.curve[best][0]) if config.steps else (self.seconds, self.curve[best][1])
-        )
-        budget = config.steps or 60 * config.minutes
-        return (done - best_done) / budget > config.patience
+        step, seconds, _ = max(self.curve, key=lambda point: point[2])
+        return self.share(config) - self._share_at(step, seconds, config) > config.patience
 
     def verdict(self) -> str:
         return f", {self.curve[-1][2]:.1f} dB" if self.curve else ""

@@ -78,8 +78,16 @@ def split_tail(track: FaceTrack, *, cap: int, share: float = 0.2) -> Split:
     Of more than `cap` such frames every k-th of the training part is taken, and the first consecutive ones of the tail.
     """
     rows = np.flatnonzero(track.is_tracked)
-    border, step = round(len(rows) * (1 - share)), max(1, -(-len(rows) // cap))
-    return Split(train=rows[:border:step], held_out=rows[border : border + max(1, int(cap * share))])
+    border = round(len(rows) * (1 - share))
+    return Split(
+        train=rows[: border : thinning_of(track, cap)],
+        held_out=rows[border : border + max(1, int(cap * share))],
+    )
+
+
+def thinning_of(track: FaceTrack, cap: int) -> int:
+    """Of so many frames with a face one is used, so that there are at most `cap`."""
+    return max(1, -(-int(track.is_tracked.sum()) // cap))
 
 
 def collect_samples(

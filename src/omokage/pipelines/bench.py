@@ -23,13 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar
-from omokage.avatar.run import TrainingConfig
 from omokage.avatar.samples import avatar_state
-from omokage.avatar.train import train_avatar
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.media.clip import Frame
-from omokage.pipelines.predict import Prediction, predict_create
-from omokage.pipelines.stand_in import StandIn, stand_in
+from omokage.pipelines.predict import Prediction, predict_create, training_cost
+from omokage.pipelines.stand_in import stand_in
 from omokage.render.lookup import compose
 from omokage.render.realtime import LiveFrame, LivePipeline
 from omokage.render.renderer import Renderer
@@ -44,7 +42,6 @@ CLIP_SIDE_PX = 512
 LIVE_RATE = 25.0
 LIVE_FRAMES = 100
 LIVE_RUNTIME = "auto"
-TRAINING_STEPS = 6
 RUNTIMES = ("torch", "onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-int8")
 PACKAGES = ("torch", "numpy", "numba", "mediapipe", "av", "onnxruntime", "openvino")
 
@@ -151,7 +148,7 @@ def bench(*, size: int = 256, on_progress: ProgressCallback = ignore_progress) -
     say()
     live = live_speed(person.avatar, lambda: iter(frames), rest=Rest.of(person.track), runtime=LIVE_RUNTIME)
     say()
-    images_per_second = training_speed(person)
+    images_per_second = 1 / training_cost(person)
     say()
     return BenchReport(
         size=size,
@@ -243,18 +240,6 @@ def encoding_speed(images: Sequence[NDArray[np.uint8]]) -> Timing:
 
     _encode(pictures())
     return Timing.of(np.diff(stamps)[1:].tolist())
-
-
-def training_speed(person: StandIn) -> float:
-    """Pictures a second that training goes through."""
-    stamps: list[float] = []
-    train_avatar(
-        person.explicit,
-        person.samples,
-        TrainingConfig(steps=TRAINING_STEPS),
-        on_progress=lambda _: stamps.append(time.perf_counter()),
-    )
-    return TrainingConfig().batch / float(np.median(np.diff(stamps)[1:]))
 
 
 def timed(call: Callable[[], Any], count: int) -> Timing:

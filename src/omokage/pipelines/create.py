@@ -37,13 +37,15 @@ SUFFIX = ".avatar"
 class CreateConfig(Config):
     """What a user chooses when an avatar is made.
 
-    minutes: training time.  size: pixels a side, 128, 256 or 512.  force: train on a recording that the check refuses.
+    minutes: training time at most.  passes: over all of the recording's frames at most.  size: pixels a side, 128, 256
+    or 512.  force: train on a recording that the check refuses.
     evaluate: measure the held-out tail at the end.  resume: go on from a stopped run.  label: visible text on every
     picture made of this person.  photo_only: the clip was rehearsed from one picture.
     steps: exact number of training steps instead of minutes (for repeatable runs).
     """
 
     minutes: float = 10.0
+    passes: float = TrainingConfig.passes
     size: int = 256
     seed: int = 0
     force: bool = False
@@ -54,9 +56,11 @@ class CreateConfig(Config):
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.minutes <= 0 or self.seed < 0 or (self.steps is not None and self.steps < 1):
+        amounts = (self.minutes, self.passes, 1 if self.steps is None else self.steps)
+        if min(amounts) <= 0 or self.seed < 0:
             raise InputError(
-                f"minutes and steps must be above 0 and seed at least 0, got {self.minutes}, {self.steps}, {self.seed}"
+                f"minutes, passes and steps must be above 0 and seed at least 0, got {self.minutes}, {self.passes}, "
+                f"{self.steps}, {self.seed}"
             )
 
 
@@ -86,7 +90,9 @@ def create_avatar(
         )
 
     # What will it cost, and is it good enough?
-    prediction = predict_create(info.duration_s, float(info.frame_rate), config.size, config.minutes)
+    prediction = predict_create(
+        info.duration_s, float(info.frame_rate), config.size, config.minutes, config.passes
+    )
     on_progress(Progress("plan", 1, 1, prediction.to_text()))
     if not config.force:
         check_recording(video, on_progress=on_progress).raise_if_refused()
@@ -104,7 +110,12 @@ def create_avatar(
         result = train_avatar(
             explicit,
             train,
-            TrainingConfig(minutes=config.minutes, steps=config.steps, seed=config.seed),
+            TrainingConfig(
+                minutes=config.minutes,
+                passes=config.passes * recording.thinning,
+                steps=config.steps,
+                seed=config.seed,
+            ),
             checkpoint=work.checkpoint,
             on_progress=on_progress,
             on_preview=lambda _, image: _release_preview(image, work.preview),

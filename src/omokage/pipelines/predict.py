@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 
 from omokage.avatar.registration import MAX_FRAMES, build_explicit
+from omokage.avatar.run import TrainingConfig
 from omokage.avatar.samples import frame_cap
+from omokage.avatar.train import train_avatar
 from omokage.capture.measure import MAX_BACKGROUND_SAMPLES, MAX_SAMPLES
 from omokage.errors import InternalError
 from omokage.evaluate.baselines import DEFAULT_RULE, REHEARSALS, WARP_RULES, warp_by_landmarks
@@ -26,6 +28,7 @@ from omokage.tracking.tracker import OnlineTracker
 
 HELD_OUT_SHARE = 0.2
 MIN_FACES = 6
+TRAINING_STEPS = 4
 FEW = 3  # frames that the slow stages are measured on
 METHODS = 5  # scored at the end: the avatar, three baselines, the recording itself
 # Not measured, since it depends on the file: decoding a 512 x 512 H.264 picture.
@@ -45,22 +48,30 @@ BYTES_PER_KEPT_PIXEL = 4 + 2 * 3
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What `create` will take: wall time in minutes, of which `training_minutes`, and memory at its peak in GB."""
+    """What `create` will take: wall time in minutes, of which `training_minutes`, and memory at its peak in GB.
+
+    allowed_minutes: of training; a short recording takes less.
+    """
 
     minutes: float
     training_minutes: float
     memory_gb: float
+    allowed_minutes: float
 
     def to_text(self) -> str:
-        return (
+        text = (
             f"about {self.minutes:.1f} minutes in all, {self.training_minutes:.1f} of them training, "
             f"{self.memory_gb:.1f} GB of memory"
         )
+        if self.training_minutes < 0.95 * self.allowed_minutes:
+            text += f"; more training, {self.allowed_minutes:.0f} minutes are allowed, would only learn it by heart"
+        return text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnitCosts:
-    """Seconds a frame: tracking it; finding a face afresh, matting, registering, drawing, warping and scoring it."""
+    """Seconds a frame: tracking it; finding a face afresh, matting, registering, drawing, warping and scoring it;
+    training on it once."""
 
     track: float
     find: float
@@ -69,10 +80,14 @@ class UnitCosts:
     picture: float
     warp: float
     score: float
+    train: float
 
 
-def predict_create(clip_seconds: float, frame_rate: float, size: int, minutes: float) -> Prediction:
-    """Time and memory of `create` for a clip of this length with `minutes` of training, evaluation included.
+def predict_create(
+    clip_seconds: float, frame_rate: float, size: int, minutes: float, passes: float = TrainingConfig.passes
+) -> Prediction:
+    """Time and memory of `create` for a clip of this length, evaluation included, with at most `minutes` of training
+    and so many `passes` over its frames.
 
     Measures this machine for a few seconds (once for each size). Raises InputError for an unknown size.
     """
@@ -97,9 +112,11 @@ def predict_create(clip_seconds: float, frame_rate: float, size: int, minutes: f
     training_gb = PROGRAM_GB + pixels * (
         max(TRAINING_GB_PER_PIXEL, EXPLICIT_GB_PER_PIXEL) + (train + held_out) * BYTES_PER_KEPT_PIXEL / 1e9
     )
+    training = min(minutes, passes * (1 - HELD_OUT_SHARE) * frames * cost.train / 60)
     return Prediction(
-        minutes=minutes + sum(seconds.values()) / 60,
-        training_minutes=minutes,
+        minutes=training + sum(seconds.values()) / 60,
+        training_minutes=training,
+        allowed_minutes=minutes,
         memory_gb=round(max(tracking_gb(frames), training_gb), 2),
     )
 
@@ -137,7 +154,18 @@ def unit_costs(size: int) -> UnitCosts:
         warp=seconds_of(lambda: warp_by_landmarks(image, source, target, still_radius=radius), 2),
         score=seconds_of(lambda: score("", question.test_frames, question, find), 1, warm_up=False)
         / len(question.test_frames),
+        train=training_cost(person),
     )
+
+
+def training_cost(person: StandIn) -> float:
+    """Seconds that training takes for one picture."""
+    stamps: list[float] = []
+    config = TrainingConfig(steps=TRAINING_STEPS)
+    train_avatar(
+        person.explicit, person.samples, config, on_progress=lambda _: stamps.append(time.perf_counter())
+    )
+    return float(np.median(np.diff(stamps)[1:])) / config.batch
 
 
 def _question(person: StandIn) -> HeldOut:

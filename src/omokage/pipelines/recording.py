@@ -13,7 +13,7 @@ import numpy as np
 
 from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import AvatarConfig
-from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_cap, split_tail
+from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_cap, split_tail, thinning_of
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
@@ -37,7 +37,7 @@ EVALUATED_FRAMES = 350
 class Recording:
     """A clip with its track at the frames that are used; `split` names its rows for training and the held-out tail.
 
-    frame_count: of the whole clip.
+    frame_count: of the whole clip.  thinning: of so many frames of the training part one is used.
     """
 
     path: Path
@@ -46,6 +46,7 @@ class Recording:
     crop: Crop
     split: Split
     frame_count: int
+    thinning: int
 
     @classmethod
     def open(
@@ -77,7 +78,9 @@ class Recording:
         crop = choose_crop(track.select(slice(None, None, -(-len(track) // CROP_FRAMES))))
         used, border = np.concatenate([split.train, split.held_out]), len(split.train)
         rows = Split(train=np.arange(border), held_out=np.arange(border, len(used)))
-        return cls(path, info, track.select(used), crop, rows, len(track))
+        return cls(
+            path, info, track.select(used), crop, rows, len(track), thinning_of(track, frame_cap(size))
+        )
 
     def samples(
         self, size: int, *, on_progress: ProgressCallback = ignore_progress
