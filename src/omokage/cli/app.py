@@ -84,7 +84,11 @@ def check(recording: Path, output: Path | None, as_json: bool, quiet: bool) -> i
 @click.argument("video", type=FilePath)
 @output_option("The avatar file to write, such as me.avatar.")
 @click.option(
-    "--minutes", type=click.FloatRange(min=0.1), default=10.0, show_default=True, help="Training time."
+    "--minutes",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    help="Training time at most; a short recording needs less.",
 )
 @size_option
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
