@@ -9,7 +9,7 @@ import pytest
 
 from omokage.geometry.camera import Camera
 from omokage.geometry.mesh import adjacency, boundary_loops, edges, laplacian, vertex_normals
-from omokage.geometry.rasterize import interpolate, rasterize, rasterize_reference
+from omokage.geometry.rasterize import close_pinholes, interpolate, rasterize, rasterize_reference
 
 
 def random_mesh(seed: int, faces: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +49,27 @@ def test_interpolation_is_perspective_correct() -> None:
     rows, columns = np.nonzero(raster.is_covered)
     assert len(rows) > 100
     np.testing.assert_allclose(seen[:, :2], np.stack([columns + 0.5, rows + 0.5], -1), atol=1e-3)
+
+
+def test_pinholes_close_and_edges_stay() -> None:
+    """A gap of a pixel or two takes what is next to it; what lies outside, and a larger hole, stays empty."""
+    seen = np.full((12, 12), -1, dtype=np.int32)
+    seen[2:10, 2:10] = 7
+    seen[4, 4], seen[6, 5:7], seen[4:8, 8] = -1, -1, -1  # a pixel, two in a row, a column
+    seen[7:9, 3:5] = -1  # two rows are closed from above and below
+    values = np.where(seen >= 0, np.arange(144).reshape(12, 12), -1).astype(np.float32)
+    planes = np.stack([values, -values])
+    close_pinholes(seen, planes)
+    assert planes[0, 4, 4] == 4 * 12 + 3 and planes[1, 4, 4] == -51
+    assert planes[0, 6, 5] == 6 * 12 + 4 and planes[0, 6, 6] == 6 * 12 + 7
+    assert (planes[0, 2:10, 2:10] >= 0).all()
+    outside = np.ones((12, 12), dtype=bool)
+    outside[2:10, 2:10] = False
+    assert (planes[0][outside] == -1).all()
+    seen[3:9, 3:9] = -1
+    hole = np.where(seen >= 0, 1, -1).astype(np.float32)[None]
+    close_pinholes(seen, hole)
+    assert (hole[0, 5:7, 5:7] == -1).all()
 
 
 def test_nearer_wins_and_edges_leave_no_cracks() -> None:

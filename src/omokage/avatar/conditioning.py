@@ -12,7 +12,7 @@ from omokage.avatar.config import AvatarConfig
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.geometry.camera import rotation_matrix
 from omokage.geometry.mesh import vertex_normals
-from omokage.geometry.rasterize import interpolate_planes, visible_triangles
+from omokage.geometry.rasterize import close_pinholes, interpolate_planes, visible_triangles
 from omokage.tracking.face_track import Subject
 from omokage.tracking.morphable import MorphableModel
 
@@ -102,6 +102,7 @@ class Conditioner:
         size = self.config.size
         seen = visible_triangles(points, self.triangles, size, size)
         warp = interpolate_planes(points, self.triangles, seen, self.atlas_uv, background=self.atlas_uv[-1])
+        close_pinholes(seen, warp)
         attributes = np.zeros((len(points), 6), dtype=np.float32)
         attributes[: len(normals), :3] = normals
         attributes[:, 3:] = self.regions

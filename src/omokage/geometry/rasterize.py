@@ -59,6 +59,15 @@ def visible_triangles(
     return triangle_id
 
 
+def close_pinholes(triangle_id: NDArray[np.int32], planes: NDArray[np.float32], reach: int = 2) -> None:
+    """Planes (C, H, W), in place: a pixel that sees nothing, with something at most `reach` pixels away on two opposite
+    sides, takes the values of the nearer.
+
+    Where surfaces meet without sharing vertices (an eyeball and its lids) a gap opens now and then.
+    """
+    _close(triangle_id, reach, planes)
+
+
 def interpolate_planes(
     vertices_px: NDArray[np.floating],
     triangles: Triangles,
@@ -136,6 +145,27 @@ def _is_inside(x, y, ax, ay, bx, by, cx, cy, area):  # type: ignore[no-untyped-d
     wa = ((bx - x) * (cy - y) - (by - y) * (cx - x)) / area
     wb = ((cx - x) * (ay - y) - (cy - y) * (ax - x)) / area
     return wa >= 0 and wb >= 0 and 1 - wa - wb >= 0
+
+
+@njit(cache=True, nogil=True)
+def _close(triangle_id, reach, planes):  # type: ignore[no-untyped-def]
+    height, width = triangle_id.shape
+    for y in range(height):
+        for x in range(width):
+            if triangle_id[y, x] >= 0:
+                continue
+            for dy, dx in ((0, 1), (1, 0)):
+                before, after = 0, 0
+                for step in range(reach, 0, -1):  # the nearest stays
+                    above, left, below, right = y - dy * step, x - dx * step, y + dy * step, x + dx * step
+                    if above >= 0 and left >= 0 and triangle_id[above, left] >= 0:
+                        before = step
+                    if below < height and right < width and triangle_id[below, right] >= 0:
+                        after = step
+                if before > 0 and after > 0:
+                    step = -before if before <= after else after
+                    planes[:, y, x] = planes[:, y + dy * step, x + dx * step]
+                    break
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
