@@ -68,7 +68,7 @@ def compact_256() -> AvatarConfig:
         wavelet_levels=2,
         widths=(48, 96, 128, 160),
         stem_kernel=3,
-        head_kernel=1,
+        head_kernel=3,
         texture_size=256,
         texture_channels=16,
         texture_modes=16,

@@ -42,7 +42,7 @@ class TrainingConfig(Config):
     batch: int = 4
     seed: int = 0
     learning_rate: float = 1e-3
-    texture_rate: float = 2e-3
+    texture_rate: float = 1e-3
     feature_rate: float = 1e-2
     mode_rate: float = 1e-4
     code_rate: float = 1e-2
