@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -312,6 +313,13 @@ def test_a_picture_without_a_face_is_left_alone(person: StandIn) -> None:
     nobody = SimpleNamespace(detect=lambda _: [], reset=lambda: None)
     state = avatar_state(person.avatar.track, 0)
     assert ReadBack(person.avatar, nobody).corrected(state) is state
+
+
+def test_turns_are_quick_only_while_a_stream_runs(person: StandIn) -> None:
+    usual, during = sys.getswitchinterval(), []
+    for _ in pipeline(person).run(person.frames[:3], keep_all=True):
+        during.append(sys.getswitchinterval())
+    assert max(during) < usual / 5 and sys.getswitchinterval() == usual
 
 
 def test_work_done_ahead_keeps_order_and_errors() -> None:

@@ -26,7 +26,7 @@ from omokage.media.clip import Frame, Image
 from omokage.render.detail import DetailTransfer, rest_of
 from omokage.render.renderer import Portrait, Renderer
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
-from omokage.threads import one_blas_thread
+from omokage.threads import one_blas_thread, quick_turns
 from omokage.tracking.face_track import FaceTrack, Subject
 from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.tracker import CALIBRATION_FRAMES, FaceState, OnlineTracker, concatenate
@@ -196,7 +196,7 @@ class LivePipeline:
             _start(lambda: self._picture(told, ready), ready),
         ]
         try:
-            with one_blas_thread():
+            with one_blas_thread(), quick_turns():
                 yield from ready
         finally:
             for place in places:
