@@ -77,10 +77,10 @@ def test_eight_bits_are_close_and_are_refused_when_they_are_not(
     assert Renderer(avatar, runtime=engine, threads=1).name == f"{engine}-fp32"
 
 
-def test_auto_takes_the_fastest_that_is_good_enough(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(renderer_module, "seconds_per_picture", lambda r, _: "onnxruntime-int8" not in r.name)
+def test_auto_takes_the_cheapest_that_is_good_enough(avatar: Avatar, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renderer_module, "cost_per_picture", lambda r, _: "onnxruntime-int8" not in r.name)
     assert Renderer(avatar, threads=1).name == "onnxruntime-int8"
-    monkeypatch.setattr(renderer_module, "seconds_per_picture", lambda r, _: "fp32" not in r.name)
+    monkeypatch.setattr(renderer_module, "cost_per_picture", lambda r, _: "fp32" not in r.name)
     assert Renderer(avatar, threads=1).name.endswith("-fp32")
 
 
