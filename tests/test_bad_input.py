@@ -53,7 +53,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, avatar: Avatar) -> Pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         "omokage.pipelines.create.predict_create",
-        lambda *_: Prediction(minutes=1.0, training_minutes=1.0, memory_gb=1.0),
+        lambda *_: Prediction(minutes=1.0, training_minutes=1.0, memory_gb=1.0, allowed_minutes=1.0),
     )
     avatar.save(tmp_path / "a.avatar")
     return tmp_path

@@ -53,7 +53,7 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """The prediction measures the machine for some seconds; here it is not what is tested."""
     monkeypatch.setattr(
         "omokage.pipelines.create.predict_create",
-        lambda *_: Prediction(minutes=1.0, training_minutes=1.0, memory_gb=1.0),
+        lambda *_: Prediction(minutes=1.0, training_minutes=1.0, memory_gb=1.0, allowed_minutes=1.0),
     )
 
 
