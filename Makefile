@@ -7,7 +7,7 @@ help:            ## list these commands
 setup:           ## make .venv, or leave it alone when it is up to date
 	@scripts/setup
 
-demo: setup      ## the whole product on a sample portrait, about 8 minutes
+demo: setup      ## the whole product on a sample portrait, about 6 minutes
 	.venv/bin/omokage demo
 
 test: setup      ## all tests
