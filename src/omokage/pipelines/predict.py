@@ -165,7 +165,9 @@ def training_cost(person: StandIn) -> float:
     train_avatar(
         person.explicit, person.samples, config, on_progress=lambda _: stamps.append(time.perf_counter())
     )
-    return float(np.diff(stamps)[1:].min()) / config.batch  # the first steps of a process are slower than later ones
+    return (
+        float(np.diff(stamps)[1:].min()) / config.batch
+    )  # the first steps of a process are slower than later ones
 
 
 def _question(person: StandIn) -> HeldOut:

@@ -18,9 +18,9 @@ from omokage.geometry.camera import rotation_matrix
 from omokage.render.lookup import Texture, compose, pull_portrait
 from omokage.tracking.detail import SKIN_COUNT, displacement
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
+from omokage.tracking.tracker import SETTLING_RUNS
 
 GAIN = 0.5  # of the difference: a second step, or a full one, costs pixels for landmarks
-SETTLING_RUNS = 3
 
 
 class ReadBack:
@@ -41,7 +41,7 @@ class ReadBack:
         texture = self._texture.mixed(condition.mixture)
         portrait = pull_portrait(texture, condition.warp, self._no_offset, self._no_residual)
         picture = compose(portrait, self._avatar.plate)[0]
-        for _ in range(SETTLING_RUNS if self._is_first else 0):
+        for _ in range(SETTLING_RUNS if self._is_first else 0):  # as tracking does with a new face
             self._backend.detect(picture)
         self._is_first = False
         faces = self._backend.detect(picture)
