@@ -254,7 +254,8 @@ def test_bench_measures_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 1 < report.tracking.per_second < 1000
     assert 0 < report.live.p50_ms <= report.live.p95_ms
     assert report.training_images_per_second > 0
-    assert values["machine"]["versions"]["torch"] == torch.__version__
+    installed, running = values["machine"]["versions"]["torch"], str(torch.__version__)
+    assert installed.partition("+")[0] == running.partition("+")[0]  # the package's name may lack the build
     text = report.to_text()
     for word in ("tracking", "onnxruntime-fp32", "latency at 25 fps", "pictures a second", "GB"):
         assert word in text
