@@ -255,7 +255,8 @@ def test_bench_measures_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < report.live.p50_ms <= report.live.p95_ms
     assert report.training_images_per_second > 0
     installed, running = values["machine"]["versions"]["torch"], str(torch.__version__)
-    assert installed.partition("+")[0] == running.partition("+")[0]  # the package's name may lack the build
+    # Exactly the same, but that the package's version may lack the build that the module names.
+    assert running == installed or running.startswith(installed + "+")
     text = report.to_text()
     for word in ("tracking", "onnxruntime-fp32", "latency at 25 fps", "pictures a second", "GB"):
         assert word in text
