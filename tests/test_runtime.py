@@ -137,7 +137,7 @@ def test_composition_of_known_values() -> None:
         [[[2.0, -1.0, 0.5, 1.0], [1.0, 1.0, 1.0, 0.9 * CLEAR], [1.0, 0.0, 0.0, 0.5]]], np.float32
     )
     background = np.full((1, 3, 3), 100, dtype=np.uint8)
-    picture, color, matte = compose(portrait, background)
+    picture, color, matte = compose(np.ascontiguousarray(portrait.transpose(2, 0, 1)), background)
     np.testing.assert_array_equal(picture[0], [[255, 0, 128], [100, 100, 100], [178, 50, 50]])
     np.testing.assert_array_equal(matte[0], [255, 0, 128])
     np.testing.assert_array_equal(color[0, 2], [255, 0, 0])

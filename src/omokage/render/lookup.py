@@ -1,10 +1,12 @@
 """The texture look-ups around the network and the final composition, one pass over the pixels each.
 
-These loops do what `Generator.forward` does with tensor operations, without its intermediate pictures.
+These loops do what `Generator.forward` does with tensor operations, without its intermediate pictures. They are a third
+of a live picture's time, so they keep to what a compiler turns into vector instructions: row buffers, planes instead of
+pixels, and unsigned offsets (a signed one may be negative, which Python would count from the end).
 
 Legend: S output side, G grid side, A texels a side of a chart, F texture features, D channels of the drawing,
 n = S / G pixels a side of a cell, K = 4 n n colour values of a cell (channel, row, column in the cell: the order of
-`pixel_unshuffle`).
+`pixel_unshuffle`), M modes of a chart.
 """
 
 from __future__ import annotations
@@ -25,18 +27,23 @@ UInt8 = NDArray[np.uint8]
 
 # Opacity below this is taken for none, so that what a network leaks into the background does not make it flicker.
 CLEAR = 2.5 / 255
+# Modes are read whole for every picture: in 16 bits that is half the memory traffic, and nothing is lost.
+MODE_LEVELS = 32767
+MIX_BLOCK = 4096  # texels mixed at a time, so that sums stay in the nearest cache
 
 
 @dataclass(frozen=True)
 class Texture:
     """A generator's texture, texel by texel: colors float32 (A, 2A, 4), features float32 (A / 2, A, F).
 
-    modes: float32 (2, K, A / 2, A / 2, 4), what changes in the colors of each chart.
+    modes: int16 (2, M, A / 2 * A / 2 * 4), what changes in the colors of each chart, in units of mode_units float32
+    (2, M).
     """
 
     colors: Float32
     features: Float32
-    modes: Float32
+    modes: NDArray[np.int16]
+    mode_units: Float32
 
     @classmethod
     def of(cls, generator: Generator) -> Texture:
@@ -45,17 +52,19 @@ class Texture:
             return np.ascontiguousarray(np.moveaxis(planes, 1, -1), dtype=np.float32)
 
         modes = np.stack(np.split(texels(generator.modes), 2, axis=2))
-        return cls(texels(generator.colors)[0], texels(generator.features)[0], np.ascontiguousarray(modes))
+        modes = modes.reshape(*modes.shape[:2], -1)
+        units = np.maximum(np.abs(modes).max(axis=2, initial=0.0), 1e-12) / MODE_LEVELS
+        rounded = np.rint(modes / units[..., None]).astype(np.int16)
+        return cls(texels(generator.colors)[0], texels(generator.features)[0], rounded, units)
 
     def mixed(self, mixture: Float32) -> Texture:
-        """The texture of one state, whose modes have strengths (2, K)."""
-        charts, _, side = self.modes.shape[:3]
-        change = np.zeros((charts, side * side * 4), dtype=np.float32)
-        _mix(self.modes.reshape(charts, -1, change.shape[1]), mixture, change)
-        narrow = np.concatenate(list(change.reshape(charts, side, side, 4)), axis=1)
+        """The texture of one state, whose modes have strengths (2, M)."""
         height, width = self.colors.shape[:2]
+        change = np.empty((2, self.modes.shape[2]), dtype=np.float32)
+        _mix(self.modes, self.mode_units * mixture, change)
+        narrow = np.concatenate(list(change.reshape(2, height // 2, height // 2, 4)), axis=1)
         colors = cv2.resize(narrow, (width, height), interpolation=cv2.INTER_LINEAR)
-        return Texture(np.add(colors, self.colors, out=colors), self.features, self.modes)
+        return Texture(np.add(colors, self.colors, out=colors), self.features, self.modes, self.mode_units)
 
 
 def pull_cells(texture: Texture, condition: Condition) -> Float32:
@@ -67,23 +76,24 @@ def pull_cells(texture: Texture, condition: Condition) -> Float32:
     values = 4 * (side // grid) ** 2
     features = texture.features.shape[2]
     cells = np.empty((1, values + features + len(condition.drawing), grid, grid), dtype=np.float32)
-    _pull(texture.colors, texture.features, condition.warp, cells[0, : values + features])
+    _pull(texture.colors, condition.warp, cells[0, :values])
+    _pull_centers(texture.features, condition.warp, cells[0, values : values + features])
     cells[0, values + features :] = condition.drawing
     return cells
 
 
 def pull_portrait(texture: Texture, warp: Float32, offset: Float32, residual: Float32) -> Float32:
-    """The second look-up: warp (2, S, S) moved by offset (2, G, G), plus residual (K, G, G) -> (S, S, 4).
+    """The second look-up: warp (2, S, S) moved by offset (2, G, G), plus residual (K, G, G) -> (4, S, S).
 
     Straight colour (not clamped) and opacity in [0, 1].
     """
-    portrait = np.empty((*warp.shape[1:], 4), dtype=np.float32)
+    portrait = np.empty((4, *warp.shape[1:]), dtype=np.float32)
     _finish(texture.colors, warp, offset, residual, portrait)
     return portrait
 
 
 def compose(portrait: Float32, background: UInt8) -> tuple[UInt8, UInt8, UInt8]:
-    """Portrait (S, S, 4) over a background (S, S, 3) -> picture (S, S, 3), color (S, S, 3) and matte (S, S), uint8.
+    """Portrait (4, S, S) over a background (S, S, 3) -> picture (S, S, 3), color (S, S, 3) and matte (S, S), uint8.
 
     Where the matte is 0 the background's bytes come through unchanged.
     """
@@ -93,65 +103,103 @@ def compose(portrait: Float32, background: UInt8) -> tuple[UInt8, UInt8, UInt8]:
     return picture, color, matte
 
 
-@njit(inline="always")
-def _texel(u, v, height, width, channels):  # type: ignore[no-untyped-def]
-    """Where coordinates in [-1, 1] fall (align_corners=False, border padding): flat index of the first value of the
-    four texels around (above left, above right, below left, below right), and the shares of right and below."""
-    one, half, wide, high = np.float32(1), np.float32(0.5), np.float32(width), np.float32(height)
-    x = min(max(((u + one) * wide - one) * half, np.float32(0)), wide - one)
-    y = min(max(((v + one) * high - one) * half, np.float32(0)), high - one)
-    column, row = int(x), int(y)
-    a = (row * width + column) * channels
-    b = a + channels * (column < width - 1)
-    down = channels * width * (row < height - 1)
-    return a, b, a + down, b + down, x - np.float32(column), y - np.float32(row)
-
-
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _mix(modes, mixture, change):  # type: ignore[no-untyped-def]
+def _mix(modes, strengths, change):  # type: ignore[no-untyped-def]
     """Not BLAS: its threads spin on after each product and take the cores from the network (25 against 40 fps)."""
+    total = np.empty(MIX_BLOCK, dtype=np.float32)
     for chart in range(modes.shape[0]):
-        for k in range(modes.shape[1]):
-            strength = mixture[chart, k]
-            for i in range(modes.shape[2]):
-                change[chart, i] += strength * modes[chart, k, i]
+        for start in range(0, modes.shape[2], MIX_BLOCK):
+            size = min(MIX_BLOCK, modes.shape[2] - start)
+            total[:size] = 0
+            for k in range(modes.shape[1]):
+                strength, part = strengths[chart, k], modes[chart, k, start : start + size]
+                for i in range(size):
+                    total[i] += strength * np.float32(part[i])
+            change[chart, start : start + size] = total[:size]
+
+
+@njit(inline="always")
+def _place(u, v, width, height, at, right, below):  # type: ignore[no-untyped-def]
+    """Where rows of coordinates in [-1, 1] fall (align_corners=False, border padding): index of the texel above left of
+    each, and the shares of the texels to its right and below. The last row and column count as right and below."""
+    half, zero = np.float32(0.5), np.float32(0)
+    x_scale, y_scale = np.float32(width) * half, np.float32(height) * half
+    last_x, last_y = np.float32(width - 1), np.float32(height - 1)
+    for i in range(len(at)):
+        x = min(max(u[i] * x_scale + (x_scale - half), zero), last_x)
+        y = min(max(v[i] * y_scale + (y_scale - half), zero), last_y)
+        column, row = min(np.int32(x), np.int32(width - 2)), min(np.int32(y), np.int32(height - 2))
+        at[i] = row * np.int32(width) + column
+        right[i], below[i] = x - np.float32(column), y - np.float32(row)
+
+
+@njit(inline="always")
+def _blend(texels, above, below, step, right, down):  # type: ignore[no-untyped-def]
+    """One channel between four texels: `above` and `below` are offsets of the left ones, `step` of those beside."""
+    top = texels[above] + right * (texels[above + step] - texels[above])
+    bottom = texels[below] + right * (texels[below + step] - texels[below])
+    return top + down * (bottom - top)
+
+
+@njit(inline="always")
+def _look_up(texels, width, at, right, below, rows):  # type: ignore[no-untyped-def]
+    """Four channels of a row of places -> rows (4, S)."""
+    four = np.uintp(4)
+    line = four * np.uintp(width)
+    red, green, blue, alpha = rows[0], rows[1], rows[2], rows[3]
+    for i in range(len(at)):
+        a = four * np.uintp(at[i])
+        b, tx, ty = a + line, right[i], below[i]
+        first = _blend(texels, a, b, four, tx, ty)
+        second = _blend(texels, a + np.uintp(1), b + np.uintp(1), four, tx, ty)
+        third = _blend(texels, a + np.uintp(2), b + np.uintp(2), four, tx, ty)
+        fourth = _blend(texels, a + np.uintp(3), b + np.uintp(3), four, tx, ty)
+        red[i], green[i], blue[i], alpha[i] = first, second, third, fourth
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
-def _pull(colors, features, warp, cells):  # type: ignore[no-untyped-def]
-    (height, width, _), (feature_height, feature_width, channels) = colors.shape, features.shape
-    texels, feature_texels = colors.reshape(-1), features.reshape(-1)
-    grid, cell = cells.shape[1], warp.shape[1] // cells.shape[1]
-    step = cell * cell
-    for i in range(grid):
-        for dy in range(cell):
-            y = i * cell + dy
+def _pull(colors, warp, cells):  # type: ignore[no-untyped-def]
+    height, width, _ = colors.shape
+    texels, side, grid = colors.reshape(-1), warp.shape[1], cells.shape[1]
+    cell = side // grid
+    at, right, below = np.empty(side, np.int32), np.empty(side, np.float32), np.empty(side, np.float32)
+    rows = np.empty((4, side), dtype=np.float32)
+    for y in range(side):
+        _place(warp[0, y], warp[1, y], width, height, at, right, below)
+        _look_up(texels, width, at, right, below, rows)
+        i, dy = y // cell, y % cell
+        for k in range(4):
             for dx in range(cell):
-                part = dy * cell + dx
+                line, row = cells[(k * cell + dy) * cell + dx, i], rows[k, dx::cell]
                 for j in range(grid):
-                    x = j * cell + dx
-                    a, b, c, d, tx, ty = _texel(warp[0, y, x], warp[1, y, x], height, width, 4)
-                    for k in range(4):
-                        above = texels[a + k] + tx * (texels[b + k] - texels[a + k])
-                        below = texels[c + k] + tx * (texels[d + k] - texels[c + k])
-                        cells[k * step + part, i, j] = above + ty * (below - above)
+                    line[j] = row[j]
+
+
+@njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
+def _pull_centers(features, warp, cells):  # type: ignore[no-untyped-def]
+    height, width, channels = features.shape
+    texels, side, grid = features.reshape(-1), warp.shape[1], cells.shape[1]
+    cell, step = side // grid, np.uintp(channels)
+    at, right, below = np.empty(grid, np.int32), np.empty(grid, np.float32), np.empty(grid, np.float32)
+    values = np.empty((grid, channels), dtype=np.float32)
+    for i in range(grid):
         y = i * cell + cell // 2
+        _place(warp[0, y, cell // 2 :: cell], warp[1, y, cell // 2 :: cell], width, height, at, right, below)
         for j in range(grid):
-            x = j * cell + cell // 2
-            a, b, c, d, tx, ty = _texel(warp[0, y, x], warp[1, y, x], feature_height, feature_width, channels)
+            a, tx, ty = step * np.uintp(at[j]), right[j], below[j]
+            b = a + step * np.uintp(width)
             for k in range(channels):
-                above = feature_texels[a + k] + tx * (feature_texels[b + k] - feature_texels[a + k])
-                below = feature_texels[c + k] + tx * (feature_texels[d + k] - feature_texels[c + k])
-                cells[4 * step + k, i, j] = above + ty * (below - above)
+                values[j, k] = _blend(texels, a + np.uintp(k), b + np.uintp(k), step, tx, ty)
+        for k in range(channels):
+            for j in range(grid):
+                cells[k, i, j] = values[j, k]
 
 
 @njit(cache=True, nogil=True, fastmath=True, error_model="numpy")
 def _finish(colors, warp, offset, residual, portrait):  # type: ignore[no-untyped-def]
     height, width, _ = colors.shape
-    texels = colors.reshape(-1)
-    side, grid = warp.shape[1], offset.shape[1]
+    texels, side, grid = colors.reshape(-1), warp.shape[1], offset.shape[1]
     cell = side // grid
-    step = cell * cell
     # Cells before and after each pixel and the share of the latter, as `interpolate` (bilinear) has them.
     first, second = np.empty(side, dtype=np.int64), np.empty(side, dtype=np.int64)
     share = np.empty(side, dtype=np.float32)
@@ -160,39 +208,49 @@ def _finish(colors, warp, offset, residual, portrait):  # type: ignore[no-untype
         first[x] = int(place)
         second[x] = min(first[x] + 1, grid - 1)
         share[x] = place - first[x]
-    moved = np.empty((2, grid), dtype=np.float32)
+    moved, placed = np.empty(grid, dtype=np.float32), np.empty((2, side), dtype=np.float32)
+    at, right, below = np.empty(side, np.int32), np.empty(side, np.float32), np.empty(side, np.float32)
     for y in range(side):
         for k in range(2):
+            above, beneath, t = offset[k, first[y]], offset[k, second[y]], share[y]
             for j in range(grid):
-                above = offset[k, first[y], j]
-                moved[k, j] = above + share[y] * (offset[k, second[y], j] - above)
+                moved[j] = above[j] + t * (beneath[j] - above[j])
+            for x in range(side):
+                near = moved[first[x]]
+                placed[k, x] = warp[k, y, x] + near + share[x] * (moved[second[x]] - near)
+        _place(placed[0], placed[1], width, height, at, right, below)
+        rows = portrait[:, y]
+        _look_up(texels, width, at, right, below, rows)
         i, dy = y // cell, y % cell
-        for j in range(grid):
+        for k in range(4):
             for dx in range(cell):
-                x, part = j * cell + dx, dy * cell + dx
-                left, right, t = first[x], second[x], share[x]
-                u = warp[0, y, x] + moved[0, left] + t * (moved[0, right] - moved[0, left])
-                v = warp[1, y, x] + moved[1, left] + t * (moved[1, right] - moved[1, left])
-                a, b, c, d, tx, ty = _texel(u, v, height, width, 4)
-                for k in range(4):
-                    above = texels[a + k] + tx * (texels[b + k] - texels[a + k])
-                    below = texels[c + k] + tx * (texels[d + k] - texels[c + k])
-                    portrait[y, x, k] = above + ty * (below - above) + residual[k * step + part, i, j]
-                portrait[y, x, 3] = min(max(portrait[y, x, 3], np.float32(0)), np.float32(1))
+                line, row = residual[(k * cell + dy) * cell + dx, i], rows[k, dx::cell]
+                for j in range(grid):
+                    row[j] += line[j]
+        for x in range(side):
+            rows[3, x] = min(max(rows[3, x], np.float32(0)), np.float32(1))
 
 
 @njit(cache=True, nogil=True)
 def _compose(portrait, background, picture, color, matte):  # type: ignore[no-untyped-def]
     full, half, zero = np.float32(255), np.float32(0.5), np.float32(0)
-    clear = np.float32(CLEAR)
-    for y in range(portrait.shape[0]):
-        for x in range(portrait.shape[1]):
-            share = portrait[y, x, 3]
-            is_clear = share < clear
-            matte[y, x] = 0 if is_clear else np.uint8(share * full + half)
-            for k in range(3):
-                straight = min(max(portrait[y, x, k] * full, zero), full)
-                behind = background[y, x, k]
-                mixed = np.float32(behind) + share * (straight - np.float32(behind)) + half
-                color[y, x, k] = np.uint8(straight + half)
-                picture[y, x, k] = behind if is_clear else np.uint8(mixed)
+    side, clear = portrait.shape[2], np.float32(CLEAR)
+    share, behind = np.empty(side, dtype=np.float32), np.empty(side, dtype=np.float32)
+    opacity, straight, mixed = np.empty(side, np.int32), np.empty(side, np.int32), np.empty(side, np.int32)
+    for y in range(portrait.shape[1]):
+        alpha = portrait[3, y]
+        for x in range(side):
+            share[x] = alpha[x] if alpha[x] >= clear else zero
+            opacity[x] = np.int32(share[x] * full + half)
+        for x in range(side):
+            matte[y, x] = opacity[x]
+        for k in range(3):
+            plane = portrait[k, y]
+            for x in range(side):
+                behind[x] = background[y, x, k]
+            for x in range(side):
+                value = min(max(plane[x] * full, zero), full)
+                straight[x] = np.int32(value + half)
+                mixed[x] = np.int32(behind[x] + share[x] * (value - behind[x]) + half)
+            for x in range(side):
+                color[y, x, k], picture[y, x, k] = straight[x], mixed[x]

@@ -60,7 +60,7 @@ class Portrait:
 
 
 class Runtime(Protocol):
-    """Computes the person without background: color and opacity, float32 (S, S, 4)."""
+    """Computes the person without background: color and opacity, float32 (4, S, S)."""
 
     name: str
 
@@ -81,8 +81,7 @@ class TorchRuntime:
     def portrait(self, condition: Condition) -> NDArray[np.float32]:
         inputs = (condition.warp, condition.drawing, condition.motion, condition.mixture)
         tensors = [torch.from_numpy(array)[None].to(self.device) for array in inputs]
-        portrait = torch.cat(self.generator(*tensors, self._code), dim=1)[0]
-        return np.ascontiguousarray(portrait.permute(1, 2, 0).cpu().numpy())
+        return np.ascontiguousarray(torch.cat(self.generator(*tensors, self._code), dim=1)[0].cpu().numpy())
 
 
 class GraphRuntime:
