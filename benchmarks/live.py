@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -42,6 +43,7 @@ from omokage.pipelines.bench import RUNTIMES as ALL_RUNTIMES
 from omokage.pipelines.stand_in import stand_in
 from omokage.render.renderer import Renderer
 from omokage.render.retarget import Rest
+from omokage.threads import one_blas_thread
 from omokage.tracking.tracker import OnlineTracker, track_clip
 
 CLIP_SIDE_PX = 512
@@ -105,7 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         "date": date.today().isoformat(),
         "command": "python benchmarks/live.py " + " ".join(named(a) for a in arguments),
         "clip": {"name": given.clip.name, "width": info.width, "height": info.height, "frames": len(frames)},
-        "machine": machine() | {"note": given.note},
+        "machine": machine() | {"slowdown_of_two_threads": slowdown_of_two_threads(), "note": given.note},
         "targets": TARGETS,
         "results": results,
     }
@@ -141,6 +143,27 @@ class Others:
             return None
         busy, own, seconds = (after - before for after, before in zip(now, self._start, strict=True))
         return round(max(0.0, busy - own) / seconds, 2)
+
+
+def slowdown_of_two_threads() -> float:
+    """How much longer a thread takes while another one does the same: 1 on two real cores, 1.4 to 1.6 where the 'two
+    cores' are two threads of one."""
+
+    def work() -> float:
+        start = time.perf_counter()
+        for _ in range(60):
+            matrix @ matrix
+        return time.perf_counter() - start
+
+    matrix = np.random.default_rng(0).random((400, 400), dtype=np.float32)
+    with one_blas_thread(), ThreadPoolExecutor(2) as pool:
+        work()
+        ratios = []
+        for _ in range(5):
+            alone = work()
+            together = [pool.submit(work) for _ in range(2)]
+            ratios.append(statistics.mean(t.result() for t in together) / alone)
+    return round(statistics.median(ratios), 2)
 
 
 def wait_for_quiet(seconds: float) -> None:

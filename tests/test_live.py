@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import sys
@@ -27,6 +28,7 @@ from omokage.pipelines.bench import Paced, bench, endless
 from omokage.pipelines.predict import UnitCosts, predict_create
 from omokage.pipelines.reenact import motion_states
 from omokage.pipelines.stand_in import StandIn, stand_in
+from omokage.render import readback as readback_module
 from omokage.render import realtime
 from omokage.render.detail import retarget_detail
 from omokage.render.readback import ReadBack
@@ -285,7 +287,8 @@ def test_prediction_grows_with_clip_size_and_minutes(monkeypatch: pytest.MonkeyP
 
 def test_reading_back_brings_lips_and_lids_to_where_they_were_told_to_be(person: StandIn) -> None:
     """The landmarks of the picture come nearer to the face model's; nothing else of the state changes."""
-    renderer, read_back = Renderer(person.avatar, runtime="torch"), ReadBack(person.avatar)
+    renderer = Renderer(person.avatar, runtime="torch")
+    read_back = ReadBack(renderer)
     track = person.avatar.track
     states = [avatar_state(track, row) for row in range(0, len(track), 2)]
     # Lips and lids that are told to be a millimeter and a half lower than the texture has them.
@@ -307,14 +310,32 @@ def test_reading_back_brings_lips_and_lids_to_where_they_were_told_to_be(person:
 
     before, after = missed(told), missed(corrected)
     assert after < 0.85 * before, (before, after)
-    again = ReadBack(person.avatar)
+    again = ReadBack(renderer)
     np.testing.assert_array_equal(again.corrected(told[0]).detail, corrected[0].detail)
 
 
-def test_a_picture_without_a_face_is_left_alone(person: StandIn) -> None:
+def test_a_picture_without_a_face_is_left_alone(person: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     nobody = SimpleNamespace(detect=lambda _: [], reset=lambda: None)
+    monkeypatch.setattr(readback_module, "MediaPipeLandmarks", lambda: nobody)
     state = avatar_state(person.avatar.track, 0)
-    assert ReadBack(person.avatar, nobody).corrected(state) is state
+    assert ReadBack(Renderer(person.avatar, runtime="torch")).corrected(state) is state
+
+
+def test_the_picture_of_the_network_is_read_too(person: StandIn) -> None:
+    """A network that moves the lips is noticed, which the picture without network cannot show."""
+    state = avatar_state(person.avatar.track, 0)
+    moving = copy.deepcopy(person.avatar.generator)
+    torch.nn.init.zeros_(moving.offset.weight)
+    with torch.no_grad():
+        moving.offset.bias.copy_(torch.tensor([0.0, 0.15]))
+    still, moved = (
+        ReadBack(Renderer(replace(person.avatar, generator=generator), runtime="torch"))
+        .corrected(state)
+        .detail
+        for generator in (person.avatar.generator, moving)
+    )
+    lips = MorphableModel.load().lips_outer
+    assert np.abs(moved - still)[lips].mean() > 0.005  # cm
 
 
 def test_turns_are_quick_only_while_a_stream_runs(person: StandIn) -> None:

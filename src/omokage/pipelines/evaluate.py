@@ -256,7 +256,8 @@ def _rows_with_face(recording: Recording, held_out: Sequence[Sample], question: 
 
 def _render(avatar: Avatar, states: Sequence[AvatarState]) -> NDArray[np.uint8]:
     """As `reenact` does."""
-    renderer, read_back = Renderer(avatar, runtime="torch"), ReadBack(avatar)
+    renderer = Renderer(avatar, runtime="torch")
+    read_back = ReadBack(renderer)
     return np.stack([renderer.render(read_back.corrected(state)).image for state in states])
 
 
@@ -266,7 +267,7 @@ def _notes(avatar: Avatar, unet_minutes: float) -> tuple[str, ...]:
         f"Trained for {made.minutes:.1f} minutes ({made.steps} steps) at {avatar.size} pixels, omokage {made.omokage}.",
         f"Measured on {platform.machine()} with {torch.get_num_threads()} threads, torch {torch.__version__}.",
         "The avatar is driven by what tracking reads in the held-out frames: head pose, expression, gaze, hair and "
-        "shoulders, lips and lids; its own picture is read back once and corrected, as reenactment does.",
+        "shoulders, lips and lids; its own picture is read back twice and corrected, as reenactment does.",
     ]
     if unet_minutes <= 0:
         notes.append(

@@ -115,8 +115,8 @@ def reenact(
     rest = rest_of(person)
     moved = retarget(driving.track, source_rest=rest, coverage=Coverage.of(person.track), controls=controls)
     detail = retarget_detail(driving.track, source_rest=rest, controls=controls)
-    # What the landmark network misreads in a picture is corrected before it is drawn by the network.
-    states = one_ahead(map(ReadBack(person).corrected, motion_states(moved.motion, detail)))
+    # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
+    states = one_ahead(map(ReadBack(renderer).corrected, motion_states(moved.motion, detail)))
     released = release_clip(
         _pictures(renderer, states, is_transparent=is_transparent),
         output,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class Portrait:
 
 
 class Runtime(Protocol):
-    """Computes the person without background: color and opacity, float32 (4, S, S)."""
+    """Computes the person without background: color and opacity, float32 (4, S, S). Several threads may call it."""
 
     name: str
 
@@ -257,9 +258,12 @@ def start_openvino(graph: bytes, threads: int) -> Callable[[Feed], Any]:
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
     request = core.compile_model(core.read_model(graph), "CPU", settings).create_infer_request()
 
+    lock = threading.Lock()  # a request serves one thread at a time, and its outputs are its own memory
+
     def network(feed: Feed) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        request.infer([feed[name] for name in INPUTS])
-        return request.get_output_tensor(0).data, request.get_output_tensor(1).data
+        with lock:
+            request.infer([feed[name] for name in INPUTS])
+            return request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy()
 
     return network
 
