@@ -66,12 +66,12 @@ def compact_256() -> AvatarConfig:
     return AvatarConfig(
         size=256,
         wavelet_levels=2,
-        widths=(48, 96, 128, 160),
+        widths=(40, 64, 96, 128),
         stem_kernel=3,
         head_kernel=3,
         texture_size=256,
         texture_channels=16,
-        texture_modes=16,
+        texture_modes=32,
         code_size=8,
     )
 
