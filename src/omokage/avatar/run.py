@@ -50,7 +50,7 @@ class TrainingConfig(Config):
     motion_noise: float = 0.05
     code_dropout: float = 0.5
     face_weight: float = 1.0
-    feature_weight: float = 6.0
+    feature_weight: float = 3.0
     matte_weight: float = 1.0
     detail_weight: float = 0.5
     adversarial: float = 0.0

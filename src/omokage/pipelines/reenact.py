@@ -113,8 +113,15 @@ def reenact(
 
     driving = open_driver(driver, on_progress=on_progress)
     rest = rest_of(person)
-    moved = retarget(driving.track, source_rest=rest, coverage=Coverage.of(person.track), controls=controls)
-    detail = retarget_detail(driving.track, source_rest=rest, controls=controls)
+    driving_rest = rest.of_driver(driving.track)
+    moved = retarget(
+        driving.track,
+        source_rest=rest,
+        coverage=Coverage.of(person.track),
+        controls=controls,
+        driving_rest=driving_rest,
+    )
+    detail = retarget_detail(driving.track, source_rest=rest, controls=controls, driving_rest=driving_rest)
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
     states = one_ahead(map(ReadBack(renderer).corrected, motion_states(moved.motion, detail)))
     released = release_clip(

@@ -43,9 +43,16 @@ class DetailTransfer:
 
 
 def retarget_detail(
-    driving: FaceTrack, *, source_rest: Rest, controls: Controls | None = None
+    driving: FaceTrack,
+    *,
+    source_rest: Rest,
+    controls: Controls | None = None,
+    driving_rest: Rest | None = None,
 ) -> Iterator[Float]:
-    """What the named expressions leave out of the driver's face, for the avatar's: (468, 3) cm a frame, head space."""
-    transfer = DetailTransfer.between(source_rest, source_rest.of_driver(driving), controls)
+    """What the named expressions leave out of the driver's face, for the avatar's: (468, 3) cm a frame, head space.
+
+    driving_rest: as `retarget` has it.
+    """
+    transfer = DetailTransfer.between(source_rest, driving_rest or source_rest.of_driver(driving), controls)
     for row in range(len(driving)):
         yield transfer.apply(driving, row)

@@ -1,9 +1,9 @@
 """Reading back: the landmark network looks at the avatar's own picture, and what it misreads is corrected.
 
 A texture learned from many frames puts lips and lids of one frame a little beside where they were told to be, and the
-network moves them once more. So the picture is drawn without network, its landmarks are compared with the face model
-that it was drawn from, and the skin detail moves by a part of the difference; then the same with the network's picture
-(analysis by synthesis, two steps of it). Lips come out a quarter to a third nearer to the driver's
+network moves the lips once more. So the picture is drawn without network, its landmarks are compared with the face model
+that it was drawn from, and the skin detail moves by a part of the difference; then the same for the lips in the network's
+picture (analysis by synthesis, two steps of it). Lips come out a third nearer to the driver's
 (docs/research/avatar-ablations.md).
 """
 
@@ -19,12 +19,11 @@ from omokage.geometry.camera import rotation_matrix
 from omokage.media.clip import Image
 from omokage.render.lookup import Texture, compose, pull_portrait
 from omokage.render.renderer import Renderer
-from omokage.tracking.detail import SKIN_COUNT, displacement
+from omokage.tracking.detail import SKIN_COUNT, displacement, lips_share
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
 from omokage.tracking.tracker import SETTLING_RUNS
 
-# Of the difference, in the picture without network and in the network's: more costs pixels for landmarks.
-EXPLICIT_GAIN, NETWORK_GAIN = 0.5, 0.3
+GAIN = 0.5  # of the difference: more costs pixels for landmarks
 
 
 class ReadBack:
@@ -41,8 +40,8 @@ class ReadBack:
     def corrected(self, state: AvatarState) -> AvatarState:
         """The state whose picture looks as `state` says; unchanged where no face is found in the picture."""
         told = self._avatar.conditioner.project(state)[0][:SKIN_COUNT]
-        state = self._moved(state, told, self._explicit_reader.read(self._explicit(state)), EXPLICIT_GAIN)
-        return self._moved(state, told, self._network_reader.read(self._network(state)), NETWORK_GAIN)
+        state = self._moved(state, told, self._explicit_reader.read(self._explicit(state)), 1.0)
+        return self._moved(state, told, self._network_reader.read(self._network(state)), lips_share())
 
     def _explicit(self, state: AvatarState) -> Image:
         condition = self._avatar.conditioner.draw(state)
@@ -59,18 +58,17 @@ class ReadBack:
         state: AvatarState,
         told: NDArray[np.float64],
         seen: NDArray[np.float32] | None,
-        gain: float,
+        share: NDArray[np.float64] | float,
     ) -> AvatarState:
-        """The state with the skin moved by `gain` of what was told (468, 3) less what is seen (478, 3)."""
+        """The state with its skin moved from where it is seen (478, 3) towards where it was told to be (468, 3)."""
         if seen is None:
             return state
         conditioner = self._avatar.conditioner
         scale = conditioner.sheet.camera.focal_px * self._avatar.size / conditioner.crop.side
         missed = (told[:, :2] - seen[:SKIN_COUNT, :2]) * told[:, 2:] / scale
         detail = 0.0 if state.detail is None else state.detail
-        return replace(
-            state, detail=detail + gain * displacement(missed, rotation_matrix(state.pose.rotation))
-        )
+        move = GAIN * share * displacement(missed, rotation_matrix(state.pose.rotation))
+        return replace(state, detail=detail + move)
 
 
 class _Reader:

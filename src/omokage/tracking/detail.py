@@ -36,6 +36,15 @@ def _share() -> NDArray[np.float64]:
     return np.asarray(np.maximum(is_mouth, np.clip(1.6 - from_lids, 0, 1))[:, None])
 
 
+@cache
+def lips_share() -> NDArray[np.float64]:
+    """1 up to 0.6 cm from the lips' outline, 0 from a centimeter farther on, (468, 1)."""
+    model = MorphableModel.load()
+    skin = model.neutral[:SKIN_COUNT, :2].astype(np.float64)
+    from_lips = np.linalg.norm(skin[:, None] - skin[None, list(model.lips_outer)], axis=2).min(axis=1)
+    return np.asarray(np.clip(1.6 - from_lips, 0, 1)[:, None])
+
+
 def skin_detail(track: FaceTrack, row: int) -> NDArray[np.float64]:
     """Displacement of the skin vertices (468, 3) in head space, cm, that brings mouth and lids onto a row's landmarks.
 
