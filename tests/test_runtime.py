@@ -14,6 +14,7 @@ import torch
 
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import Conditioner
+from omokage.avatar.config import PRESETS, compact_128
 from omokage.avatar.generator import MOTION_SIZE
 from omokage.avatar.samples import avatar_state
 from omokage.errors import InputError, OutputError
@@ -63,6 +64,17 @@ def test_a_graph_gives_the_same_picture_as_torch(avatar: Avatar, engine: str) ->
         np.testing.assert_allclose(graph.runtime.portrait(condition), expected, atol=1e-3)
         plain = TorchRuntime(without_network).portrait(condition)
         assert np.abs(plain - expected).max() > 0.02  # the network has a say in what was compared
+
+
+def test_a_graph_of_wider_cells_gives_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells of 8 pixels and convolutions of single cells, as at 512."""
+    sizes = replace(compact_128(), wavelet_levels=3, stem_kernel=1, widths=(16, 24))
+    monkeypatch.setitem(PRESETS, SIZE, lambda: sizes)
+    person = stand_in(SIZE, frame_count=8, clip_side=192).avatar
+    truth, graph = TorchRuntime(person.generator), Renderer(person, runtime="onnxruntime-fp32", threads=1)
+    for condition in recorded_conditions(person, 2):
+        expected = truth.portrait(condition)
+        np.testing.assert_allclose(graph.runtime.portrait(condition), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -77,11 +77,11 @@ def compact_256() -> AvatarConfig:
 
 
 def compact_512() -> AvatarConfig:
-    """Four times the pixels: the trunk's grid is 128, no convolution runs above it."""
+    """Four times the pixels on the same grid: a cell is 8 pixels wide, and three wavelet levels carry its detail."""
     return AvatarConfig(
         size=512,
-        wavelet_levels=2,
-        widths=(32, 64, 128, 160),
+        wavelet_levels=3,
+        widths=(48, 96, 128, 160),
         stem_kernel=1,
         head_kernel=1,
         texture_size=512,

@@ -1,9 +1,9 @@
 """Reading back: the landmark network looks at the avatar's own picture, and what it misreads is corrected.
 
 A texture learned from many frames puts lips and lids of one frame a little beside where they were told to be, and the
-network moves the lips once more. So the picture is drawn without network, its landmarks are compared with the face model
-that it was drawn from, and the skin detail moves by a part of the difference; then the same for the lips in the network's
-picture (analysis by synthesis, two steps of it). Lips come out a third nearer to the driver's
+network moves the lips once more. So the picture is drawn without network, its landmarks are compared with the face
+model that it was drawn from, and the skin detail moves by a part of the difference; then the same for the lips in the
+network's picture (analysis by synthesis, two steps of it). Lips come out a third nearer to the driver's
 (docs/research/avatar-ablations.md).
 """
 
