@@ -104,7 +104,7 @@ def predict_create(
         "decoding": 3 * frames * DECODING_S,
         "registering": min(train, MAX_FRAMES) * cost.register,
         "evaluating": (train + held_out) * cost.find
-        + held_out * (cost.picture + cost.warp + METHODS * cost.score)
+        + held_out * (2 * (cost.picture + cost.find) + cost.warp + METHODS * cost.score)
         + REHEARSALS * len(WARP_RULES) * cost.warp,
         "other": FIXED_S,
     }
@@ -112,7 +112,9 @@ def predict_create(
     training_gb = PROGRAM_GB + pixels * (
         max(TRAINING_GB_PER_PIXEL, EXPLICIT_GB_PER_PIXEL) + (train + held_out) * BYTES_PER_KEPT_PIXEL / 1e9
     )
-    training = min(minutes, passes * (1 - HELD_OUT_SHARE) * frames * cost.train / 60)
+    # Where a long recording is thinned out, its frames get as many passes more.
+    pictures = TrainingConfig(passes=passes).passes_over(train) * (1 - HELD_OUT_SHARE) * frames
+    training = min(minutes, pictures * cost.train / 60)
     return Prediction(
         minutes=training + sum(seconds.values()) / 60,
         training_minutes=training,
