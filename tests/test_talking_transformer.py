@@ -146,6 +146,18 @@ def test_every_norm_at_small_magnitudes() -> None:
         golden().check(f"norm.{name}", norm(given(probe)).numpy(), share=SHARE)
 
 
+def test_nothing_is_computed_after_the_last_export() -> None:
+    calls: list[int] = []
+    hooks = [
+        block.register_forward_hook(lambda *_, i=i: calls.append(i))
+        for i, block in enumerate(reference().blocks)
+    ]
+    portrait_tokens()
+    for hook in hooks:
+        hook.remove()
+    assert calls == [0]
+
+
 def test_reference_network() -> None:
     network, latent = reference(), given("reference_latent")
     for i, tokens in enumerate(portrait_tokens()):
@@ -203,8 +215,10 @@ def test_a_batch_of_two_shares_what_is_the_same() -> None:
     both = network(torch.cat([x, x]), modulation, joined)
     apart = torch.cat([network(x, modulation, first), network(x, modulation, second)])
     torch.testing.assert_close(both, apart, rtol=0, atol=1e-5)
-    tokens_joined = replace(uncached(), audio=None).join(replace(uncached(), audio=None))
-    assert tokens_joined.audio is None and tokens_joined.text.shape[0] == 4
+    twice = replace(uncached(), audio=None).join(replace(uncached(), audio=None))
+    assert twice.audio is None and twice.text.shape[0] == 4 and twice.face[0].shape[0] == 4
+    with pytest.raises(InternalError, match="when both have"):
+        first.join(replace(second, face=None))
 
 
 def test_requests_share_no_state() -> None:
@@ -286,6 +300,10 @@ def test_caches_know_their_size_and_can_be_moved() -> None:
     moved = cache_of_face.to("cpu", torch.bfloat16)
     assert moved.size == cache_of_face.size // 2
     assert moved.layers[0].keys.dtype == torch.bfloat16
+    for layer in denoiser().cache_reference(portrait_tokens()).layers:
+        # Nothing else, such as the queries, is kept alive.
+        assert layer.keys.untyped_storage().nbytes() == layer.keys.nbytes
+        assert layer.values.untyped_storage().nbytes() == layer.values.nbytes
 
 
 def test_loss_and_gradients_of_both_networks() -> None:

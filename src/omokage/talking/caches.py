@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from omokage.errors import InternalError
+
 
 @dataclass(frozen=True)
 class KeyValue:
@@ -88,7 +90,10 @@ class Conditions:
     audio: tuple[Source, ...] | None = None
 
     def join(self, other: Conditions) -> Conditions:
-        """Both as one batch, first these, then `other`. What both share, as the same object, stays a batch of 1."""
+        """Both as one batch, first these, then `other`. What both share, as the same object, stays a batch of 1.
+
+        Raises InternalError when one has a condition that the other lacks.
+        """
         return Conditions(
             _join(self.text, other.text),
             _join(self.latents, other.latents),
@@ -107,7 +112,13 @@ def _join(first: Tensor, second: Tensor) -> Tensor:
 def _join_layers(
     first: tuple[Source, ...] | None, second: tuple[Source, ...] | None
 ) -> tuple[Source, ...] | None:
-    if first is None or second is None or (first is second and _batch(first[0]) == 1):
+    if first is None or second is None:
+        if first is not second:
+            raise InternalError(
+                "conditions can only be joined when both have a portrait, face and speech or lack them"
+            )
+        return None
+    if first is second and _batch(first[0]) == 1:
         return first
     return tuple(_join_sources(a, b) for a, b in zip(first, second, strict=True))
 

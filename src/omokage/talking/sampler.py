@@ -45,7 +45,8 @@ def sample(
 ) -> Tensor:
     """MAIN: Gaussian `start` (B, T, C, h, w), float32 -> clean latents, same shape.
 
-    `null`: what guidance leads away from, see `null_conditions`.
+    `null`: what guidance leads away from, see `null_conditions`. With `config.together` both kinds of conditions
+    must have the batch B.
     """
     steps = sampling_steps(config.steps, stochastic=config.stochastic)
     with torch.no_grad():

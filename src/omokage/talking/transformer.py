@@ -7,7 +7,8 @@ One class serves twice (Cui et al. 2024, section 3; backbone: CogVideoX, Yang et
     reference  the same network without face and speech; its normalised video tokens of the masked portrait, before
                the attention of every layer, are the reference tokens of the denoiser's same layer
 
-No state is kept between calls: all conditions arrive as records of `caches`.
+No state is kept between calls: all conditions arrive as records of `caches`. "Spec" in these modules means the
+project's specification of Hallo3, written from the released code and its paper.
 Shape letters: B batch, T latent frames, C latent channels, h w latent grid, P tokens of a latent frame, N text tokens,
 D width.
 """
