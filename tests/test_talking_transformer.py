@@ -388,6 +388,12 @@ def test_what_does_not_fit_is_refused() -> None:
     modulation = network.modulation(given("timesteps"))
     with pytest.raises(InputError, match="learned positions fit no other size"):
         network(given("x")[..., :10], modulation, conditions)
+    with pytest.raises(InputError, match="learned positions fit no other size"):
+        reference().reference_tokens(given("reference_latent")[..., :6, :])
+    for short in (network.in_all_layers(network.audio_tokens(given("audio")[:, :5])), None):
+        short = short or network.cache_audio(given("audio")[:, :5]).layers
+        with pytest.raises(InternalError, match="speech for 2 latent frames was given to 13"):
+            network(given("x"), modulation, replace(conditions, audio=short))
     with pytest.raises(InputError, match="multiple of 4 frames plus one, got 48"):
         network.cache_audio(given("audio")[:, :48])
     with pytest.raises(InternalError, match="text embeddings must be 6 x 28"):

@@ -104,7 +104,9 @@ class Transformer(nn.Module):
         """What a reference network sees: latents (B, 1, C, h, w) of the masked portrait -> of every layer (B, P, D).
 
         `text`: (B, N, text width), zeros when None. What would follow the last export is not computed (spec 1.5).
+        Raises InputError for latents of another grid.
         """
+        self._check_latents(latents)
         if text is None:
             text = latents.new_zeros(1, self.config.text_tokens, self.config.text_width)
         tokens, turns = self.embed(latents, latents, text), self._rotaries(latents)
@@ -170,7 +172,7 @@ class Transformer(nn.Module):
         rows, columns = height // config.patch, width // config.patch
         return rotaries(config.text_tokens, frames, rows, columns, config.head_width, latents.device)
 
-    def _check(self, latents: Tensor, conditions: Conditions) -> None:
+    def _check_latents(self, latents: Tensor) -> None:
         config = self.config
         grid = (config.latent_channels, config.latent_height, config.latent_width)
         if latents.dim() != 5 or latents.shape[2:] != grid or latents.shape[1] > config.latent_frames:
@@ -178,6 +180,10 @@ class Transformer(nn.Module):
                 f"this transformer takes up to {config.latent_frames} latent frames of {grid}, "
                 f"got {tuple(latents.shape)}; its learned positions fit no other size"
             )
+
+    def _check(self, latents: Tensor, conditions: Conditions) -> None:
+        config = self.config
+        self._check_latents(latents)
         if conditions.text.shape[1:] != (config.text_tokens, config.text_width):
             raise InternalError(
                 f"text embeddings must be {config.text_tokens} x {config.text_width}, "
@@ -189,7 +195,16 @@ class Transformer(nn.Module):
                 f"conditions give face and audio as {given}, "
                 f"the network needs {config.face is not None, config.audio is not None}"
             )
+        if conditions.audio is not None and _frames(conditions.audio[0]) != latents.shape[1]:
+            raise InternalError(
+                f"speech for {_frames(conditions.audio[0])} latent frames was given to {latents.shape[1]} of video"
+            )
 
 
 def _of_layer(sources: tuple[Source, ...] | None, index: int) -> Source | None:
     return None if sources is None else sources[index]
+
+
+def _frames(source: Source) -> int:
+    """Latent frames that tokens or keys of face or speech are for."""
+    return source.shape[1] if isinstance(source, Tensor) else source.keys.shape[1]
