@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from golden_fill import Golden
 from omokage.errors import InputError, MissingDependencyError, NoFaceError
@@ -115,6 +116,8 @@ def test_a_face_that_fills_the_picture_keeps_the_whole_side() -> None:
     """Shifted back as released, the enlarged rectangle of a 90 px face in 100 px would begin at -8: a strip of 8 px."""
     assert face_rectangle(outline(5, 95, 5, 95), 100, 100) == FaceRectangle(0, 100, 0, 100)
     assert face_rectangle(outline(0, 90, 30, 60), 100, 100) == FaceRectangle(27, 63, 0, 100)
+    # Partly outside at the far edge: the shift back would pass the near one.
+    assert face_rectangle(outline(15, 110, 30, 60), 100, 100) == FaceRectangle(27, 63, 0, 100)
 
 
 def test_a_face_outside_the_picture_is_refused() -> None:
@@ -282,6 +285,16 @@ def test_a_speech_becomes_features_of_its_padded_length(speech_encoder: SpeechEn
     torch.testing.assert_close(louder.hidden, features.hidden, atol=1e-4, rtol=1e-3)
 
 
+def test_the_speech_encoder_is_read_from_a_folder(speech_encoder: SpeechEncoder, tmp_path: Path) -> None:
+    """The published file is that of the speech recogniser: a prefix, a head, and the old names of the two halves."""
+    golden = Golden("hallo3_wav2vec")
+    state = {f"wav2vec2.{k}": torch.from_numpy(v) for k, v in golden.weights("wav2vec2").items()}
+    save_file(state | {"lm_head.bias": torch.zeros(32)}, tmp_path / "model.safetensors", {"format": "pt"})
+    speech_encoder._network.config.save_pretrained(tmp_path)
+    again = SpeechEncoder.load(tmp_path).hidden(tensor(golden, "waveform")[0], golden.config["frames"])
+    golden.check("hidden", again.numpy(), share=0.5)
+
+
 # text
 
 
@@ -310,6 +323,31 @@ def test_the_text_encoder_gives_the_released_embeddings() -> None:
     np.testing.assert_allclose(alone[0].numpy(), golden.output("hidden")[0], atol=1e-5)
     assert null_text(alone).shape == alone.shape
     assert null_text(alone).abs().max() == 0
+
+
+def test_the_text_encoder_is_read_from_a_folder_with_its_tokenizer(tmp_path: Path) -> None:
+    transformers = pytest.importorskip(
+        "transformers", reason="the encoders need 'pip install omokage[portrait]'"
+    )
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(
+        models.WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "woman": 3, "talks": 4}, unk_token="<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(tmp_path)
+    golden = Golden("hallo3_t5")
+    network = transformers.T5EncoderModel(
+        transformers.T5Config(**golden.meta["networks"]["t5"]["config"], dropout_rate=0.0)
+    )
+    network.save_pretrained(tmp_path)
+    encoder = TextEncoder.load(tmp_path, tokens=6, dtype=torch.float32)
+    padded, cut = encoder.encode("a woman talks"), encoder.encode("a woman talks a a a a a")
+    assert padded.shape == cut.shape == (1, 6, 24)
+    # Padding is a word like others: no mask, but the same encoder sees it.
+    with torch.no_grad():
+        expected = network(input_ids=torch.tensor([[2, 3, 4, 0, 0, 0], [2, 3, 4, 2, 2, 2]])).last_hidden_state
+    torch.testing.assert_close(torch.cat([padded, cut]), expected)
 
 
 # what is missing

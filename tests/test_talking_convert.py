@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +145,12 @@ def test_a_stopped_conversion_goes_on_with_the_next_shard(
     run(source, out)
     assert len(written) == 2
     verify_shards(out, "layer")
+    # While the shards are being replaced no index claims that they belong together.
+    monkeypatch.setattr(convert, "save_file", stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        run(source, out, dtype=torch.float16, shard_bytes=20)
+    with pytest.raises(InputError, match="holds no weights of the layer"):
+        read_index(out, "layer")
 
 
 def test_a_damaged_shard_is_found_and_written_again(source: Path, tmp_path: Path) -> None:
@@ -164,9 +169,16 @@ def test_another_file_or_precision_starts_anew(source: Path, tmp_path: Path) -> 
     out = tmp_path / "out"
     before = run(source, out)
     assert run(source, out, dtype=torch.float16).digests != before.digests
-    other = tmp_path / "other.pt"
-    shutil.copy(source, other)
-    assert run(other, out).digests == before.digests
+    run(source, out)
+    changed = {key: 2 * value for key, value in official_file(source).items()}
+    size = source.stat().st_size
+    torch.save(
+        {"module": OrderedDict(changed), "iteration": 30000, "lr_scheduler": None, "args": {"seed": 7}},
+        source,
+    )
+    assert source.stat().st_size == size
+    assert run(source, out).digests.keys() == before.digests.keys()
+    assert torch.equal(load_file(out / before.shards["weight"])["weight"], changed["m.a.weight"])
 
 
 def test_progress_counts_bytes(source: Path, tmp_path: Path) -> None:
