@@ -43,6 +43,11 @@ FLAGS = {
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
     "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
+    "weights": ["--help", "-h"],
+    "weights add": ["--help", "--quiet", "-h", "NAME", "FOLDER"],
+    "weights list": ["--help", "--json", "--quiet", "--verify", "-h"],
+    "weights pull": ["--accept-licence", "--from", "--help", "--quiet", "--timeout", "-h", "NAME"],
+    "weights remove": ["--help", "-h", "NAME"],
 }  # fmt: skip
 
 
@@ -94,6 +99,8 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
 
 def test_flags_are_frozen() -> None:
     commands = {"": cli.app, **cli.app.commands}
+    groups = [name for name, command in commands.items() if name and isinstance(command, cli.click.Group)]
+    commands |= {f"{group} {name}": c for group in groups for name, c in commands[group].commands.items()}
     found = {}
     for name, command in commands.items():
         parameters = command.get_params(cli.click.Context(command))

@@ -43,6 +43,7 @@ PUBLIC = [
     "NoFaceError",
     "OmokageError",
     "OutputError",
+    "WeightsError",
     "__version__",
     "check_recording",
     "create_avatar",
