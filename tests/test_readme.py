@@ -50,7 +50,7 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         def __getattr__(self, name: str) -> Any:
             return pipeline
 
-    for name in ("check", "create", "reenact", "evaluate", "rehearse", "bench", "demo"):
+    for name in ("check", "create", "reenact", "evaluate", "rehearse", "bench", "demo", "weights"):
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
     assert code == 0, capsys.readouterr().err

@@ -73,7 +73,9 @@ def _agreed_address(spec: WeightsSpec, config: PullConfig) -> str:
     if not config.accept_licence:
         terms = " ".join(dict.fromkeys(f"{part.licence.name}: {part.licence.terms}" for part in spec.parts))
         raise WeightsError(
-            f"{spec.title} needs {size_text(spec.download_bytes)} from the network and as much on the disk; {terms} "
+            f"{spec.title} needs {size_text(spec.download_bytes)} from the network, "
+            f"{size_text(spec.download_bytes + spec.installed_bytes)} of the disk while it is converted and "
+            f"{size_text(spec.installed_bytes)} afterwards; {terms} "
             "If you accept these licences, run the same command with --accept-licence"
         )
     if not address:

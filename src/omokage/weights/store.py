@@ -207,10 +207,11 @@ def remove(name: str) -> int:
                 folder.rename(dying)
                 shutil.rmtree(dying)
         else:
+            files = own_files(spec)
+            freed += sum(path.stat().st_size for path in files)
             (folder / spec.manifest_name).unlink(missing_ok=True)
-            for path in own_files(spec):
-                freed += path.stat().st_size
-                path.unlink()
+            for path in files:
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise output_error(folder, error) from error
     return freed
