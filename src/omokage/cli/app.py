@@ -8,38 +8,29 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from omokage import OmokageError, OutputError, __version__
+from omokage.cli.animate import animate
+from omokage.cli.options import (
+    FilePath,
+    json_option,
+    output_option,
+    quiet_option,
+    refuse_same_file,
+    size_option,
+)
 from omokage.cli.progress import ProgressBar
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 TERMINATED = 143
 STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
 STOPPED_CREATE = "stopped, and nothing half-written was left; the same command goes on from what was done"
-RESUMABLE = ("create", "demo", "weights")
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-FilePath = click.Path(path_type=Path)
-quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
-json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-
-
-size_option = click.option(
-    "--size",
-    type=click.Choice([128, 256, 512]),
-    default=256,
-    show_default=True,
-    help="Picture side in pixels.",
-)
-
-
-def output_option(help_text: str, *, is_required: bool = True) -> Callable[[Command], Command]:
-    return click.option("-o", "--output", type=FilePath, required=is_required, help=help_text)
+RESUMABLE = ("animate", "create", "demo", "weights")
 
 
 @click.group(
@@ -351,11 +342,7 @@ def remove_model(name: str) -> None:
     click.echo(f"removed: {name}, {size_text(remove(name))}")
 
 
-def refuse_same_file(output: Path, *inputs: Path) -> None:
-    """Never let a result replace what it is made from."""
-    for given in inputs:
-        if output.exists() and given.exists() and output.samefile(given):
-            raise OutputError(f"the output {output} is also an input; give -o another name")
+app.add_command(animate)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -27,6 +27,9 @@ SAMPLE_RATE = 16_000
 FRAME_RATE = 25
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAME_RATE
 CONTEXT_FRAMES = 5
+# A longer speech is read in pieces: the first convolution takes 0.26 MB a frame, several times over.
+ONE_PASS_FRAMES = 5 * 60 * FRAME_RATE
+OVERLAP_FRAMES = 10 * FRAME_RATE  # of a piece with its neighbours, on either side
 SILENCE = -1  # in a table of rows: zeros instead of a frame's features
 
 Rows = NDArray[np.int64]
@@ -129,25 +132,28 @@ class SpeechEncoder:
         self._network: Any = network.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
         """Read the encoder from a folder in the format of `transformers`, in float32, from this machine alone.
 
         Raises InputError when the folder holds no such encoder, MissingDependencyError without `transformers`.
         """
         try:
             from transformers import Wav2Vec2Model
+            from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise MissingDependencyError(
                 "the speech encoder needs the package transformers, which is not installed; "
                 "run: pip install 'omokage[portrait]'"
             ) from error
         try:
-            return cls(Wav2Vec2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True))
+            transformers_logging.disable_progress_bar()
+            network = Wav2Vec2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{folder} holds no speech encoder: a wav2vec2 folder with config.json and safetensors is needed; "
                 "fetch it with 'omokage weights pull hallo3'"
             ) from error
+        return cls(network.to(device))
 
     def convolved(self, waveform: Tensor) -> Tensor:
         """Features (B, N, C) at 50 Hz of a normalised waveform (B, S) at 16 kHz."""
@@ -168,20 +174,34 @@ class SpeechEncoder:
         return torch.cat(states, dim=0).transpose(0, 1)
 
     def features(
-        self, speech: NDArray[np.float32], window_frames: int, *, exact: bool = False
+        self,
+        speech: NDArray[np.float32],
+        window_frames: int,
+        *,
+        exact: bool = False,
+        dtype: torch.dtype = torch.float32,
+        one_pass_frames: int = ONE_PASS_FRAMES,
     ) -> SpeechFeatures:
         """All features of a speech (S,) mono at 16 kHz: normalised over the whole clip, then padded with zeros.
 
-        The padding reaches the features of the last frames, and is therefore that of the released pipeline.
-        `exact`: see `speech_length`. Raises InputError for an empty speech.
+        The padding reaches the features of the last frames, and is therefore that of the released pipeline. A speech of
+        up to `one_pass_frames` is one sequence; a longer one is read in pieces that overlap, lest the memory of the
+        convolutions grow with it. The features are put on the CPU as `dtype`. `exact`: see `speech_length`. Raises
+        InputError for an empty speech.
         """
         length = speech_length(len(speech), window_frames, exact=exact)
         device = next(self._network.parameters()).device
-        padded = np.pad(normalized(speech), (0, length.padding))
+        padded = torch.from_numpy(np.pad(normalized(speech), (0, length.padding)))
+        total, parts = length.padded_frames, []
+        step = max(total, 1) if total <= one_pass_frames else one_pass_frames
         with torch.no_grad():
-            return SpeechFeatures(
-                self.hidden(torch.from_numpy(padded).to(device), length.padded_frames), length
-            )
+            for start in range(0, total, step):
+                stop = min(start + step, total)
+                first, last = max(start - OVERLAP_FRAMES, 0), min(stop + OVERLAP_FRAMES, total)
+                piece = padded[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME].to(device)
+                hidden = self.hidden(piece, last - first)[start - first : stop - first]
+                parts.append(hidden.to("cpu", dtype))
+        return SpeechFeatures(torch.cat(parts), length)
 
 
 def normalized(speech: NDArray[np.float32]) -> NDArray[np.float32]:

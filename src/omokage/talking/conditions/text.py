@@ -27,19 +27,27 @@ class TextEncoder:
         self.tokens = tokens
 
     @classmethod
-    def load(cls, folder: Path, tokens: int, dtype: torch.dtype = torch.bfloat16) -> Self:
+    def load(
+        cls,
+        folder: Path,
+        tokens: int,
+        dtype: torch.dtype = torch.bfloat16,
+        device: torch.device | str = "cpu",
+    ) -> Self:
         """Read encoder and tokenizer from a folder in the format of `transformers`, from this machine alone.
 
         Raises InputError when the folder holds no such encoder, MissingDependencyError without `transformers`.
         """
         try:
             from transformers import AutoTokenizer, T5EncoderModel
+            from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise MissingDependencyError(
                 "the text encoder needs the packages transformers and sentencepiece, which are not installed; "
                 "run: pip install 'omokage[portrait]'"
             ) from error
         try:
+            transformers_logging.disable_progress_bar()
             words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
             network = T5EncoderModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype
@@ -56,7 +64,7 @@ class TextEncoder:
             ).input_ids
             return ids
 
-        return cls(network, tokenizer, tokens)
+        return cls(network.to(device), tokenizer, tokens)
 
     def encode(self, prompt: str) -> Tensor:
         """Embeddings (1, tokens, D) of a prompt, in the encoder's precision."""

@@ -1,0 +1,333 @@
+"""What an animation will cost on this machine, before any of it is done. MAIN: `plan_animation`.
+
+Work and memory follow from the real networks (see `network_load`), minutes from a matrix product that is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from omokage.pipelines.network_load import Load, load_of
+from omokage.talking.caches import Conditions, KeyValue
+from omokage.talking.conditions.portrait import MOTION_FRAMES
+from omokage.talking.conditions.speech import FRAME_RATE, ONE_PASS_FRAMES, window_count
+from omokage.talking.config import SamplerConfig, TransformerConfig
+from omokage.talking.folder import SPEECH_FOLDER, TEXT_FOLDER, Architecture
+from omokage.talking.model import Machine, video_size
+from omokage.talking.transformer import Transformer
+from omokage.talking.vae import CausalVae
+
+# The published encoders (specification 2.4), for the case that none are installed.
+TEXT_WEIGHTS, SPEECH_WEIGHTS = 4_760_000_000, 94_400_000
+SPEECH_FLOPS_PER_S = 10e9
+# Of one frame of speech: three copies of what the first convolution gives, 512 channels at 3.2 kHz in float32.
+SPEECH_BYTES_PER_FRAME = 3 * 128 * 512 * 4
+# Share of the rate of large matrix products that whole networks reach: normalisations, activations and copies cost time
+# and multiply nothing.
+EFFICIENCY = 0.5
+TIMED_S = 0.3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the work: floating-point operations; bytes of weights, of caches, of what is being computed."""
+
+    name: str
+    flops: float
+    weights: float
+    caches: float
+    working: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes on the device."""
+        return self.weights + self.caches + self.working
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimationPlan:
+    """Sizes, work, memory and time of an animation.
+
+    tokens: that one pass attends to.  rate: floating-point operations a second of a large matrix product on `device`.
+    free: bytes free there.  notes: sentences on the files.
+    """
+
+    frames: int
+    width: int
+    height: int
+    windows: int
+    window_frames: int
+    steps: int
+    passes: int
+    tokens: int
+    stages: tuple[Stage, ...]
+    device: str
+    dtype: str
+    rate: float
+    free: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> float:
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def minutes(self) -> float:
+        return self.flops / (EFFICIENCY * self.rate) / 60
+
+    @property
+    def minutes_per_second(self) -> float:
+        """Of one second of video, where windows are long enough to be used up."""
+        shown = (self.window_frames - MOTION_FRAMES) / FRAME_RATE
+        work = sum(stage.flops for stage in self.stages if stage.name in WINDOW_STAGES) / self.windows
+        return work / shown / (EFFICIENCY * self.rate) / 60
+
+    @property
+    def peak_gb(self) -> float:
+        return max(stage.peak for stage in self.stages) / 1e9
+
+    @property
+    def fits(self) -> bool:
+        return self.peak_gb * 1e9 <= self.free
+
+    def sentence(self) -> str:
+        """The plan for somebody who is about to wait."""
+        room = f"{self.peak_gb:.0f} GB of memory" + (
+            "" if self.fits else f", but {self.free / 1e9:.0f} GB are free"
+        )
+        return (
+            f"{self.frames} frames ({self.frames / FRAME_RATE:.2f} s) in {self.windows} windows take about "
+            f"{duration(self.minutes)} on {self.device} and {room}"
+        )
+
+    def to_text(self) -> str:
+        """All of it, for `--plan`."""
+        seen = f"{self.frames} frames, {self.frames / FRAME_RATE:.2f} s"
+        lines = [
+            f"video     {seen} of {self.width}x{self.height} pixels",
+            f"windows   {self.windows} of {self.window_frames} frames, each adds {self.window_frames - MOTION_FRAMES}",
+            f"denoiser  {self.passes} passes over {self.tokens} tokens ({self.steps} steps a window)",
+            f"work      {self.flops / 1e15:.4g} PFLOP",
+            "",
+            f"memory on {self.device} in {self.dtype}: GB of weights, caches and computation",
+        ]
+        for stage in self.stages:
+            parts = "  ".join(f"{part / 1e9:6.2f}" for part in (stage.weights, stage.caches, stage.working))
+            lines.append(
+                f"  {stage.name:<10}{parts}  = {stage.peak / 1e9:6.2f}   {stage.flops / 1e15:10.4g} PFLOP"
+            )
+        verdict = (
+            "everything fits" if self.fits else "this does not fit; free memory, or use a larger machine"
+        )
+        lines += [
+            f"profile   plain, one network after the other on {self.device}: {self.peak_gb:.1f} GB at most, "
+            f"{self.free / 1e9:.1f} GB are free: {verdict}",
+            "",
+            f"time      about {duration(self.minutes)}; one second of video takes {duration(self.minutes_per_second)}",
+            f"          ({self.rate / 1e12:.3g} TFLOP/s measured, of which networks reach about {EFFICIENCY:.0%})",
+        ]
+        return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])
+
+
+WINDOW_STAGES = ("condition", "denoising", "decoding")
+
+
+def plan_animation(
+    sizes: Architecture, frames: int, sampler: SamplerConfig, machine: Machine, folder: Path | None
+) -> AnimationPlan:
+    """Plan a video of `frames` with networks of these sizes; `folder`: of their weights, when they are installed."""
+    config = sizes.transformer
+    height, width = video_size(sizes)
+    windows = window_count(frames, config.frames)
+    halves = 1 if sampler.guidance_scale == 1 else 2
+    return AnimationPlan(
+        frames=frames,
+        width=width,
+        height=height,
+        windows=windows,
+        window_frames=config.frames,
+        steps=sampler.steps,
+        passes=windows * sampler.steps * halves,
+        tokens=config.text_tokens + (config.latent_frames + 1) * config.tokens_per_frame,
+        stages=_stages(sizes, frames, windows, sampler, machine, folder),
+        device=machine.device.type,
+        dtype=str(machine.dtype).removeprefix("torch."),
+        rate=matmul_rate(machine),
+        free=free_bytes(machine.device),
+    )
+
+
+def _stages(
+    sizes: Architecture,
+    frames: int,
+    windows: int,
+    sampler: SamplerConfig,
+    machine: Machine,
+    folder: Path | None,
+) -> tuple[Stage, ...]:
+    config, size = sizes.transformer, machine.dtype.itemsize
+    halves = 1 if sampler.guidance_scale == 1 else 2
+    batch = halves if sampler.together else 1
+    layer = config.tokens_per_frame * config.width * size
+    text_bytes, speech_bytes = _encoder_bytes(folder)
+    with torch.device("meta"):
+        vae = CausalVae(sizes.vae).to(machine.dtype)
+        clips = [torch.empty(1, n, 3, *video_size(sizes), dtype=machine.dtype) for n in (1, 3)]
+        grid = (config.latent_channels, config.latent_height, config.latent_width)
+        latents = torch.empty(1, config.latent_frames, *grid, dtype=machine.dtype)
+    encode_one, encode_three = (load_of(vae, partial(vae.posterior, clip)) for clip in clips)
+    decode = load_of(vae, lambda: deque(vae.decode(latents), maxlen=0))
+    reference = _reference_load(config, machine.dtype)
+    denoise = _denoiser_load(config, machine.dtype, batch)
+    whole, kept = _parameters(config)
+    tokens = config.layers * layer
+    audio = config.audio
+    speech_cache = (
+        2 * config.layers * config.latent_frames * (audio.tokens if audio else 0) * config.width * size
+    )
+    table = sampler.steps * config.width * (12 * config.layers + 2) * size
+    noise = sampler.steps * latents.numel() * 4
+    caches = 2 * tokens + table + noise + speech_cache * (1 + halves * 2)
+    vae_bytes = _bytes(vae)
+    pass_count = windows * sampler.steps * halves / batch
+    reference_bytes = _parameters(config.reference)[0] * size
+    return (
+        Stage("prompt", 2 * text_bytes / 2 * config.text_tokens, text_bytes, 0, 0),
+        Stage(
+            "portrait",
+            encode_one.flops + reference.flops,
+            max(vae_bytes, reference_bytes),
+            tokens,
+            max(encode_one.held, reference.held),
+        ),
+        Stage(
+            "speech",
+            SPEECH_FLOPS_PER_S * frames / FRAME_RATE,
+            speech_bytes,
+            tokens,
+            SPEECH_BYTES_PER_FRAME * min(frames, ONE_PASS_FRAMES),
+        ),
+        Stage("set-up", 0, whole * size, 3 * tokens + table, 0),
+        Stage("condition", windows * encode_three.flops, kept * size + vae_bytes, caches, encode_three.held),
+        Stage("denoising", pass_count * denoise.flops, kept * size + vae_bytes, caches, denoise.held),
+        Stage("decoding", windows * decode.flops, kept * size + vae_bytes, caches, decode.held),
+    )
+
+
+def _parameters(config: TransformerConfig) -> tuple[int, int]:
+    """Weights of a transformer, and those that are left after its preparation."""
+    with torch.device("meta"):
+        network = Transformer(config)
+    whole = sum(value.numel() for value in network.parameters())
+    network.free_prepared()
+    return whole, sum(value.numel() for value in network.parameters())
+
+
+def _reference_load(config: TransformerConfig, dtype: torch.dtype) -> Load:
+    """The reference network on one portrait."""
+
+    def load(layers: int) -> Load:
+        with torch.device("meta"):
+            network = Transformer(replace(config.reference, layers=layers)).to(dtype)
+            latents = torch.empty(
+                1, 1, config.latent_channels, config.latent_height, config.latent_width, dtype=dtype
+            )
+        return load_of(network, lambda: network.reference_tokens(latents))
+
+    return _of_all_layers(load, config.layers)
+
+
+def _denoiser_load(config: TransformerConfig, dtype: torch.dtype, batch: int) -> Load:
+    """One pass of the denoiser, everything that it is told being cached."""
+
+    def load(layers: int) -> Load:
+        with torch.device("meta"):
+            network = Transformer(replace(config, layers=layers)).to(dtype)
+            state = torch.empty(
+                batch, config.latent_frames, config.latent_channels, config.latent_height, config.latent_width
+            )
+            conditions = Conditions(
+                text=torch.empty(batch, config.text_tokens, config.text_width, dtype=dtype),
+                latents=state[:1].to(dtype),
+                reference=(_key_value(config, dtype, 1, config.tokens_per_frame),) * layers,
+                face=(_key_value(config, dtype, 1, 1, config.face.tokens),) * layers if config.face else None,
+                audio=(_key_value(config, dtype, batch, config.latent_frames, config.audio.tokens),) * layers
+                if config.audio
+                else None,
+            )
+            row = network.modulation(torch.zeros(1))
+        return load_of(network, lambda: network(state, row, conditions))
+
+    return _of_all_layers(load, config.layers)
+
+
+def _key_value(config: TransformerConfig, dtype: torch.dtype, *shape: int) -> KeyValue:
+    *front, tokens = shape
+    keys = torch.empty(*front, config.heads, tokens, config.head_width, dtype=dtype)
+    return KeyValue(keys, torch.empty_like(keys))
+
+
+def _of_all_layers(load: Callable[[int], Load], layers: int) -> Load:
+    """All layers are alike: one and two of them tell what any number costs. What they hold, they hold in turn."""
+    one, two = load(1), load(2)
+    return Load(one.flops + (layers - 1) * (two.flops - one.flops), two.held)
+
+
+def matmul_rate(machine: Machine) -> float:
+    """Floating-point operations a second of a large matrix product, measured in a moment."""
+    side = 4096 if machine.device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=machine.device).to(machine.dtype) for _ in range(2))
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            product = left @ right
+        product[0, 0].item()  # waits for the device
+        return time.perf_counter() - start
+
+    seconds(1)
+    count = max(1, int(TIMED_S / max(seconds(1), 1e-6)))
+    return 2.0 * side**3 * count / seconds(count)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that could be used: of the graphics card, or of the machine where it tells; infinite where not."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def duration(minutes: float) -> str:
+    """A length of time for people."""
+    for limit, scale, unit in ((1.5, 1 / 60, "seconds"), (90, 1, "minutes"), (72 * 60, 60, "hours")):
+        if minutes < limit:
+            return f"{max(minutes / scale, 1):.0f} {unit}"
+    return f"{minutes / 60 / 24:.0f} days"
+
+
+def _encoder_bytes(folder: Path | None) -> tuple[float, float]:
+    """Weights of the text encoder in bfloat16 and of the speech encoder in float32."""
+    published = (2.0 * TEXT_WEIGHTS, 4.0 * SPEECH_WEIGHTS)
+    if folder is None:
+        return published
+    found = [
+        sum(file.stat().st_size for file in (folder / name).glob("*.safetensors"))
+        for name in (TEXT_FOLDER, SPEECH_FOLDER)
+    ]
+    return float(found[0] or published[0]), float(found[1] or published[1])
+
+
+def _bytes(network: torch.nn.Module) -> int:
+    return sum(value.nbytes for value in network.state_dict().values())
