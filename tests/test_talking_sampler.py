@@ -84,9 +84,9 @@ def test_levels_timesteps_and_updates(count: int) -> None:
 def test_a_guided_run_step_by_step(run: Run, together: bool) -> None:
     steps = sampling_steps(STEPS)
     table = run.network.modulation(torch.tensor([step.timestep for step in steps]))
-    velocity = guided_velocity(
-        run.network, table, run.conditions, run.null, run.golden.config["guidance"], together=together
-    )
+    guidance = run.golden.config["guidance"]
+    config = replace(official_sampler(), steps=STEPS, guidance_scale=guidance, together=together)
+    velocity = guided_velocity(run.network, table, run.conditions, run.null, config)
     reached = list(denoise(velocity, steps, run.given("noise.init"), run.noise))
     assert len(reached) == STEPS
     for index, denoised in enumerate(reached):
@@ -117,7 +117,8 @@ def test_guidance_of_one_is_the_conditions_alone(run: Run) -> None:
     )
     alone = run.network(state, table.row(2), run.conditions)
     for together in (True, False):
-        velocity = guided_velocity(run.network, table, run.conditions, nothing, 1, together=together)
+        config = replace(official_sampler(), guidance_scale=1, together=together)
+        velocity = guided_velocity(run.network, table, run.conditions, nothing, config)
         assert torch.equal(velocity(state, 2), alone)
 
 

@@ -143,14 +143,8 @@ def denoise_window(scene: Scene, index: int, motion: Tensor, on_step: StepCallba
     """
     conditions = window_conditions(scene, index, motion)
     with torch.no_grad():
-        velocity = guided_velocity(
-            scene.denoiser,
-            scene.table,
-            conditions,
-            null_conditions(conditions, scene.silence.layers),
-            scene.sampler.guidance_scale,
-            together=scene.sampler.together,
-        )
+        null = null_conditions(conditions, scene.silence.layers)
+        velocity = guided_velocity(scene.denoiser, scene.table, conditions, null, scene.sampler)
         shape, device = tuple(conditions.latents.shape), motion.device
         start = draw_noise(shape, scene.seed, Draw.START, index).to(device)
         # On the device before the loop begins: a copy within it would wait for the steps before.

@@ -16,6 +16,7 @@ from torch import Tensor
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.talking.caches import Conditions, Modulation, Source
 from omokage.talking.config import SamplerConfig
+from omokage.talking.reuse import Residuals, pass_or_reuse
 from omokage.talking.scheduler import Step, sampling_steps
 from omokage.talking.transformer import Transformer
 
@@ -51,10 +52,7 @@ def sample(
     steps = sampling_steps(config.steps, stochastic=config.stochastic)
     with torch.no_grad():
         table = transformer.modulation(torch.tensor([step.timestep for step in steps], device=start.device))
-        velocity = guided_velocity(
-            transformer, table, conditions, null, config.guidance_scale, together=config.together
-        )
-        clean = start
+        velocity = guided_velocity(transformer, table, conditions, null, config)
         for done, denoised in enumerate(denoise(velocity, steps, start, noise), 1):
             clean = denoised.clean
             progress(Progress("denoising", done, len(steps)))
@@ -86,32 +84,48 @@ def guided_velocity(
     table: Modulation,
     conditions: Conditions,
     null: Conditions,
-    guidance_scale: float,
-    *,
-    together: bool,
+    config: SamplerConfig,
 ) -> Velocity:
     """Classifier-free guidance (Ho & Salimans 2022, equation 6): null + scale * (conditioned - null), in float32.
 
-    The scale is constant, as in the official code (spec 6.1.1); at 1 the null conditions are not evaluated.
-    `table`: modulation of all steps.  together: both halves in one batch, which reads all weights once; else one after
-    the other, which needs half the memory.
+    The scale is constant, as in the official code (spec 6.1.1); at 1, and outside the interval in which guidance works,
+    the null conditions are not evaluated.
+    `table`: modulation of all steps. `config.together`: both halves in one batch, which reads all weights once; else
+    one after the other, which needs half the memory. The result belongs to one run: it remembers what steps reuse.
     """
-    joined = null.join(conditions) if together else conditions
+    joined = null.join(conditions) if config.together else conditions
+    begin, end = (share * len(table.head) for share in config.guidance_interval)
+    toward_pass, away_pass, joint_pass = (_network_pass(transformer, table, config) for _ in range(3))
 
     def velocity(state: Tensor, index: int) -> Tensor:
-        modulation = table.row(index)
-        if guidance_scale == 1:
-            toward: Tensor = transformer(state, modulation, conditions)
-            return toward.float()
-        if together:
-            both: Tensor = transformer(torch.cat([state, state]), modulation, joined)
-            away, toward = both.float().chunk(2)
+        if config.guidance_scale == 1 or not begin <= index < end:
+            return toward_pass(state, index, conditions)
+        if config.together:
+            away, toward = joint_pass(torch.cat([state, state]), index, joined).chunk(2)
         else:
-            away = transformer(state, modulation, null).float()
-            toward = transformer(state, modulation, conditions).float()
-        return away + guidance_scale * (toward - away)
+            away = away_pass(state, index, null)
+            toward = toward_pass(state, index, conditions)
+        return away + config.guidance_scale * (toward - away)
 
     return velocity
+
+
+def _network_pass(
+    transformer: Transformer, table: Modulation, config: SamplerConfig
+) -> Callable[[Tensor, int, Conditions], Tensor]:
+    """State, step and conditions -> velocity in float32; step after step of one run and one kind of conditions."""
+    before: Residuals | None = None
+
+    def evaluate(state: Tensor, index: int, conditions: Conditions) -> Tensor:
+        nonlocal before
+        if not config.reuse_threshold:
+            plain: Tensor = transformer(state, table.row(index), conditions)
+            return plain.float()
+        done = pass_or_reuse(transformer, state, table.row(index), conditions, before, config.reuse_threshold)
+        before = done.residuals
+        return done.velocity.float()
+
+    return evaluate
 
 
 def null_conditions(conditions: Conditions, null_audio: tuple[Source, ...] | None) -> Conditions:

@@ -15,6 +15,7 @@ D width.
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterator
 from typing import cast
 
 import torch
@@ -86,10 +87,22 @@ class Transformer(nn.Module):
 
         Raises InputError for latents of another grid, InternalError for conditions that do not fit the network.
         """
+        for tokens in self.passes(latents, modulation, conditions):
+            last = tokens
+        return self.unpatch(self.head(last.video, modulation.head), latents.shape)
+
+    def passes(
+        self, latents: Tensor, modulation: Modulation, conditions: Conditions
+    ) -> Generator[Tokens, None, None]:
+        """The tokens that enter the first layer, then those after each layer, each computed when it is asked for.
+
+        Raises as `forward` does, before the first.
+        """
         self._check(latents, conditions)
         tokens = self.embed(latents, conditions.latents, conditions.text)
         turns = self._rotaries(latents)
-        for index, block in enumerate(self.blocks):
+        yield tokens
+        for index, block in enumerate(self._layers):
             tokens = block(
                 tokens,
                 modulation.blocks[index],
@@ -98,7 +111,7 @@ class Transformer(nn.Module):
                 face=_of_layer(conditions.face, index),
                 audio=_of_layer(conditions.audio, index),
             )
-        return self.unpatch(self.head(tokens.video, modulation.head), latents.shape)
+            yield tokens
 
     def reference_tokens(self, latents: Tensor, text: Tensor | None = None) -> tuple[Tensor, ...]:
         """What a reference network sees: latents (B, 1, C, h, w) of the masked portrait -> of every layer (B, P, D).
@@ -161,8 +174,9 @@ class Transformer(nn.Module):
                 del block.face.key_value
 
     @property
-    def _layers(self) -> tuple[Block, ...]:
-        return cast("tuple[Block, ...]", tuple(self.blocks))
+    def _layers(self) -> Iterator[Block]:
+        """One after the other: a list of blocks may bring each to the device when its turn comes (see `offload`)."""
+        return cast("Iterator[Block]", iter(self.blocks))
 
     def in_all_layers(self, tokens: Tensor) -> tuple[Source, ...]:
         """Tokens of face or speech as a condition that every layer projects anew, as training does."""
