@@ -1,13 +1,18 @@
-"""A folder of talking-model weights as the product installs them, tiny and filled at random."""
+"""What tests animate with: a tiny model filled at random, in a folder as the product installs it; pictures; sounds."""
 
 from __future__ import annotations
 
+import wave
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from torch import nn
 
+from omokage.media.clip import Audio
 from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, KeyMap, transformer_keys
 from omokage.talking.config import tiny
 from omokage.talking.convert import Part, convert_checkpoint
@@ -20,15 +25,16 @@ from omokage.talking.folder import (
     Architecture,
     save_architecture,
 )
-from omokage.talking.model import skeletons
+from omokage.talking.model import Machine, skeletons
 from omokage.talking.vae import VaeConfig, vae_keys
 
+CPU = Machine(torch.device("cpu"), torch.float32)
 WORDS = ("<pad>", "<unk>", "a", "person", "talks", "to", "the", "camera", "sea", "by")
 
 
 def tiny_architecture() -> Architecture:
     """Windows of 49 frames of 64 x 96 pixels."""
-    vae = VaeConfig(widths=(8, 8, 8, 16), blocks=1, latent_channels=16, norm_groups=4, stem=1, scale=0.7)
+    vae = VaeConfig(widths=(8, 8, 16), blocks=1, latent_channels=16, norm_groups=4, stem=2, scale=0.7)
     audio = tiny().audio
     assert audio is not None
     return Architecture(replace(tiny(), audio=replace(audio, layers=2)), vae)
@@ -99,3 +105,23 @@ def _save_encoders(folder: Path, sizes: Architecture) -> None:
         num_conv_pos_embedding_groups=2,
     )
     transformers.Wav2Vec2Model(speech).save_pretrained(folder / SPEECH_FOLDER)
+
+
+def astronaut() -> np.ndarray:
+    from skimage.data import astronaut as nasa_portrait
+
+    return np.asarray(nasa_portrait())
+
+
+def save_picture(path: Path, picture: np.ndarray, **options: Any) -> Path:
+    PIL.Image.fromarray(picture).save(path, **options)
+    return path
+
+
+def save_sound(path: Path, sound: Audio) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(sound.samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(sound.sample_rate)
+        file.writeframes((sound.samples * 32767).astype("<i2").tobytes())
+    return path

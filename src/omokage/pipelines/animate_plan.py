@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -22,8 +22,9 @@ from omokage.talking.conditions.speech import FRAME_RATE, ONE_PASS_FRAMES, windo
 from omokage.talking.config import SamplerConfig, TransformerConfig
 from omokage.talking.folder import SPEECH_FOLDER, TEXT_FOLDER, Architecture
 from omokage.talking.model import Machine, video_size
+from omokage.talking.projections import BLOCK_SIGNALS
 from omokage.talking.transformer import Transformer
-from omokage.talking.vae import CausalVae
+from omokage.talking.vae import CausalVae, chunk_lengths
 
 # The published encoders (specification 2.4), for the case that none are installed.
 TEXT_WEIGHTS, SPEECH_WEIGHTS = 4_760_000_000, 94_400_000
@@ -157,7 +158,7 @@ def plan_animation(
         steps=sampler.steps,
         passes=windows * sampler.steps * halves,
         tokens=config.text_tokens + (config.latent_frames + 1) * config.tokens_per_frame,
-        stages=_stages(sizes, frames, windows, sampler, machine, folder),
+        stages=_stages(sizes, network_costs(sizes, machine.dtype), frames, sampler, machine, folder),
         device=machine.device.type,
         dtype=str(machine.dtype).removeprefix("torch."),
         rate=matmul_rate(machine),
@@ -165,108 +166,141 @@ def plan_animation(
     )
 
 
+@dataclass(frozen=True)
+class Costs:
+    """What the networks of a model cost in one precision, counted: loads of one call each, and bytes of weights.
+
+    denoise, denoise_half: a pass with both halves of guidance, and with one.  decode: of a window, chunk by chunk.
+    whole, kept: the denoiser, and what is left of it for the loop, of which `layer` is in every layer.
+    """
+
+    encode_one: Load
+    encode_three: Load
+    decode: Load
+    reference: Load
+    denoise: Load
+    denoise_half: Load
+    autoencoder: int
+    reference_weights: int
+    whole: int
+    kept: int
+    layer: int
+
+
+@cache
+def network_costs(sizes: Architecture, dtype: torch.dtype) -> Costs:
+    """Count them; some seconds at the published size."""
+    config = sizes.transformer
+    with torch.device("meta"):
+        vae = CausalVae(sizes.vae).to(dtype)
+        portrait, three = (torch.empty(1, n, 3, *video_size(sizes), dtype=dtype) for n in (1, 3))
+        denoiser, reference = Transformer(config).to(dtype), Transformer(config.reference).to(dtype)
+    whole = _bytes(denoiser)
+    denoiser.free_prepared()
+    return Costs(
+        encode_one=load_of(vae, partial(vae.posterior, portrait)),
+        encode_three=load_of(vae, partial(vae.posterior, three)),
+        decode=_decoder_load(vae, config),
+        reference=_of_all(partial(_reference_load, config, dtype), config.layers),
+        denoise=_of_all(partial(_denoiser_load, config, dtype, 2), config.layers),
+        denoise_half=_of_all(partial(_denoiser_load, config, dtype, 1), config.layers),
+        autoencoder=_bytes(vae),
+        reference_weights=_bytes(reference),
+        whole=whole,
+        kept=_bytes(denoiser),
+        layer=_bytes(denoiser.blocks) // config.layers,
+    )
+
+
 def _stages(
     sizes: Architecture,
+    costs: Costs,
     frames: int,
-    windows: int,
     sampler: SamplerConfig,
     machine: Machine,
     folder: Path | None,
 ) -> tuple[Stage, ...]:
     config, size = sizes.transformer, machine.dtype.itemsize
-    halves = 1 if sampler.guidance_scale == 1 else 2
-    batch = halves if sampler.together else 1
-    layer = config.tokens_per_frame * config.width * size
+    windows = window_count(frames, config.frames)
+    is_guided = sampler.guidance_scale != 1
+    denoise = costs.denoise if is_guided and sampler.together else costs.denoise_half
+    work = windows * sampler.steps * (costs.denoise if is_guided else costs.denoise_half).flops
     text_bytes, speech_bytes = _encoder_bytes(folder)
-    with torch.device("meta"):
-        vae = CausalVae(sizes.vae).to(machine.dtype)
-        clips = [torch.empty(1, n, 3, *video_size(sizes), dtype=machine.dtype) for n in (1, 3)]
-        grid = (config.latent_channels, config.latent_height, config.latent_width)
-        latents = torch.empty(1, config.latent_frames, *grid, dtype=machine.dtype)
-    encode_one, encode_three = (load_of(vae, partial(vae.posterior, clip)) for clip in clips)
-    decode = load_of(vae, lambda: deque(vae.decode(latents), maxlen=0))
-    reference = _reference_load(config, machine.dtype)
-    denoise = _denoiser_load(config, machine.dtype, batch)
-    whole, kept = _parameters(config)
-    tokens = config.layers * layer
-    audio = config.audio
-    speech_cache = (
-        2 * config.layers * config.latent_frames * (audio.tokens if audio else 0) * config.width * size
-    )
-    table = sampler.steps * config.width * (12 * config.layers + 2) * size
-    noise = sampler.steps * latents.numel() * 4
-    caches = 2 * tokens + table + noise + speech_cache * (1 + halves * 2)
-    vae_bytes = _bytes(vae)
-    pass_count = windows * sampler.steps * halves / batch
-    reference_bytes = _parameters(config.reference)[0] * size
+    tokens = config.layers * config.tokens_per_frame * config.width * size
+    caches = cache_bytes(config, sampler, size)
+    resident = costs.kept + costs.autoencoder
+    heard = SPEECH_BYTES_PER_FRAME * min(frames, ONE_PASS_FRAMES)
+    first, three = costs.encode_one, costs.encode_three
+    pictures = max(costs.autoencoder, costs.reference_weights)
     return (
-        Stage("prompt", 2 * text_bytes / 2 * config.text_tokens, text_bytes, 0, 0),
+        # A multiply-add a weight and token, and two bytes a weight.
+        Stage("prompt", text_bytes * config.text_tokens, text_bytes, 0, 0),
         Stage(
             "portrait",
-            encode_one.flops + reference.flops,
-            max(vae_bytes, reference_bytes),
+            first.flops + costs.reference.flops,
+            pictures,
             tokens,
-            max(encode_one.held, reference.held),
+            max(first.held, costs.reference.held),
         ),
-        Stage(
-            "speech",
-            SPEECH_FLOPS_PER_S * frames / FRAME_RATE,
-            speech_bytes,
-            tokens,
-            SPEECH_BYTES_PER_FRAME * min(frames, ONE_PASS_FRAMES),
-        ),
-        Stage("set-up", 0, whole * size, 3 * tokens + table, 0),
-        Stage("condition", windows * encode_three.flops, kept * size + vae_bytes, caches, encode_three.held),
-        Stage("denoising", pass_count * denoise.flops, kept * size + vae_bytes, caches, denoise.held),
-        Stage("decoding", windows * decode.flops, kept * size + vae_bytes, caches, decode.held),
+        Stage("speech", SPEECH_FLOPS_PER_S * frames / FRAME_RATE, speech_bytes, 0, heard),
+        Stage("set-up", 0, costs.whole, tokens + caches, 0),
+        Stage("condition", windows * three.flops, resident, caches, three.held),
+        Stage("denoising", work, resident, caches, denoise.held),
+        Stage("decoding", windows * costs.decode.flops, resident, caches, costs.decode.held),
     )
 
 
-def _parameters(config: TransformerConfig) -> tuple[int, int]:
-    """Weights of a transformer, and those that are left after its preparation."""
+def cache_bytes(config: TransformerConfig, sampler: SamplerConfig, size: int) -> float:
+    """Bytes of everything that is made before a window's loop, in numbers of `size` bytes."""
+    row = config.width * size
+    reference = 2 * config.layers * config.tokens_per_frame * row
+    speech = 2 * config.layers * config.latent_frames * (config.audio.tokens if config.audio else 0) * row
+    table = sampler.steps * (BLOCK_SIGNALS * config.layers + 2) * row
+    latents = config.latent_frames * config.latent_channels * config.latent_height * config.latent_width
+    # Of the speech: the silence, this window's, and both of them joined.
+    return float(reference + speech * (4 if sampler.together else 2) + table + sampler.steps * latents * 4)
+
+
+def _decoder_load(vae: CausalVae, config: TransformerConfig) -> Load:
+    """A window's chunks after the first are alike: two of them tell what all cost."""
+
+    def load(frames: int) -> Load:
+        grid = (config.latent_channels, config.latent_height, config.latent_width)
+        latents = torch.empty(1, frames, *grid, dtype=next(vae.parameters()).dtype, device="meta")
+        return load_of(vae, lambda: deque(vae.decode(latents), maxlen=0))
+
+    first, *others = chunk_lengths(config.latent_frames)
+    one, two = load(first), load(first + (others or [0])[0])
+    return Load(one.flops + len(others) * (two.flops - one.flops), two.held)
+
+
+def _reference_load(config: TransformerConfig, dtype: torch.dtype, layers: int) -> Load:
+    """A reference network of so many layers on one portrait."""
     with torch.device("meta"):
-        network = Transformer(config)
-    whole = sum(value.numel() for value in network.parameters())
-    network.free_prepared()
-    return whole, sum(value.numel() for value in network.parameters())
+        network = Transformer(replace(config.reference, layers=layers)).to(dtype)
+        grid = (config.latent_channels, config.latent_height, config.latent_width)
+        latents = torch.empty(1, 1, *grid, dtype=dtype)
+    return load_of(network, partial(network.reference_tokens, latents))
 
 
-def _reference_load(config: TransformerConfig, dtype: torch.dtype) -> Load:
-    """The reference network on one portrait."""
-
-    def load(layers: int) -> Load:
-        with torch.device("meta"):
-            network = Transformer(replace(config.reference, layers=layers)).to(dtype)
-            latents = torch.empty(
-                1, 1, config.latent_channels, config.latent_height, config.latent_width, dtype=dtype
-            )
-        return load_of(network, lambda: network.reference_tokens(latents))
-
-    return _of_all_layers(load, config.layers)
-
-
-def _denoiser_load(config: TransformerConfig, dtype: torch.dtype, batch: int) -> Load:
-    """One pass of the denoiser, everything that it is told being cached."""
-
-    def load(layers: int) -> Load:
-        with torch.device("meta"):
-            network = Transformer(replace(config, layers=layers)).to(dtype)
-            state = torch.empty(
-                batch, config.latent_frames, config.latent_channels, config.latent_height, config.latent_width
-            )
-            conditions = Conditions(
-                text=torch.empty(batch, config.text_tokens, config.text_width, dtype=dtype),
-                latents=state[:1].to(dtype),
-                reference=(_key_value(config, dtype, 1, config.tokens_per_frame),) * layers,
-                face=(_key_value(config, dtype, 1, 1, config.face.tokens),) * layers if config.face else None,
-                audio=(_key_value(config, dtype, batch, config.latent_frames, config.audio.tokens),) * layers
-                if config.audio
-                else None,
-            )
-            row = network.modulation(torch.zeros(1))
-        return load_of(network, lambda: network(state, row, conditions))
-
-    return _of_all_layers(load, config.layers)
+def _denoiser_load(config: TransformerConfig, dtype: torch.dtype, batch: int, layers: int) -> Load:
+    """One pass of a denoiser of so many layers, everything that it is told being cached."""
+    with torch.device("meta"):
+        network = Transformer(replace(config, layers=layers)).to(dtype)
+        grid = (config.latent_channels, config.latent_height, config.latent_width)
+        state = torch.empty(batch, config.latent_frames, *grid)
+        face, audio = config.face, config.audio
+        conditions = Conditions(
+            text=torch.empty(batch, config.text_tokens, config.text_width, dtype=dtype),
+            latents=state[:1].to(dtype),
+            reference=(_key_value(config, dtype, 1, config.tokens_per_frame),) * layers,
+            face=(_key_value(config, dtype, 1, 1, face.tokens),) * layers if face else None,
+            audio=(_key_value(config, dtype, batch, config.latent_frames, audio.tokens),) * layers
+            if audio
+            else None,
+        )
+        row = network.modulation(torch.zeros(1))
+    return load_of(network, lambda: network(state, row, conditions))
 
 
 def _key_value(config: TransformerConfig, dtype: torch.dtype, *shape: int) -> KeyValue:
@@ -275,7 +309,7 @@ def _key_value(config: TransformerConfig, dtype: torch.dtype, *shape: int) -> Ke
     return KeyValue(keys, torch.empty_like(keys))
 
 
-def _of_all_layers(load: Callable[[int], Load], layers: int) -> Load:
+def _of_all(load: Callable[[int], Load], layers: int) -> Load:
     """All layers are alike: one and two of them tell what any number costs. What they hold, they hold in turn."""
     one, two = load(1), load(2)
     return Load(one.flops + (layers - 1) * (two.flops - one.flops), two.held)
