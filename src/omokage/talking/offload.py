@@ -1,8 +1,8 @@
 """Layers that wait in the machine's memory and come to the device in their turn.
 
 The weights of a group of layers lie in one piece of pinned memory, so that a group is one copy; while one group
-computes, the next one travels on a stream of its own. The network is the same, layer for layer and bit for bit: only its list of
-blocks is exchanged, from outside. Nothing of a pass is kept on a module, so several may run at once.
+computes, the next one travels on a stream of its own. The network is the same, layer for layer and bit for bit: only
+its list of blocks is exchanged, from outside. Nothing of a pass is kept on a module, so several may run at once.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +68,36 @@ class _Group:
         return blocks
 
 
+class _Buffer:
+    """Memory of the device for one group after the other, and the events that keep copies and computation apart."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._bytes = torch.empty(size, dtype=torch.uint8, device=device)
+        self._device, self._is_cuda = device, device.type == "cuda"
+        self._filled = 0
+        self._copied: Any = None
+        self._free: Any = None
+
+    def load(self, group: _Group, stream: Any) -> None:
+        """Copy a group into this buffer, on a stream of its own or, for None, in turn with the computation."""
+        self._filled = group.piece.nbytes
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            if stream is not None and self._free is not None:
+                stream.wait_event(self._free)
+            self._bytes[: self._filled].copy_(group.piece, non_blocking=self._is_cuda)
+            self._copied = stream.record_event() if stream is not None else None
+
+    def arrived(self) -> Tensor:
+        """The group's bytes; what is computed with them waits until they have come."""
+        if self._copied is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._copied)
+        return self._bytes[: self._filled]
+
+    def release(self) -> None:
+        """All computation with the bytes was asked for: the next copy may come when it is done."""
+        self._free = torch.cuda.current_stream(self._device).record_event() if self._is_cuda else None
+
+
 class WaitingBlocks(nn.Module):
     """A list of blocks that brings each to the device when an iteration comes to it.
 
@@ -89,18 +120,28 @@ class WaitingBlocks(nn.Module):
         return self._count
 
     def __iter__(self) -> Iterator[nn.Module]:
-        coming = self._send(self._groups[0]) if self._ahead else None
-        for number, group in enumerate(self._groups):
-            piece, arrived = coming or self._send(group)
-            coming = None
-            if self._ahead and number + 1 < len(self._groups):
-                coming = self._send(self._groups[number + 1])
-            if arrived is not None:
-                current = torch.cuda.current_stream(self._device)
-                current.wait_event(arrived)
-                piece.record_stream(current)
-            yield from group.filled(piece)
-            del piece
+        # A pass has its buffers for itself, two when it looks ahead: however far the host runs ahead of the device, no
+        # more is taken.
+        size = max(group.piece.nbytes for group in self._groups)
+        buffers = [_Buffer(size, self._device) for _ in range(2 if self._ahead else 1)]
+        if self._stream is not None:  # the buffers' memory may still be in use by what was asked before
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        try:
+            if self._ahead:
+                buffers[0].load(self._groups[0], self._stream)
+            for number, group in enumerate(self._groups):
+                buffer = buffers[number % len(buffers)]
+                if not self._ahead:
+                    buffer.load(group, None)
+                elif number + 1 < len(self._groups):
+                    buffers[(number + 1) % 2].load(self._groups[number + 1], self._stream)
+                yield from group.filled(buffer.arrived())
+                buffer.release()
+        finally:
+            if (
+                self._stream is not None
+            ):  # a pass may be left early: nothing must land in memory that others took
+                torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     @property
     def host_bytes(self) -> int:
@@ -111,11 +152,3 @@ class WaitingBlocks(nn.Module):
     def device_bytes(self) -> int:
         """Of the device's memory at most."""
         return max(group.piece.nbytes for group in self._groups) * (2 if self._ahead else 1)
-
-    def _send(self, group: _Group) -> tuple[Tensor, Any]:
-        """A copy of the group's piece on the device, and the event of its arrival; None where the copy waits itself."""
-        if self._stream is None:
-            return group.piece.to(self._device, non_blocking=self._device.type == "cuda", copy=True), None
-        with torch.cuda.stream(self._stream):
-            piece = group.piece.to(self._device, non_blocking=True)
-            return piece, self._stream.record_event()

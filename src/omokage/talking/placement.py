@@ -1,7 +1,7 @@
 """Which of a model's weights are on the device and when: profiles of memory, and the choice between them.
 
 A profile is applied from outside to a network that was loaded into the machine's memory; the networks know nothing
-of it. All profiles but those with weights of 8 bits give the same numbers as a network that is on the device as a whole.
+of it. All profiles but those with weights of 8 bits give the numbers of a network that is on the device as a whole.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Weights of 8 bits: half the memory of bfloat16 for a small, measured difference.
 
 Every row of a weight has its own scale (symmetric, per output channel; Jacob et al. 2018, section 2). Only the
-storage is of 8 bits: products are computed in the precision of the activations, from weights that are scaled back for the
-moment of the product.
+storage is of 8 bits: products are computed in the precision of the activations, from weights that are scaled back for
+the moment of the product.
 """
 
 from __future__ import annotations
