@@ -278,10 +278,8 @@ def decoders(
                 begin, frames = now(device), []
                 for chunk in vae.decode(latents):
                     frames.append(chunk.cpu())
-                values[name] = {
-                    f"seconds_{attempt}": round(now(device) - begin, 3),
-                    "peak_gb": peak_memory(device),
-                }
+                values.setdefault(name, {})[f"seconds_{attempt}"] = round(now(device) - begin, 3)
+            values[name]["peak_gb"] = peak_memory(device)
             video = torch.cat(frames, dim=1)
             plain = video if plain is None else plain
             values[name] |= difference(video, plain)
