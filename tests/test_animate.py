@@ -41,6 +41,7 @@ from omokage.talking.conditions.portrait import first_motion
 from omokage.talking.config import official_sampler
 from omokage.talking.folder import load_architecture, official_architecture, save_architecture
 from omokage.talking.model import DENOISER, Machine, TalkingModel, skeletons
+from omokage.talking.placement import Profile, grouped, layerwise, resident
 from omokage.talking.prepare import Draw, prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, denoise_window, rollout, window_conditions
 from omokage.talking.sampler import draw_noise, sample
@@ -176,7 +177,7 @@ def test_a_landscape_fills_the_frame(weights: Path, speech: Path, tmp_path: Path
 @pytest.fixture(scope="module")
 def scene(weights: Path, portrait: Path, speech: Path) -> Scene:
     model = TalkingModel.open(weights, CPU)
-    return Scene.set_up(model, *prepared(model, portrait, speech), sampler(), 7)
+    return Scene.set_up(model, *prepared(model, portrait, speech), sampler(), 7, resident())
 
 
 def sampler() -> Any:
@@ -185,7 +186,7 @@ def sampler() -> Any:
 
 def prepared(model: TalkingModel, portrait: Path, speech: Path) -> tuple[Any, Any, Any]:
     face = pipeline.read_portrait(portrait, model.height, model.width).portrait
-    likeness = prepare_likeness(model, face, ZeroIdentity(20), 7)
+    likeness = prepare_likeness(model, face, ZeroIdentity(20), 7, resident())
     return likeness, prepare_prompt(model, "a person talks"), prepare_speech(model, read_speech(speech).voice)
 
 
@@ -195,7 +196,7 @@ def test_windows_are_those_of_a_pipeline_that_caches_nothing(
     """Everything as tokens that each layer projects anew at each step, the modulation from its own network."""
     model = TalkingModel.open(weights, CPU)
     likeness, text, voice = prepared(model, portrait, speech)
-    network = model.denoiser()
+    network = model.denoiser(resident())
     motion = first_motion(likeness.picture)
     for index, rows in enumerate(voice.windows(49)):
         latents = window_conditions(scene, index, motion).latents
@@ -450,7 +451,7 @@ def test_too_little_memory_is_one_sentence(
         return window(scene, index, *rest)
 
     monkeypatch.setattr("omokage.talking.rollout.denoise_window", fail_at_the_second)
-    with pytest.raises(MemoryShortageError, match=r"memory ran out: about .* GB are needed on cpu") as told:
+    with pytest.raises(MemoryShortageError, match="memory ran out with the profile 'resident-lean'") as told:
         animate(portrait, speech, output=output, config=settings(weights))
     assert told.value.exit_code == 71
     assert [place.name for place in tmp_path.iterdir()] == ["o.mp4.work"]
@@ -479,3 +480,49 @@ def test_a_graphics_card_that_is_not_there_is_said() -> None:
     with pytest.raises(MissingDependencyError, match="finds no graphics card"):
         Machine.choose("cuda")
     assert Machine.choose("auto") == CPU
+
+
+# less memory
+
+
+def test_a_smaller_profile_takes_over_and_says_so(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path
+) -> None:
+    """The second window has no room at first; the one before it is kept. The lean decoder gives the same pictures."""
+    output, window, tried = tmp_path / "o.mp4", denoise_window, list[int]()
+
+    def fail_once(scene: Scene, index: int, *rest: Any) -> Tensor:
+        tried.append(index)
+        if tried == [0, 1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return window(scene, index, *rest)
+
+    monkeypatch.setattr("omokage.talking.rollout.denoise_window", fail_once)
+    result = animate(portrait, speech, output=output, config=settings(weights))
+    assert tried == [0, 1, 1]
+    said = "memory ran out with the profile 'resident'; going on with 'resident-lean'"
+    assert said in result.notes
+    pairs = zip(read_frames(output), read_frames(made), strict=True)
+    assert max(np.abs(a.image.astype(int) - b.image.astype(int)).max() for a, b in pairs) <= 3
+
+
+@pytest.mark.parametrize("profile", [grouped(), layerwise()])
+def test_layers_that_wait_elsewhere_give_the_same_windows(
+    profile: Profile, scene: Scene, weights: Path, portrait: Path, speech: Path
+) -> None:
+    model = TalkingModel.open(weights, CPU)
+    waiting = Scene.set_up(model, *prepared(model, portrait, speech), sampler(), 7, profile)
+    assert waiting.sampler.together == profile.together
+    motion = first_motion(scene.picture)
+    mine, plain = (denoise_window(each, 0, motion, lambda *_: None) for each in (waiting, scene))
+    torch.testing.assert_close(mine, plain, rtol=0, atol=2e-5 * float(plain.std()))
+
+
+def test_no_room_at_all_is_said_before_any_work(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omokage.pipelines.animate_plan.free_bytes", lambda _: 1e6)
+    with pytest.raises(MemoryShortageError, match="no memory profile fits") as told:
+        animate(portrait, speech, output=tmp_path / "o.mp4", config=settings(weights))
+    assert told.value.exit_code == 71 and list(tmp_path.iterdir()) == []
+    assert "no memory profile fits" in pipeline.plan(portrait, speech, config=settings(weights)).to_text()

@@ -308,8 +308,15 @@ def test_the_plan_of_the_published_model_is_that_of_its_specification(
     assert (plan.frames, plan.windows, plan.passes, plan.tokens) == (250, 6, 600, 19126)
     assert plan.flops == pytest.approx(6 * 40.4e15, rel=0.01)
     text = plan.to_text()
-    assert "250 frames, 10.00 s" in text and "does not fit" in text
+    assert "250 frames, 10.00 s" in text and "no memory profile fits" in text and not plan.options
     assert "one second of video takes 5 days" in text  # 21.5 PFLOP at half of 0.1 TFLOP/s
+    # What is chosen for cards of 80, 24 and 12 GB, of which the driver takes some.
+    needs, card = planning.needs_of(sizes, costs, sampler, machine), torch.device("cuda")
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 64e9)
+    chosen = [
+        planning.memory_options(needs, card, free)[0][0].profile.name for free in (79e9, 23.5e9, 11.6e9)
+    ]
+    assert chosen == ["resident", "resident-lean", "grouped"]
     # Without guidance the null conditions are not evaluated.
     alone = planning.plan_animation(sizes, 250, replace(sampler, guidance_scale=1.0), machine, None)
     assert alone.passes == 300 and alone.flops < 0.52 * plan.flops
@@ -319,7 +326,7 @@ def test_the_plan_of_the_published_model_is_that_of_its_specification(
         "180000 frames (7200.00 s) in 3830 windows take about" in long.sentence()
         and "days" in long.sentence()
     )
-    assert long.peak_gb < 1.3 * plan.peak_gb
+    assert max(stage.peak for stage in long.stages) == max(stage.peak for stage in plan.stages)
     short = planning.plan_animation(sizes, 3, sampler, machine, None)
     assert (short.windows, short.passes) == (1, 100)
 

@@ -25,6 +25,7 @@ from omokage.talking.config import SamplerConfig, official_sampler
 from omokage.talking.convert import file_digest
 from omokage.talking.folder import load_architecture, official_architecture
 from omokage.talking.model import FACE_FILE, Machine, TalkingModel, video_size
+from omokage.talking.placement import Choice, falling_back, is_shortage
 from omokage.talking.prepare import prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, StepCallback, rollout
 from omokage.threads import one_blas_thread
@@ -115,30 +116,35 @@ def animate(
     plan = replace(plan, width=face.shown_width(model.height, model.width))
     on_progress(Progress("plan", 1, 1, plan.sentence()))
 
+    if not plan.options:
+        raise MemoryShortageError(plan.shortage)
+    sampler, first, fallbacks = config.sampler(), plan.options[0].profile, list[str]()
+
     fingerprint = _fingerprint(model, config, portrait, track)
     with WindowFiles.open(output, fingerprint, resume=config.resume) as finished, shortage_told(plan):
         # What no window changes is computed once, and the networks that did it are let go.
         on_progress(Progress("preparing", 0, 4, "prompt"))
         text = prepare_prompt(model, config.prompt)
         on_progress(Progress("preparing", 1, 4, "portrait"))
-        likeness = prepare_likeness(model, face.portrait, identity, config.seed)
+        likeness = prepare_likeness(model, face.portrait, identity, config.seed, first)
         on_progress(Progress("preparing", 2, 4, "speech"))
         voice = prepare_speech(model, track.voice)
         on_progress(Progress("preparing", 3, 4, "denoiser"))
-        scene = Scene.set_up(model, likeness, text, voice, config.sampler(), config.seed)
-        del likeness, text, voice  # the scene holds what is left of them
-        on_progress(Progress("preparing", 4, 4))
 
-        # Window after window from noise to latents to frames, straight into the file.
-        released = release_clip(
-            rollout(scene, finished, _meter(on_progress, plan, finished.count)),
-            output,
-            frame_rate=Fraction(FRAME_RATE),
-            audio=track.sound,
-            config=ReleaseConfig(label=config.label),
-        )
+        def with_memory_of(choice: Choice) -> Released:
+            # Window after window from noise to latents to frames, straight into the file.
+            scene = Scene.set_up(model, likeness, text, voice, sampler, config.seed, choice.profile)
+            return release_clip(
+                rollout(scene, finished, _meter(on_progress, plan, finished.count)),
+                output,
+                frame_rate=Fraction(FRAME_RATE),
+                audio=track.sound,
+                config=ReleaseConfig(label=config.label),
+            )
+
+        released = falling_back(with_memory_of, plan.options, fallbacks.append)
     blind = (NO_IDENTITY,) if identity.is_blind else ()
-    return Animation(released, plan, face.notes + track.notes + blind)
+    return Animation(released, plan, (*face.notes, *track.notes, *fallbacks, *blind))
 
 
 def plan(
@@ -176,16 +182,15 @@ def identity_of(model: TalkingModel) -> IdentityEncoder:
 
 @contextmanager
 def shortage_told(plan: AnimationPlan) -> Iterator[None]:
-    """Say in one sentence that memory ran out, whoever noticed it."""
+    """Say in one sentence that memory ran out before the first window, whoever noticed it."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        is_shortage = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        if not (is_shortage or "can't allocate memory" in str(error)):
+        if not is_shortage(error):
             raise
         raise MemoryShortageError(
-            f"memory ran out: about {plan.peak_gb:.0f} GB are needed on {plan.device}; close other programs, use a "
-            "machine with more memory, and run the same command again: finished windows are kept"
+            f"memory ran out on {plan.device} while the inputs were prepared; {plan.options[0].sentence}: close other "
+            "programs, or use a larger machine"
         ) from error
 
 

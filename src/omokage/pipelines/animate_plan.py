@@ -15,13 +15,16 @@ from pathlib import Path
 
 import torch
 
+from omokage.errors import MemoryShortageError
 from omokage.pipelines.network_load import Load, load_of
 from omokage.talking.caches import Conditions, KeyValue
 from omokage.talking.conditions.portrait import MOTION_FRAMES
 from omokage.talking.conditions.speech import FRAME_RATE, ONE_PASS_FRAMES, window_count
 from omokage.talking.config import SamplerConfig, TransformerConfig
 from omokage.talking.folder import SPEECH_FOLDER, TEXT_FOLDER, Architecture
+from omokage.talking.lean import make_lean
 from omokage.talking.model import Machine, video_size
+from omokage.talking.placement import Choice, Needs, choose, profiles, smaller
 from omokage.talking.projections import BLOCK_SIGNALS
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae, chunk_lengths
@@ -57,8 +60,10 @@ class Stage:
 class AnimationPlan:
     """Sizes, work, memory and time of an animation.
 
-    tokens: that one pass attends to.  rate: floating-point operations a second of a large matrix product on `device`.
-    free: bytes free there.  notes: sentences on the files.
+    tokens: that one pass attends to.  stages: with everything on the device.
+    rate: floating-point operations a second of a large matrix product on `device`.  free: bytes free there.
+    options: memory profiles that fit, in the order in which they are tried.  shortage: why there are none.
+    notes: sentences on the files.
     """
 
     frames: int
@@ -74,6 +79,8 @@ class AnimationPlan:
     dtype: str
     rate: float
     free: float
+    options: tuple[Choice, ...]
+    shortage: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -91,22 +98,12 @@ class AnimationPlan:
         work = sum(stage.flops for stage in self.stages if stage.name in WINDOW_STAGES) / self.windows
         return work / shown / (EFFICIENCY * self.rate) / 60
 
-    @property
-    def peak_gb(self) -> float:
-        return max(stage.peak for stage in self.stages) / 1e9
-
-    @property
-    def fits(self) -> bool:
-        return self.peak_gb * 1e9 <= self.free
-
     def sentence(self) -> str:
         """The plan for somebody who is about to wait."""
-        room = f"{self.peak_gb:.0f} GB of memory" + (
-            "" if self.fits else f", but {self.free / 1e9:.0f} GB are free"
-        )
+        room = self.options[0].sentence if self.options else self.shortage
         return (
             f"{self.frames} frames ({self.frames / FRAME_RATE:.2f} s) in {self.windows} windows take about "
-            f"{duration(self.minutes)} on {self.device} and {room}"
+            f"{duration(self.minutes)} on {self.device}; {room}"
         )
 
     def to_text(self) -> str:
@@ -125,12 +122,9 @@ class AnimationPlan:
             lines.append(
                 f"  {stage.name:<10}{parts}  = {stage.peak / 1e9:6.2f}   {stage.flops / 1e15:10.4g} PFLOP"
             )
-        verdict = (
-            "everything fits" if self.fits else "this does not fit; free memory, or use a larger machine"
-        )
         lines += [
-            f"profile   plain, one network after the other on {self.device}: {self.peak_gb:.1f} GB at most, "
-            f"{self.free / 1e9:.1f} GB are free: {verdict}",
+            f"          {self.options[0].sentence if self.options else self.shortage}",
+            f"          {self.free / 1e9:.1f} GB are free on {self.device}",
             "",
             f"time      about {duration(self.minutes)}; one second of video takes {duration(self.minutes_per_second)}",
             f"          ({self.rate / 1e12:.3g} TFLOP/s measured, of which networks reach about {EFFICIENCY:.0%})",
@@ -149,6 +143,8 @@ def plan_animation(
     height, width = video_size(sizes)
     windows = window_count(frames, config.frames)
     halves = 1 if sampler.guidance_scale == 1 else 2
+    costs, free = network_costs(sizes, machine.dtype), free_bytes(machine.device)
+    options, shortage = memory_options(needs_of(sizes, costs, sampler, machine), machine.device, free)
     return AnimationPlan(
         frames=frames,
         width=width,
@@ -158,25 +154,58 @@ def plan_animation(
         steps=sampler.steps,
         passes=windows * sampler.steps * halves,
         tokens=config.text_tokens + (config.latent_frames + 1) * config.tokens_per_frame,
-        stages=_stages(sizes, network_costs(sizes, machine.dtype), frames, sampler, machine, folder),
+        stages=_stages(sizes, costs, frames, sampler, machine, folder),
         device=machine.device.type,
         dtype=str(machine.dtype).removeprefix("torch."),
         rate=matmul_rate(machine),
-        free=free_bytes(machine.device),
+        free=free,
+        options=options,
+        shortage=shortage,
     )
+
+
+def needs_of(sizes: Architecture, costs: Costs, sampler: SamplerConfig, machine: Machine) -> Needs:
+    """What the choice of a memory profile has to know."""
+    layers = sizes.transformer.layers
+    return Needs(
+        layers=layers,
+        layer=costs.layer,
+        rest=costs.kept - layers * costs.layer,
+        preparing=costs.whole - layers * costs.layer,
+        caches=cache_bytes(sizes.transformer, sampler, machine.dtype.itemsize),
+        denoising=costs.denoise.held,
+        denoising_single=costs.denoise_half.held,
+        autoencoder=costs.autoencoder,
+        encoding=costs.encode_three.held,
+        decoding=costs.decode.held,
+        decoding_lean=costs.decode_lean.held,
+    )
+
+
+def memory_options(needs: Needs, device: torch.device, free: float) -> tuple[tuple[Choice, ...], str]:
+    """The chosen profile and those that take less; none, and why, when nothing fits. On a processor nothing waits."""
+    is_card = device.type == "cuda"
+    candidates = tuple(profile for profile in profiles() if is_card or not profile.group)
+    try:
+        chosen = choose(needs, free, free_bytes(torch.device("cpu")), candidates)
+    except MemoryShortageError as error:
+        return (), str(error)
+    return tuple(option for option in smaller(chosen, needs) if option.profile in candidates), ""
 
 
 @dataclass(frozen=True)
 class Costs:
     """What the networks of a model cost in one precision, counted: loads of one call each, and bytes of weights.
 
-    denoise, denoise_half: a pass with both halves of guidance, and with one.  decode: of a window, chunk by chunk.
+    denoise, denoise_half: a pass with both halves of guidance, and with one.
+    decode, decode_lean: of a window, chunk by chunk, with either decoder.
     whole, kept: the denoiser, and what is left of it for the loop, of which `layer` is in every layer.
     """
 
     encode_one: Load
     encode_three: Load
     decode: Load
+    decode_lean: Load
     reference: Load
     denoise: Load
     denoise_half: Load
@@ -195,12 +224,15 @@ def network_costs(sizes: Architecture, dtype: torch.dtype) -> Costs:
         vae = CausalVae(sizes.vae).to(dtype)
         portrait, three = (torch.empty(1, n, 3, *video_size(sizes), dtype=dtype) for n in (1, 3))
         denoiser, reference = Transformer(config).to(dtype), Transformer(config.reference).to(dtype)
+        lean = CausalVae(sizes.vae).to(dtype)
+    make_lean(lean)
     whole = _bytes(denoiser)
     denoiser.free_prepared()
     return Costs(
         encode_one=load_of(vae, partial(vae.posterior, portrait)),
         encode_three=load_of(vae, partial(vae.posterior, three)),
         decode=_decoder_load(vae, config),
+        decode_lean=_decoder_load(lean, config),
         reference=_of_all(partial(_reference_load, config, dtype), config.layers),
         denoise=_of_all(partial(_denoiser_load, config, dtype, 2), config.layers),
         denoise_half=_of_all(partial(_denoiser_load, config, dtype, 1), config.layers),

@@ -29,6 +29,7 @@ from omokage.talking.folder import (
     Architecture,
     load_architecture,
 )
+from omokage.talking.placement import Profile, place, place_vae
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
 
@@ -110,14 +111,18 @@ class TalkingModel:
         shards = [[name, sorted(read_index(self.folder, name).digests.items())] for name in names]
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
-    def denoiser(self) -> Transformer:
-        return self._filled(_on_meta(lambda: Transformer(self.sizes.transformer)), DENOISER)
+    def denoiser(self, profile: Profile) -> Transformer:
+        return self._placed(_on_meta(lambda: Transformer(self.sizes.transformer)), DENOISER, profile)
 
-    def reference(self) -> Transformer:
-        return self._filled(_on_meta(lambda: Transformer(self.sizes.transformer.reference)), REFERENCE)
+    def reference(self, profile: Profile) -> Transformer:
+        return self._placed(
+            _on_meta(lambda: Transformer(self.sizes.transformer.reference)), REFERENCE, profile
+        )
 
-    def vae(self) -> CausalVae:
-        return self._filled(_on_meta(lambda: CausalVae(self.sizes.vae)), VAE)
+    def vae(self, profile: Profile) -> CausalVae:
+        network = self._filled(_on_meta(lambda: CausalVae(self.sizes.vae)), VAE, self.machine.device)
+        place_vae(network, profile, self.machine.device)
+        return network
 
     def text_encoder(self) -> TextEncoder:
         tokens = self.sizes.transformer.text_tokens
@@ -126,8 +131,15 @@ class TalkingModel:
     def speech_encoder(self) -> SpeechEncoder:
         return SpeechEncoder.load(self.folder / SPEECH_FOLDER, self.machine.device)
 
-    def _filled(self, network: Network, name: str) -> Network:
-        load_weights(network, self.folder, name, device=self.machine.device, dtype=self.machine.dtype)
+    def _placed(self, network: Transformer, name: str, profile: Profile) -> Transformer:
+        # What waits in the machine's memory or changes its format never is on the device as a whole.
+        is_direct = not profile.group and profile.is_exact
+        network = self._filled(network, name, self.machine.device if is_direct else torch.device("cpu"))
+        place(network, profile, self.machine.device)
+        return network
+
+    def _filled(self, network: Network, name: str, device: torch.device) -> Network:
+        load_weights(network, self.folder, name, device=device, dtype=self.machine.dtype)
         return network.eval().requires_grad_(False)
 
 

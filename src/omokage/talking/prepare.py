@@ -24,6 +24,7 @@ from omokage.talking.conditions.portrait import (
 )
 from omokage.talking.conditions.speech import SpeechFeatures
 from omokage.talking.model import TalkingModel
+from omokage.talking.placement import Profile
 from omokage.talking.sampler import draw_noise
 
 
@@ -62,9 +63,9 @@ class PreparedPortrait:
 
 
 def prepare_likeness(
-    model: TalkingModel, portrait: Portrait, identity: IdentityEncoder, seed: int
+    model: TalkingModel, portrait: Portrait, identity: IdentityEncoder, seed: int, profile: Profile
 ) -> PreparedPortrait:
-    """The portrait as the denoiser sees it; the seed chooses from the posterior of its latents, as released."""
+    """The portrait as the denoiser sees it, on the CPU; the seed chooses from the posterior of its latents."""
     machine = model.machine
     pixels = torch.from_numpy(portrait.picture).permute(2, 0, 1).float() / 255
     pictures = [
@@ -74,21 +75,21 @@ def prepare_likeness(
     sizes = model.sizes.transformer
     shape = (1, 1, sizes.latent_channels, sizes.latent_height, sizes.latent_width)
     noise = draw_noise(shape, seed, Draw.PORTRAIT).to(pictures[1])
-    latents = reference_latents(model.vae(), pictures[1], noise)
+    latents = reference_latents(model.vae(profile), pictures[1], noise)
     with torch.no_grad():
-        tokens = model.reference().reference_tokens(latents)
+        tokens = model.reference(profile).reference_tokens(latents)
     height, width = portrait.picture.shape[:2]
     return PreparedPortrait(
-        picture=pictures[0],
+        picture=pictures[0].cpu(),
         is_square=height == width,
-        reference=tokens,
+        reference=tuple(of_layer.cpu() for of_layer in tokens),
         embedding=identity.embed(portrait.picture, portrait.landmarks),
     )
 
 
 def prepare_prompt(model: TalkingModel, prompt: str) -> Tensor:
-    """Text embeddings (1, N, D) of a prompt, in the denoiser's precision."""
-    return model.text_encoder().encode(prompt).to(model.machine.dtype)
+    """Text embeddings (1, N, D) of a prompt, in the denoiser's precision, on the CPU."""
+    return model.text_encoder().encode(prompt).to("cpu", model.machine.dtype)
 
 
 def prepare_speech(model: TalkingModel, speech: NDArray[np.float32]) -> SpeechFeatures:

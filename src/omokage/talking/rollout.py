@@ -8,7 +8,7 @@ for the device. What is in memory does not depend on the number of windows, but 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 import torch
@@ -27,6 +27,7 @@ from omokage.talking.conditions.portrait import (
 from omokage.talking.conditions.speech import SpeechFeatures
 from omokage.talking.config import SamplerConfig
 from omokage.talking.model import TalkingModel
+from omokage.talking.placement import Profile
 from omokage.talking.prepare import Draw, PreparedPortrait
 from omokage.talking.sampler import denoise, draw_noise, guided_velocity, null_conditions
 from omokage.talking.scheduler import Step, sampling_steps
@@ -81,9 +82,10 @@ class Scene:
         speech: SpeechFeatures,
         sampler: SamplerConfig,
         seed: int,
+        profile: Profile,
     ) -> Self:
         """Load the denoiser and the autoencoder, make all caches, and free what they replace."""
-        denoiser, device = model.denoiser(), model.machine.device
+        denoiser, device = model.denoiser(profile), model.machine.device
         steps = sampling_steps(sampler.steps, stochastic=sampler.stochastic)
         with torch.no_grad():
             table = denoiser.modulation(torch.tensor([step.timestep for step in steps], device=device))
@@ -92,23 +94,23 @@ class Scene:
             assert project is not None
             tokens = tuple(project(window.to(device)).cpu() for window in windows)
             silence = denoiser.cache_audio(torch.zeros_like(windows[0], device=device))
-            reference = denoiser.cache_reference(portrait.reference)
+            reference = denoiser.cache_reference(tuple(tokens.to(device) for tokens in portrait.reference))
             face = denoiser.cache_face(portrait.embedding.to(device))
         denoiser.free_prepared()
         return cls(
             denoiser=denoiser,
-            vae=model.vae(),
+            vae=model.vae(profile),
             steps=steps,
             table=table,
             text=text.to(device),
-            picture=portrait.picture,
+            picture=portrait.picture.to(device),
             is_square=portrait.is_square,
             reference=reference,
             face=face,
             silence=silence,
             speech_tokens=tokens,
             frame_count=speech.length.frames,
-            sampler=sampler,
+            sampler=replace(sampler, together=sampler.together and profile.together),
             seed=seed,
         )
 

@@ -169,8 +169,9 @@ class Transformer(nn.Module):
         """
         del self.modulation
         self.face_tokens = self.audio_tokens = None
-        for block in self._layers:
-            if self.config.face is not None:
+        # Of layers that wait elsewhere only copies would be changed.
+        if self.config.face is not None and isinstance(self.blocks, nn.ModuleList):
+            for block in self._layers:
                 del block.face.key_value
 
     @property
