@@ -37,7 +37,7 @@ from omokage.pipelines.animate import AnimateConfig, animate
 from omokage.pipelines.speech_track import read_speech
 from omokage.talking.caches import Conditions
 from omokage.talking.conditions.identity import ZeroIdentity
-from omokage.talking.conditions.portrait import first_motion
+from omokage.talking.conditions.portrait import first_motion, to_image
 from omokage.talking.config import official_sampler
 from omokage.talking.folder import load_architecture, official_architecture, save_architecture
 from omokage.talking.model import DENOISER, Machine, TalkingModel, skeletons
@@ -236,7 +236,7 @@ def test_only_what_is_seen_is_decoded(scene: Scene, monkeypatch: pytest.MonkeyPa
 
     class Kept:
         def load(self, index: int) -> Tensor:
-            return torch.zeros(1, 13, 16, 8, 12)
+            return draw_noise((1, 13, 16, 8, 12), index)
 
         def save(self, index: int, latents: Tensor) -> None:
             raise AssertionError("nothing was computed")
@@ -249,8 +249,12 @@ def test_only_what_is_seen_is_decoded(scene: Scene, monkeypatch: pytest.MonkeyPa
         return decode(vae, latents, cache)
 
     monkeypatch.setattr(type(scene.vae), "decode_chunk", counted)
-    assert len(list(rollout(scene, Kept(), lambda *_: None))) == FRAMES
+    frames = list(rollout(scene, Kept(), lambda *_: None))
     assert chunks == [3, 2, 2, 2, 2, 2, 3, 2]
+    # Of each window all but its two motion frames, and nothing after the end of the sound.
+    first, second = (torch.cat(list(scene.vae.decode(Kept().load(i))), dim=1)[0, 2:] for i in range(2))
+    expected = [to_image(frame, square=True) for frame in torch.cat([first, second[: FRAMES - 47]])]
+    assert np.array_equal(frames, expected)
 
 
 # stopped runs
