@@ -30,6 +30,10 @@ from omokage.errors import (
 # Every command and flag. Whoever changes one changes it here, in README and in CHANGELOG.
 FLAGS = {
     "": ["--debug", "--help", "--version", "-h"],
+    "animate": [
+        "--any-face", "--device", "--guidance", "--help", "--label", "--no-resume", "--output", "--plan", "--prompt",
+        "--quiet", "--resume", "--seed", "--steps", "-h", "-o", "PORTRAIT", "SPEECH",
+    ],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
     "create": [
@@ -43,6 +47,11 @@ FLAGS = {
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
     "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
+    "weights": ["--help", "-h"],
+    "weights add": ["--help", "--quiet", "-h", "NAME", "FOLDER"],
+    "weights list": ["--help", "--json", "--quiet", "--verify", "-h"],
+    "weights pull": ["--accept-licence", "--from", "--help", "--quiet", "--timeout", "-h", "NAME"],
+    "weights remove": ["--help", "-h", "NAME"],
 }  # fmt: skip
 
 
@@ -66,12 +75,13 @@ class Calls:
         self.act: Callable[[], None] = lambda: None
         names = {
             "check": "check", "create": "create_avatar", "reenact": "reenact", "evaluate": "evaluate_avatar",
-            "rehearse": "rehearse", "bench": "bench", "demo": "demo",
+            "rehearse": "rehearse", "bench": "bench", "demo": "demo", "animate": "animate",
         }  # fmt: skip
         for module_name, function in names.items():
             module = ModuleType(f"omokage.pipelines.{module_name}")
             setattr(module, function, self)
             module.CreateConfig = module.ReenactConfig = Config  # type: ignore[attr-defined]
+            module.AnimateConfig, module.plan = Config, self.plan  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, module.__name__, module)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -79,6 +89,10 @@ class Calls:
         keywords["on_progress"](Progress("working", 1, 2))
         self.act()
         return self.result
+
+    def plan(self, *arguments: Any, **keywords: Any) -> Any:
+        self.arguments, self.keywords = arguments, keywords
+        return SimpleNamespace(to_text=lambda: "hours and gigabytes")
 
 
 @pytest.fixture
@@ -94,6 +108,8 @@ def run(line: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
 
 def test_flags_are_frozen() -> None:
     commands = {"": cli.app, **cli.app.commands}
+    groups = [name for name, command in commands.items() if name and isinstance(command, cli.click.Group)]
+    commands |= {f"{group} {name}": c for group in groups for name, c in commands[group].commands.items()}
     found = {}
     for name, command in commands.items():
         parameters = command.get_params(cli.click.Context(command))
@@ -190,6 +206,32 @@ def test_reenact(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     values = calls.keywords["config"].values
     assert (values["gaze"], values["blink"], values["background"]) == ("camera", 0, "#00ff00")
     assert (values["mouth_only"], values["runtime"]) == (True, "torch")
+
+
+def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.result = SimpleNamespace(notes=("the speech is silent",))
+    code, out, err = run("animate p.jpg s.wav -o out.mp4 --quiet", capsys)
+    assert (code, out, err) == (0, "video: out.mp4\n", "note: the speech is silent\n")
+    assert calls.arguments == (Path("p.jpg"), Path("s.wav"))
+    assert calls.keywords["output"] == Path("out.mp4")
+    assert calls.keywords["config"].values == {
+        "prompt": "a person talks to the camera", "seed": 0, "steps": 50, "guidance": 3.5, "any_face": False,
+        "label": None, "device": "auto", "resume": True,
+    }  # fmt: skip
+    run(
+        "animate p s -o o --prompt sea --seed 7 --steps 20 --guidance 1 --any-face --device cpu --no-resume",
+        capsys,
+    )
+    values = calls.keywords["config"].values
+    assert (values["prompt"], values["seed"], values["steps"], values["guidance"]) == ("sea", 7, 20, 1)
+    assert (values["any_face"], values["device"], values["resume"]) == (True, "cpu", False)
+
+
+def test_a_plan_needs_no_output(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("animate p.jpg s.wav --plan", capsys) == (0, "hours and gigabytes\n", "")
+    assert "output" not in calls.keywords
+    code, _, err = run("animate p.jpg s.wav", capsys)
+    assert (code, err) == (2, "omokage: Missing option '-o' / '--output' (see 'omokage animate --help')\n")
 
 
 def test_evaluate_rehearse_bench_demo(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

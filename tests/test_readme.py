@@ -29,7 +29,7 @@ class AnyResult(SimpleNamespace):
     """What a stand-in for a pipeline gives back."""
 
     verdict = "good"
-    warnings = ("yaw was limited",)
+    warnings = notes = ("yaw was limited",)
     files = (Path("report.html"),)
 
     def to_text(self) -> str:
@@ -45,12 +45,12 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         return AnyResult()
 
     class AnyModule(ModuleType):
-        CreateConfig = ReenactConfig = staticmethod(lambda **_: None)
+        CreateConfig = ReenactConfig = AnimateConfig = staticmethod(lambda **_: None)
 
         def __getattr__(self, name: str) -> Any:
             return pipeline
 
-    for name in ("check", "create", "reenact", "evaluate", "rehearse", "bench", "demo"):
+    for name in ("check", "create", "reenact", "evaluate", "rehearse", "bench", "demo", "weights", "animate"):
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
     assert code == 0, capsys.readouterr().err

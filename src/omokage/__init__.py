@@ -23,6 +23,7 @@ from omokage.errors import (
     NoFaceError,
     OmokageError,
     OutputError,
+    WeightsError,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ __all__ = [
     "NoFaceError",
     "OmokageError",
     "OutputError",
+    "WeightsError",
     "__version__",
     "check_recording",
     "create_avatar",

@@ -5,9 +5,11 @@
     │   ├── MediaError          a picture, video or sound file cannot be read
     │   ├── NoFaceError         no usable face where one is needed
     │   ├── CaptureRefusedError the recording is hopeless for an avatar (see `omokage check`)
-    │   └── BundleError         an avatar file is damaged, foreign or from a newer version
+    │   ├── BundleError         an avatar file is damaged, foreign or from a newer version
+    │   └── WeightsError        a model's weights are missing, damaged or of another model
     ├── OutputError             a result cannot be written (no room, no permission, bad suffix)
     ├── MissingDependencyError  an optional package or a system library is not there
+    ├── MemoryShortageError     this machine has too little memory for what was asked
     └── InternalError           a promise between our own stages was broken
 
 Every message is one sentence or two that say what was got, what is needed and what to do.
@@ -44,6 +46,10 @@ class BundleError(InputError):
     """An avatar file is damaged, foreign or from a newer version."""
 
 
+class WeightsError(InputError):
+    """A model's weights are missing, damaged or of another model; the message says what to pull or to add."""
+
+
 class OutputError(OmokageError):
     """A result cannot be written: no room, no permission, a suffix that names no known format."""
 
@@ -54,6 +60,12 @@ class MissingDependencyError(OmokageError):
     """An optional package or a system library is not there; the message names the install command."""
 
     exit_code = 4
+
+
+class MemoryShortageError(OmokageError):
+    """This machine has too little memory for what was asked; the message says how much is needed."""
+
+    exit_code = 71
 
 
 class InternalError(OmokageError):

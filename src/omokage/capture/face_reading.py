@@ -53,7 +53,7 @@ def read_face(image: Image, landmarks: NDArray[np.float32], time_s: float) -> Fa
     """`image` (H, W, 3) RGB and the landmarks (478, 3) in its pixels -> the numbers of this frame."""
     points = landmarks.astype(np.float64)
     axes = head_axes(points)
-    yaw, pitch, roll = _angles_deg(axes)
+    yaw, pitch, roll = angles_deg(axes)
     gaze_yaw, gaze_pitch = _gaze_deg(points @ axes)
     eye_span = _distance(points, EYES[0][0], EYES[1][1])
     low, high = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
@@ -106,7 +106,7 @@ def head_box(points: NDArray[np.float64]) -> tuple[float, float, float, float]:
     return left - 0.15 * width, top - 0.25 * height, right + 0.15 * width, bottom
 
 
-def _angles_deg(axes: NDArray[np.float64]) -> tuple[float, float, float]:
+def angles_deg(axes: NDArray[np.float64]) -> tuple[float, float, float]:
     """Head axes -> yaw, pitch, roll in degrees, with the signs of `geometry.camera.yaw_pitch_roll`."""
     right, forward = axes[:, 0], -axes[:, 2]
     yaw = np.arctan2(forward[0], -forward[2])

@@ -1,0 +1,87 @@
+"""`omokage animate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omokage.cli.options import FilePath, output_option, quiet_option, refuse_same_file
+from omokage.cli.progress import ProgressBar
+
+
+@click.command()
+@click.argument("portrait", type=FilePath)
+@click.argument("speech", type=FilePath)
+@output_option("The video to write, such as out.mp4.", is_required=False)
+@click.option(
+    "--prompt",
+    default="a person talks to the camera",
+    show_default=True,
+    help="What the video shows, in English.",
+)
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of every random choice."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(2, 1000),
+    default=50,
+    show_default=True,
+    help="Denoising steps of a window; fewer are faster and coarser.",
+)
+@click.option(
+    "--guidance",
+    type=click.FloatRange(1, 20),
+    default=3.5,
+    show_default=True,
+    help="How strongly voice and prompt are followed; 1 takes half the time.",
+)
+@click.option("--any-face", is_flag=True, help="Take painted faces, and pictures that would be refused.")
+@click.option("--label", help="A visible text on every picture.")
+@click.option(
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="What computes.",
+)
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
+)
+@click.option(
+    "--plan", "is_plan", is_flag=True, help="Say what it would cost on this machine, and do nothing."
+)
+@quiet_option
+def animate(
+    portrait: Path,
+    speech: Path,
+    output: Path | None,
+    is_plan: bool,
+    quiet: bool,
+    **choices: Any,
+) -> None:
+    """Let the person in the picture PORTRAIT say what is heard in SPEECH.
+
+    SPEECH is a sound file, or a video whose sound is taken; it becomes the video's sound. Hallo3's weights are needed
+    (`omokage weights list`), and a graphics card: ask with --plan first. A stopped run goes on when the same command is
+    given again.
+    """
+    if output is None and not is_plan:
+        raise click.UsageError("Missing option '-o' / '--output'.", click.get_current_context())
+    if output is not None:
+        refuse_same_file(output, portrait, speech)
+    from omokage.pipelines.animate import AnimateConfig
+    from omokage.pipelines.animate import animate as animate_pipeline
+    from omokage.pipelines.animate import plan as plan_pipeline
+
+    config = AnimateConfig(**choices)
+    if is_plan or output is None:
+        click.echo(plan_pipeline(portrait, speech, config=config).to_text())
+        return
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        result = animate_pipeline(portrait, speech, output=output, config=config, on_progress=on_progress)
+    for sentence in result.notes:
+        click.echo(f"note: {sentence}", err=True)
+    click.echo(f"video: {output}")

@@ -1,0 +1,36 @@
+"""Options and arguments that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from omokage.errors import OutputError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+FilePath = click.Path(path_type=Path)
+quiet_option = click.option("--quiet", is_flag=True, help="Show no progress.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+size_option = click.option(
+    "--size",
+    type=click.Choice([128, 256, 512]),
+    default=256,
+    show_default=True,
+    help="Picture side in pixels.",
+)
+
+
+def output_option(help_text: str, *, is_required: bool = True) -> Callable[[Command], Command]:
+    return click.option("-o", "--output", type=FilePath, required=is_required, help=help_text)
+
+
+def refuse_same_file(output: Path, *inputs: Path) -> None:
+    """Never let a result replace what it is made from."""
+    for given in inputs:
+        if output.exists() and given.exists() and output.samefile(given):
+            raise OutputError(f"the output {output} is also an input; give -o another name")

@@ -1,0 +1,399 @@
+"""What an animation will cost on this machine, before any of it is done. MAIN: `plan_animation`.
+
+Work and memory follow from the real networks (see `network_load`), minutes from a matrix product that is timed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+
+from omokage.errors import MemoryShortageError
+from omokage.pipelines.network_load import Load, load_of
+from omokage.talking.caches import Conditions, KeyValue
+from omokage.talking.conditions.portrait import MOTION_FRAMES
+from omokage.talking.conditions.speech import FRAME_RATE, ONE_PASS_FRAMES, window_count
+from omokage.talking.config import SamplerConfig, TransformerConfig
+from omokage.talking.folder import SPEECH_FOLDER, TEXT_FOLDER, Architecture
+from omokage.talking.lean import make_lean
+from omokage.talking.model import Machine, video_size
+from omokage.talking.placement import Choice, Needs, choose, profiles, smaller
+from omokage.talking.projections import BLOCK_SIGNALS
+from omokage.talking.transformer import Transformer
+from omokage.talking.vae import CausalVae, chunk_lengths
+
+# The published encoders (specification 2.4), for the case that none are installed.
+TEXT_WEIGHTS, SPEECH_WEIGHTS = 4_760_000_000, 94_400_000
+SPEECH_FLOPS_PER_S = 10e9
+# Of one frame of speech: three copies of what the first convolution gives, 512 channels at 3.2 kHz in float32.
+SPEECH_BYTES_PER_FRAME = 3 * 128 * 512 * 4
+# Share of the rate of large matrix products that whole networks reach: normalisations, activations and copies cost time
+# and multiply nothing.
+EFFICIENCY = 0.5
+TIMED_S = 0.3
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the work: floating-point operations; bytes of weights, of caches, of what is being computed."""
+
+    name: str
+    flops: float
+    weights: float
+    caches: float
+    working: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes on the device."""
+        return self.weights + self.caches + self.working
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnimationPlan:
+    """Sizes, work, memory and time of an animation.
+
+    tokens: that one pass attends to.  stages: with everything on the device.
+    rate: floating-point operations a second of a large matrix product on `device`.  free: bytes free there.
+    options: memory profiles that fit, in the order in which they are tried.  shortage: why there are none.
+    notes: sentences on the files.
+    """
+
+    frames: int
+    width: int
+    height: int
+    windows: int
+    window_frames: int
+    steps: int
+    passes: int
+    tokens: int
+    stages: tuple[Stage, ...]
+    device: str
+    dtype: str
+    rate: float
+    free: float
+    options: tuple[Choice, ...]
+    shortage: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def flops(self) -> float:
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def minutes(self) -> float:
+        return self.flops / (EFFICIENCY * self.rate) / 60
+
+    @property
+    def minutes_per_second(self) -> float:
+        """Of one second of video, where windows are long enough to be used up."""
+        shown = (self.window_frames - MOTION_FRAMES) / FRAME_RATE
+        work = sum(stage.flops for stage in self.stages if stage.name in WINDOW_STAGES) / self.windows
+        return work / shown / (EFFICIENCY * self.rate) / 60
+
+    def sentence(self) -> str:
+        """The plan for somebody who is about to wait."""
+        room = self.options[0].sentence if self.options else self.shortage
+        return (
+            f"{self.frames} frames ({self.frames / FRAME_RATE:.2f} s) in {self.windows} windows take about "
+            f"{duration(self.minutes)} on {self.device}; {room}"
+        )
+
+    def to_text(self) -> str:
+        """All of it, for `--plan`."""
+        seen = f"{self.frames} frames, {self.frames / FRAME_RATE:.2f} s"
+        lines = [
+            f"video     {seen} of {self.width}x{self.height} pixels",
+            f"windows   {self.windows} of {self.window_frames} frames, each adds {self.window_frames - MOTION_FRAMES}",
+            f"denoiser  {self.passes} passes over {self.tokens} tokens ({self.steps} steps a window)",
+            f"work      {self.flops / 1e15:.4g} PFLOP",
+            "",
+            f"memory on {self.device} in {self.dtype}: GB of weights, caches and computation",
+        ]
+        for stage in self.stages:
+            parts = "  ".join(f"{part / 1e9:6.2f}" for part in (stage.weights, stage.caches, stage.working))
+            lines.append(
+                f"  {stage.name:<10}{parts}  = {stage.peak / 1e9:6.2f}   {stage.flops / 1e15:10.4g} PFLOP"
+            )
+        lines += [
+            f"          {self.options[0].sentence if self.options else self.shortage}",
+            f"          {self.free / 1e9:.1f} GB are free on {self.device}",
+            "",
+            f"time      about {duration(self.minutes)}; one second of video takes {duration(self.minutes_per_second)}",
+            f"          ({self.rate / 1e12:.3g} TFLOP/s measured, of which networks reach about {EFFICIENCY:.0%})",
+        ]
+        return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])
+
+
+WINDOW_STAGES = ("condition", "denoising", "decoding")
+
+
+def plan_animation(
+    sizes: Architecture, frames: int, sampler: SamplerConfig, machine: Machine, folder: Path | None
+) -> AnimationPlan:
+    """Plan a video of `frames` with networks of these sizes; `folder`: of their weights, when they are installed."""
+    config = sizes.transformer
+    height, width = video_size(sizes)
+    windows = window_count(frames, config.frames)
+    halves = 1 if sampler.guidance_scale == 1 else 2
+    costs, free = network_costs(sizes, machine.dtype), free_bytes(machine.device)
+    options, shortage = memory_options(needs_of(sizes, costs, sampler, machine), machine.device, free)
+    return AnimationPlan(
+        frames=frames,
+        width=width,
+        height=height,
+        windows=windows,
+        window_frames=config.frames,
+        steps=sampler.steps,
+        passes=windows * sampler.steps * halves,
+        tokens=config.text_tokens + (config.latent_frames + 1) * config.tokens_per_frame,
+        stages=_stages(sizes, costs, frames, sampler, machine, folder),
+        device=machine.device.type,
+        dtype=str(machine.dtype).removeprefix("torch."),
+        rate=matmul_rate(machine),
+        free=free,
+        options=options,
+        shortage=shortage,
+    )
+
+
+def needs_of(sizes: Architecture, costs: Costs, sampler: SamplerConfig, machine: Machine) -> Needs:
+    """What the choice of a memory profile has to know."""
+    layers = sizes.transformer.layers
+    return Needs(
+        layers=layers,
+        layer=costs.layer,
+        rest=costs.kept - layers * costs.layer,
+        preparing=costs.whole - layers * costs.layer,
+        caches=cache_bytes(sizes.transformer, sampler, machine.dtype.itemsize),
+        denoising=costs.denoise.held,
+        denoising_single=costs.denoise_half.held,
+        autoencoder=costs.autoencoder,
+        encoding=costs.encode_three.held,
+        decoding=costs.decode.held,
+        decoding_lean=costs.decode_lean.held,
+    )
+
+
+def memory_options(needs: Needs, device: torch.device, free: float) -> tuple[tuple[Choice, ...], str]:
+    """The chosen profile and those that take less; none, and why, when nothing fits. On a processor nothing waits."""
+    is_card = device.type == "cuda"
+    candidates = tuple(profile for profile in profiles() if is_card or not profile.group)
+    try:
+        chosen = choose(needs, free, free_bytes(torch.device("cpu")), candidates)
+    except MemoryShortageError as error:
+        return (), str(error)
+    return tuple(option for option in smaller(chosen, needs) if option.profile in candidates), ""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the networks of a model cost in one precision, counted: loads of one call each, and bytes of weights.
+
+    denoise, denoise_half: a pass with both halves of guidance, and with one.
+    decode, decode_lean: of a window, chunk by chunk, with either decoder.
+    whole, kept: the denoiser, and what is left of it for the loop, of which `layer` is in every layer.
+    """
+
+    encode_one: Load
+    encode_three: Load
+    decode: Load
+    decode_lean: Load
+    reference: Load
+    denoise: Load
+    denoise_half: Load
+    autoencoder: int
+    reference_weights: int
+    whole: int
+    kept: int
+    layer: int
+
+
+@cache
+def network_costs(sizes: Architecture, dtype: torch.dtype) -> Costs:
+    """Count them; some seconds at the published size."""
+    config = sizes.transformer
+    with torch.device("meta"):
+        vae = CausalVae(sizes.vae).to(dtype)
+        portrait, three = (torch.empty(1, n, 3, *video_size(sizes), dtype=dtype) for n in (1, 3))
+        denoiser, reference = Transformer(config).to(dtype), Transformer(config.reference).to(dtype)
+        lean = CausalVae(sizes.vae).to(dtype)
+    make_lean(lean)
+    whole = _bytes(denoiser)
+    denoiser.free_prepared()
+    return Costs(
+        encode_one=load_of(vae, partial(vae.posterior, portrait)),
+        encode_three=load_of(vae, partial(vae.posterior, three)),
+        decode=_decoder_load(vae, config),
+        decode_lean=_decoder_load(lean, config),
+        reference=_of_all(partial(_reference_load, config, dtype), config.layers),
+        denoise=_of_all(partial(_denoiser_load, config, dtype, 2), config.layers),
+        denoise_half=_of_all(partial(_denoiser_load, config, dtype, 1), config.layers),
+        autoencoder=_bytes(vae),
+        reference_weights=_bytes(reference),
+        whole=whole,
+        kept=_bytes(denoiser),
+        layer=_bytes(denoiser.blocks) // config.layers,
+    )
+
+
+def _stages(
+    sizes: Architecture,
+    costs: Costs,
+    frames: int,
+    sampler: SamplerConfig,
+    machine: Machine,
+    folder: Path | None,
+) -> tuple[Stage, ...]:
+    config, size = sizes.transformer, machine.dtype.itemsize
+    windows = window_count(frames, config.frames)
+    is_guided = sampler.guidance_scale != 1
+    denoise = costs.denoise if is_guided and sampler.together else costs.denoise_half
+    work = windows * sampler.steps * (costs.denoise if is_guided else costs.denoise_half).flops
+    text_bytes, speech_bytes = _encoder_bytes(folder)
+    tokens = config.layers * config.tokens_per_frame * config.width * size
+    caches = cache_bytes(config, sampler, size)
+    resident = costs.kept + costs.autoencoder
+    heard = SPEECH_BYTES_PER_FRAME * min(frames, ONE_PASS_FRAMES)
+    first, three = costs.encode_one, costs.encode_three
+    pictures = max(costs.autoencoder, costs.reference_weights)
+    return (
+        # A multiply-add a weight and token, and two bytes a weight.
+        Stage("prompt", text_bytes * config.text_tokens, text_bytes, 0, 0),
+        Stage(
+            "portrait",
+            first.flops + costs.reference.flops,
+            pictures,
+            tokens,
+            max(first.held, costs.reference.held),
+        ),
+        Stage("speech", SPEECH_FLOPS_PER_S * frames / FRAME_RATE, speech_bytes, 0, heard),
+        Stage("set-up", 0, costs.whole, tokens + caches, 0),
+        Stage("condition", windows * three.flops, resident, caches, three.held),
+        Stage("denoising", work, resident, caches, denoise.held),
+        Stage("decoding", windows * costs.decode.flops, resident, caches, costs.decode.held),
+    )
+
+
+def cache_bytes(config: TransformerConfig, sampler: SamplerConfig, size: int) -> float:
+    """Bytes of everything that is made before a window's loop, in numbers of `size` bytes."""
+    row = config.width * size
+    reference = 2 * config.layers * config.tokens_per_frame * row
+    speech = 2 * config.layers * config.latent_frames * (config.audio.tokens if config.audio else 0) * row
+    table = sampler.steps * (BLOCK_SIGNALS * config.layers + 2) * row
+    latents = config.latent_frames * config.latent_channels * config.latent_height * config.latent_width
+    # Of the speech: the silence, this window's, and both of them joined.
+    return float(reference + speech * (4 if sampler.together else 2) + table + sampler.steps * latents * 4)
+
+
+def _decoder_load(vae: CausalVae, config: TransformerConfig) -> Load:
+    """A window's chunks after the first are alike: two of them tell what all cost."""
+
+    def load(frames: int) -> Load:
+        grid = (config.latent_channels, config.latent_height, config.latent_width)
+        latents = torch.empty(1, frames, *grid, dtype=next(vae.parameters()).dtype, device="meta")
+        return load_of(vae, lambda: deque(vae.decode(latents), maxlen=0))
+
+    first, *others = chunk_lengths(config.latent_frames)
+    one, two = load(first), load(first + (others or [0])[0])
+    return Load(one.flops + len(others) * (two.flops - one.flops), two.held)
+
+
+def _reference_load(config: TransformerConfig, dtype: torch.dtype, layers: int) -> Load:
+    """A reference network of so many layers on one portrait."""
+    with torch.device("meta"):
+        network = Transformer(replace(config.reference, layers=layers)).to(dtype)
+        grid = (config.latent_channels, config.latent_height, config.latent_width)
+        latents = torch.empty(1, 1, *grid, dtype=dtype)
+    return load_of(network, partial(network.reference_tokens, latents))
+
+
+def _denoiser_load(config: TransformerConfig, dtype: torch.dtype, batch: int, layers: int) -> Load:
+    """One pass of a denoiser of so many layers, everything that it is told being cached."""
+    with torch.device("meta"):
+        network = Transformer(replace(config, layers=layers)).to(dtype)
+        grid = (config.latent_channels, config.latent_height, config.latent_width)
+        state = torch.empty(batch, config.latent_frames, *grid)
+        face, audio = config.face, config.audio
+        conditions = Conditions(
+            text=torch.empty(batch, config.text_tokens, config.text_width, dtype=dtype),
+            latents=state[:1].to(dtype),
+            reference=(_key_value(config, dtype, 1, config.tokens_per_frame),) * layers,
+            face=(_key_value(config, dtype, 1, 1, face.tokens),) * layers if face else None,
+            audio=(_key_value(config, dtype, batch, config.latent_frames, audio.tokens),) * layers
+            if audio
+            else None,
+        )
+        row = network.modulation(torch.zeros(1))
+    return load_of(network, lambda: network(state, row, conditions))
+
+
+def _key_value(config: TransformerConfig, dtype: torch.dtype, *shape: int) -> KeyValue:
+    *front, tokens = shape
+    keys = torch.empty(*front, config.heads, tokens, config.head_width, dtype=dtype)
+    return KeyValue(keys, torch.empty_like(keys))
+
+
+def _of_all(load: Callable[[int], Load], layers: int) -> Load:
+    """All layers are alike: one and two of them tell what any number costs. What they hold, they hold in turn."""
+    one, two = load(1), load(2)
+    return Load(one.flops + (layers - 1) * (two.flops - one.flops), two.held)
+
+
+def matmul_rate(machine: Machine) -> float:
+    """Floating-point operations a second of a large matrix product, measured in a moment."""
+    side = 4096 if machine.device.type == "cuda" else 1024
+    left, right = (torch.randn(side, side, device=machine.device).to(machine.dtype) for _ in range(2))
+
+    def seconds(count: int) -> float:
+        start = time.perf_counter()
+        for _ in range(count):
+            product = left @ right
+        product[0, 0].item()  # waits for the device
+        return time.perf_counter() - start
+
+    seconds(1)
+    count = max(1, int(TIMED_S / max(seconds(1), 1e-6)))
+    return 2.0 * side**3 * count / seconds(count)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that could be used: of the graphics card, or of the machine where it tells; infinite where not."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+def duration(minutes: float) -> str:
+    """A length of time for people."""
+    for limit, scale, unit in ((1.5, 1 / 60, "seconds"), (90, 1, "minutes"), (72 * 60, 60, "hours")):
+        if minutes < limit:
+            return f"{max(minutes / scale, 1):.0f} {unit}"
+    return f"{minutes / 60 / 24:.0f} days"
+
+
+def _encoder_bytes(folder: Path | None) -> tuple[float, float]:
+    """Weights of the text encoder in bfloat16 and of the speech encoder in float32."""
+    published = (2.0 * TEXT_WEIGHTS, 4.0 * SPEECH_WEIGHTS)
+    if folder is None:
+        return published
+    found = [
+        sum(file.stat().st_size for file in (folder / name).glob("*.safetensors"))
+        for name in (TEXT_FOLDER, SPEECH_FOLDER)
+    ]
+    return float(found[0] or published[0]), float(found[1] or published[1])
+
+
+def _bytes(network: torch.nn.Module) -> int:
+    return sum(value.nbytes for value in network.state_dict().values())

@@ -1,0 +1,71 @@
+"""What a network would multiply and hold, counted without computing it. MAIN: `load_of`.
+
+The real network runs on PyTorch's meta device, which knows shapes and no values: its operations are counted, and
+the bytes of the results that exist at the same time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a call of a network costs: operations (a multiply-add is two), and bytes held at once besides weights."""
+
+    flops: float
+    held: float
+
+
+def load_of(network: nn.Module, call: Callable[[], Any]) -> Load:
+    """Count what a call on the meta device would compute and hold, the network's weights left out."""
+    attention, memory = _Attention(), _LiveBytes(network)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, memory, attention:
+        call()
+    return Load(float(counter.get_total_flops()) + attention.flops, float(memory.peak))
+
+
+class _Attention(TorchFunctionMode):
+    """Stands in for attention, which on the meta device would hold the whole matrix as no real kernel does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        queries, keys, values = args[:3]
+        self.flops += 2.0 * queries.numel() * keys.shape[-2] + 2.0 * queries.numel() * values.shape[-2]
+        return torch.empty_like(queries)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The most bytes that results of operations held at the same time."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = 0
+        self._known = {value.untyped_storage()._cdata for value in network.state_dict().values()}
+        self._live: WeakValueDictionary[int, torch.UntypedStorage] = WeakValueDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor) and value.is_meta:
+                storage = value.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._live[storage._cdata] = storage
+        self.peak = max(self.peak, sum(storage.nbytes() for storage in self._live.values()))
+        return result

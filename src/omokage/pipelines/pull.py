@@ -1,0 +1,151 @@
+"""`omokage weights pull`: a model comes over the network, on the user's word. MAIN: `pull_weights`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from omokage.config import Progress, ProgressCallback, ignore_progress
+from omokage.errors import WeightsError
+from omokage.files import output_error, saving
+from omokage.pipelines.weights import AddConfig, add_weights
+from omokage.weights.fetch import FetchConfig, fetch_file, fetch_text, file_address
+from omokage.weights.registry import PublishedFile, WeightsSpec, find_spec, size_text
+from omokage.weights.store import (
+    Manifest,
+    check_room,
+    folder_bytes,
+    folder_of,
+    refuse_installed,
+    weights_home,
+    write_manifest,
+)
+
+ADDRESS_VARIABLE = "OMOKAGE_WEIGHTS_URL"
+
+
+@dataclass(frozen=True, slots=True)
+class PullConfig:
+    """address: of the folder with the files, None for `OMOKAGE_WEIGHTS_URL`.  accept_licence: the user's word."""
+
+    address: str | None
+    accept_licence: bool
+    fetch: FetchConfig
+
+
+def pull_weights(
+    name: str,
+    config: PullConfig,
+    *,
+    add: AddConfig | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> Path:
+    """Bring a model over the network and install it; its folder.
+
+    The address holds the official files, or a folder that was installed by omokage, which needs no conversion. Raises
+    WeightsError without the user's word or an address, or when a file is missing or wrong there; what came stays.
+    """
+    spec = find_spec(name)
+    refuse_installed(name)
+    address = _agreed_address(spec, config)
+    manifest = _mirror(spec, address, config.fetch)
+    coming = weights_home() / f".pulled-{name}"
+    if manifest is None:
+        check_room(weights_home(), spec.download_bytes + spec.installed_bytes, folder_bytes(coming))
+        _pull_all(spec.name, address, spec.files, coming, config.fetch, progress)
+        source = coming / spec.files[0].path if len(spec.files) == 1 else coming
+        folder = add_weights(name, source, config=add, progress=progress)
+        shutil.rmtree(coming, ignore_errors=True)
+        return folder
+    check_room(weights_home(), manifest.total_bytes, folder_bytes(coming))
+    files = [PublishedFile(path, record.size, record.sha256) for path, record in manifest.files.items()]
+    _pull_all(spec.name, address, files, coming, config.fetch, progress)
+    _put_in_place(coming, manifest, spec)
+    return folder_of(name)
+
+
+def _agreed_address(spec: WeightsSpec, config: PullConfig) -> str:
+    address = config.address or os.environ.get(ADDRESS_VARIABLE)
+    if not config.accept_licence:
+        terms = " ".join(dict.fromkeys(f"{part.licence.name}: {part.licence.terms}" for part in spec.parts))
+        raise WeightsError(
+            f"{spec.title} needs {size_text(spec.download_bytes)} from the network, "
+            f"{size_text(spec.download_bytes + spec.installed_bytes)} of the disk while it is converted and "
+            f"{size_text(spec.installed_bytes)} afterwards; {terms} "
+            "If you accept these licences, run the same command with --accept-licence"
+        )
+    if not address:
+        raise WeightsError(
+            f"no address of {spec.name} is known to omokage; give that of the folder with the official files "
+            f"with --from, or in {ADDRESS_VARIABLE}"
+        )
+    return address
+
+
+def _mirror(spec: WeightsSpec, address: str, config: FetchConfig) -> Manifest | None:
+    """The manifest of an installed folder at this address; None when official files lie there."""
+    text = fetch_text(file_address(address, spec.manifest_name), config)
+    if text is None:
+        return None
+    try:
+        manifest = Manifest.from_json(json.loads(text))
+    except ValueError:  # a server that answers everything with a page
+        return None
+    if manifest.name != spec.name:
+        raise WeightsError(
+            f"that address holds the weights of '{manifest.name}', not of '{spec.name}'; give another address"
+        )
+    return manifest
+
+
+def _pull_all(
+    name: str,
+    address: str,
+    files: Sequence[PublishedFile],
+    folder: Path,
+    config: FetchConfig,
+    progress: ProgressCallback,
+) -> None:
+    """Fetch every file; digests that nobody published are recorded the first time and checked from then on."""
+    recorded = _recorded(name)
+    for number, file in enumerate(files, 1):
+        known = file if file.sha256 else replace(file, sha256=recorded.get(file.path))
+
+        def report(step: Progress, number: int = number) -> None:
+            progress(replace(step, stage=f"pulling file {number} of {len(files)}"))
+
+        digest = fetch_file(file_address(address, file.path), folder / file.path, known, config, report)
+        if file.sha256 is None and recorded.get(file.path) != digest:
+            recorded[file.path] = digest
+            with saving(_record_file(name)) as part:
+                part.write_text(json.dumps(recorded, indent=1), encoding="utf-8")
+
+
+def _put_in_place(coming: Path, manifest: Manifest, spec: WeightsSpec) -> None:
+    """Pulled files take the places of what was unfinished or damaged there; the manifest comes last."""
+    folder = folder_of(spec.name)
+    try:
+        (folder / spec.manifest_name).unlink(missing_ok=True)
+        for name in manifest.files:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (coming / name).replace(folder / name)
+        shutil.rmtree(coming)
+    except OSError as error:
+        raise output_error(folder, error) from error
+    write_manifest(folder / spec.manifest_name, manifest)
+
+
+def _record_file(name: str) -> Path:
+    return weights_home() / f"{name}.digests.json"
+
+
+def _recorded(name: str) -> dict[str, str]:
+    """Path -> digest of every file that was pulled before."""
+    try:
+        return {str(path): str(digest) for path, digest in json.loads(_record_file(name).read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}

@@ -1,0 +1,94 @@
+"""A voice from any file: the sound that goes into the video, and what the lips follow. MAIN: `read_speech`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import gcd
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.errors import MediaError
+from omokage.media.audio import read_audio
+from omokage.media.clip import Audio
+from omokage.media.image import is_still_image
+from omokage.talking.conditions.speech import FRAME_RATE, SAMPLE_RATE, SAMPLES_PER_FRAME
+
+# Peaks below a thousandth of full scale, -60 dB, are the noise of an empty track.
+SILENT_PEAK = 1e-3
+# From here on it is told beforehand that a speech is taken apart and how long all will take.
+LONG_S = 5 * 60
+
+
+class VocalSeparator(Protocol):
+    """Takes everything but voices out of a sound: music, noise. Omokage brings none."""
+
+    def separate(self, sound: Audio) -> Audio:
+        """The voices in a sound, of the same length and sample rate."""
+        ...
+
+
+@dataclass(frozen=True)
+class SpeechTrack:
+    """sound: as in the file.  voice: (S,) mono at 16 kHz, as long.  notes: sentences on what may spoil the video."""
+
+    sound: Audio
+    voice: NDArray[np.float32]
+    notes: tuple[str, ...]
+
+    @property
+    def frame_count(self) -> int:
+        """Frames of video: those that the sound has begun."""
+        return -(-len(self.voice) // SAMPLES_PER_FRAME)
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.sound.samples) / self.sound.sample_rate
+
+
+def read_speech(path: Path, separator: VocalSeparator | None = None) -> SpeechTrack:
+    """Read the first sound track of a sound or video file.
+
+    Raises MediaError when the file is damaged or has no sound.
+    """
+    if path.is_file() and is_still_image(path):
+        raise MediaError(
+            f"{path} is a picture, and a voice is needed here; give the portrait first, then the sound"
+        )
+    sound = read_audio(path)
+    if sound is None:
+        raise MediaError(f"{path} has no sound; give a file with a voice in it, such as a WAV, MP3 or MP4")
+    length = -(-len(sound.samples) * SAMPLE_RATE // sound.sample_rate)
+    if separator is None:
+        heard = read_audio(path, sample_rate=SAMPLE_RATE)
+        voice = np.zeros((0, 1), np.float32) if heard is None else heard.samples
+    else:
+        voice = resampled(separator.separate(sound), SAMPLE_RATE)
+    mono = voice.mean(axis=1, dtype=np.float32)[:length]
+    mono = np.pad(mono, (0, length - len(mono)))
+    return SpeechTrack(sound, mono, tuple(_notes(path, mono, len(sound.samples) / sound.sample_rate)))
+
+
+def resampled(sound: Audio, sample_rate: int) -> NDArray[np.float32]:
+    """The samples (S, channels) of a sound at another rate (Hz)."""
+    from scipy.signal import resample_poly
+
+    common = gcd(sound.sample_rate, sample_rate)
+    samples = resample_poly(sound.samples, sample_rate // common, sound.sample_rate // common, axis=0)
+    return np.asarray(samples, dtype=np.float32)
+
+
+def _notes(path: Path, voice: NDArray[np.float32], duration_s: float) -> list[str]:
+    notes = []
+    if np.abs(voice).max() < SILENT_PEAK:
+        notes.append(f"{path.name} is silent, so the mouth has nothing to say")
+    if duration_s < 1 / FRAME_RATE:
+        notes.append(f"{path.name} is shorter than one frame of video")
+    if duration_s > LONG_S:
+        notes.append(
+            f"{path.name} is {duration_s / 60:.0f} minutes long; the voice is read in overlapping pieces of "
+            f"{LONG_S // 60} minutes, and color and likeness may drift from window to window"
+        )
+    return notes

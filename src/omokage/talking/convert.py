@@ -1,0 +1,321 @@
+"""Official checkpoints -> sharded safetensors with a checksum each: read once in a restricted way, never again.
+
+The official files are PyTorch pickles of a training framework: a dictionary with the state dict under "module" (the
+transformers) or "state_dict" (the autoencoder). They are read without running anything that they hold; tensors stay on
+disk until their shard is written. A shard is complete or not there, a stopped conversion goes on with the next one.
+
+Beside the shards `<part>-00001-of-00004.safetensors` lies `<part>.safetensors.index.json`, written last, in the format
+that other libraries read too: where each tensor is, and under "metadata" the SHA-256 of every shard.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from omokage.config import Progress, ProgressCallback, ignore_progress
+from omokage.errors import InputError, OutputError
+from omokage.files import result_folder, saving
+from omokage.talking.checkpoint import KeyMap
+
+SHARD_BYTES = 2 * 1024**3
+# Where the official files keep their state dict; the first one that is there.
+ENTRIES = ("module", "state_dict")
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One network of an official file: the `name` of its safetensors, and where each of its tensors is."""
+
+    name: str
+    keys: KeyMap
+
+
+@dataclass(frozen=True, slots=True)
+class ShardIndex:
+    """A converted network: key -> file of the shard, file -> SHA-256, and the bytes of all tensors."""
+
+    shards: Mapping[str, str]
+    digests: Mapping[str, str]
+    total_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        """The layout of `*.safetensors.index.json`."""
+        return {
+            "metadata": {"total_size": self.total_bytes, "sha256": dict(self.digests)},
+            "weight_map": dict(self.shards),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    file: str
+    tensors: Mapping[str, Tensor]  # our key -> the official tensor, still on disk
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """The state dict of an official file, key -> tensor on the CPU; they stay on disk until they are used.
+
+    Only tensors and plain containers are accepted, nothing in the file is run. Raises InputError otherwise.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no checkpoint {path}; give the file that the official release calls so")
+    try:
+        # Old files are no archives and cannot be mapped: they are read whole.
+        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except Exception as error:  # a foreign file may fail in any way
+        raise InputError(
+            f"{path} is damaged or holds more than tensors and cannot be read safely; "
+            "use an unchanged file of the official release"
+        ) from error
+    if isinstance(content, dict):
+        content = next((content[entry] for entry in ENTRIES if isinstance(content.get(entry), dict)), content)
+    if not isinstance(content, dict) or not content:
+        raise InputError(f"{path} holds no state dict; use an unchanged file of the official release")
+    foreign = [
+        key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))
+    ]
+    if foreign:
+        raise InputError(
+            f"{path} holds '{foreign[0]}', which is no tensor, among its weights; "
+            "use an unchanged file of the official release"
+        )
+    return content
+
+
+def convert_checkpoint(
+    source: Path,
+    parts: Sequence[Part],
+    folder: Path,
+    *,
+    ignored: tuple[str, ...] = (),
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: ProgressCallback = ignore_progress,
+) -> list[ShardIndex]:
+    """Write the networks of an official file as sharded safetensors into `folder`, one after the other.
+
+    ignored: prefixes of official keys that belong to none of the parts.  dtype: of the result, None as in the file.
+    Called again after an interruption, it checks the finished shards by their digests and goes on with the next.
+    Raises InputError when the file cannot be read safely, or when a key is missing, left over or wanted twice;
+    OutputError when there is no room.
+    """
+    state = read_checkpoint(source)
+    _check_keys(source, state, parts, ignored)
+    plans = [_plan(part, state, dtype, shard_bytes) for part in parts]
+    stamp = source.stat()
+    origin = [source.name, stamp.st_size, stamp.st_mtime_ns, str(dtype)]
+    total = float(sum(_bytes(plan, dtype) for plan in plans))
+    indices, done = [], 0.0
+    with result_folder(folder):
+        for part, plan in zip(parts, plans, strict=True):
+            digests = _finished(folder, part.name, plan, origin)
+            unwritten = [shard for shard in plan if shard.file not in digests]
+            _check_room(folder, unwritten, dtype)
+            if unwritten:  # an index says that all shards are there
+                index_path(folder, part.name).unlink(missing_ok=True)
+            for shard in plan:
+                progress(Progress("converting", done, total, shard.file))
+                if shard.file not in digests:
+                    digests[shard.file] = _write_shard(folder / shard.file, shard, dtype)
+                    _write_json(_notes(folder, part.name), {"plan": _digest(plan, origin), "sha256": digests})
+                done += _bytes([shard], dtype)
+            where = {key: shard.file for shard in plan for key in shard.tensors}
+            index = ShardIndex(where, digests, _bytes(plan, dtype))
+            _write_json(index_path(folder, part.name), index.to_json())
+            indices.append(index)
+    progress(Progress("converting", total, total))
+    return indices
+
+
+def index_path(folder: Path, name: str) -> Path:
+    """The index of a converted network."""
+    return folder / f"{name}.safetensors.index.json"
+
+
+def read_index(folder: Path, name: str) -> ShardIndex:
+    """The index of a converted network. Raises InputError when it is missing or damaged."""
+    path = index_path(folder, name)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        described = content["metadata"]
+        return ShardIndex(
+            dict(content["weight_map"]), dict(described["sha256"]), int(described["total_size"])
+        )
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{folder} holds no weights of the {name}; run 'omokage weights pull hallo3', "
+            "or 'omokage weights add hallo3' with the official folder"
+        ) from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is damaged; convert the official weights again") from error
+
+
+def verify_shards(folder: Path, name: str) -> ShardIndex:
+    """Compare every shard of a converted network with its digest. Raises InputError naming the first that differs."""
+    index = read_index(folder, name)
+    for file, expected in index.digests.items():
+        path = folder / file
+        if not path.is_file() or file_digest(path) != expected:
+            raise InputError(
+                f"{path} is missing or its checksum is wrong; convert the official weights again"
+            )
+    return index
+
+
+def load_weights(
+    network: nn.Module,
+    folder: Path,
+    name: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Fill a network, which may be on the meta device, with converted weights, shard after shard.
+
+    dtype: of the network, None as in the files. Raises InputError when a shard is missing or damaged, or when the
+    weights are of another network or size.
+    """
+    index = read_index(folder, name)
+    wanted = {key: value.shape for key, value in network.state_dict().items()}
+    found: dict[str, torch.Size] = {}
+    for file in sorted(set(index.shards.values())):
+        try:
+            with safe_open(folder / file, framework="pt", device=str(device)) as shard:
+                values = {key: shard.get_tensor(key) for key in shard.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise InputError(
+                f"{folder / file} is missing or damaged; convert the official weights again"
+            ) from error
+        found |= {key: value.shape for key, value in values.items()}
+        fitting = {
+            key: value.to(dtype or value.dtype)
+            for key, value in values.items()
+            if wanted.get(key) == value.shape
+        }
+        network.load_state_dict(fitting, strict=False, assign=True)
+    if found != wanted:
+        strange = sorted(key for key in found.keys() | wanted.keys() if found.get(key) != wanted.get(key))
+        raise InputError(
+            f"the weights of the {name} in {folder} are of another network or size ({len(strange)} tensors do not "
+            f"fit, such as '{strange[0]}'); convert the official weights again"
+        )
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_keys(
+    source: Path, state: Mapping[str, Tensor], parts: Sequence[Part], ignored: tuple[str, ...]
+) -> None:
+    wanted = [key for part in parts for key in part.keys.names]
+    known = {*wanted, *(key for part in parts for key in part.keys.dropped)}
+    missing = [key for key in wanted if key not in state]
+    unknown = [key for key in state if key not in known and not key.startswith(ignored or ("\0",))]
+    if missing or unknown:
+        said = [
+            f"{len(keys)} {what}, such as '{keys[0]}'"
+            for keys, what in ((missing, "are missing"), (unknown, "are unknown"))
+            if keys
+        ]
+        raise InputError(
+            f"{source} is not the expected model: of its tensors {' and '.join(said)}; "
+            "use an unchanged file of the official release"
+        )
+    if len(set(wanted)) < len(wanted):
+        raise InputError(
+            f"two of the parts {[part.name for part in parts]} want the same tensors of {source}"
+        )
+
+
+def _plan(part: Part, state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[_Shard]:
+    """Tensors in the map's order, as many to a shard as fit, at least one."""
+    groups: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for official, ours in part.keys.names.items():
+        added = _tensor_bytes(state[official], dtype)
+        if groups[-1] and size + added > limit:
+            groups.append({})
+            size = 0
+        groups[-1][ours] = state[official]
+        size += added
+    count = len(groups)
+    return [
+        _Shard(f"{part.name}-{number:05d}-of-{count:05d}.safetensors", group)
+        for number, group in enumerate(groups, 1)
+    ]
+
+
+def _tensor_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+    return tensor.numel() * (dtype or tensor.dtype).itemsize
+
+
+def _bytes(plan: Sequence[_Shard], dtype: torch.dtype | None) -> int:
+    return sum(_tensor_bytes(tensor, dtype) for shard in plan for tensor in shard.tensors.values())
+
+
+def _check_room(folder: Path, plan: Sequence[_Shard], dtype: torch.dtype | None) -> None:
+    needed, free = _bytes(plan, dtype), shutil.disk_usage(folder).free
+    if needed > free:
+        raise OutputError(
+            f"the converted weights need {math.ceil(needed / 1e9)} GB more in {folder}, and {free / 1e9:.0f} GB are "
+            "free; free some space or choose another folder"
+        )
+
+
+def _digest(plan: Sequence[_Shard], origin: Sequence[object]) -> str:
+    """Of all that decides what the shards hold but the values themselves."""
+    tensors = [
+        [shard.file, key, str(tensor.dtype), list(tensor.shape)]
+        for shard in plan
+        for key, tensor in shard.tensors.items()
+    ]
+    return hashlib.sha256(json.dumps([list(origin), tensors]).encode()).hexdigest()
+
+
+def _notes(folder: Path, name: str) -> Path:
+    """What is finished, while not all is; it stays, so that a finished conversion is recognized."""
+    return folder / f"{name}.conversion.json"
+
+
+def _finished(folder: Path, name: str, plan: Sequence[_Shard], origin: Sequence[object]) -> dict[str, str]:
+    """File -> digest of the shards that an earlier run of the same plan wrote and that are still whole."""
+    try:
+        notes = json.loads(_notes(folder, name).read_text(encoding="utf-8"))
+        if notes["plan"] != _digest(plan, origin):
+            return {}
+        recorded = dict(notes["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {
+        file: digest
+        for file, digest in recorded.items()
+        if (folder / file).is_file() and file_digest(folder / file) == digest
+    }
+
+
+def _write_shard(path: Path, shard: _Shard, dtype: torch.dtype | None) -> str:
+    with saving(path, SafetensorError) as unfinished:
+        values = {key: tensor.to(dtype or tensor.dtype).contiguous() for key, tensor in shard.tensors.items()}
+        save_file(values, unfinished)
+    return file_digest(path)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with saving(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=1), encoding="utf-8")

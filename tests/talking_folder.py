@@ -1,0 +1,127 @@
+"""What tests animate with: a tiny model filled at random, in a folder as the product installs it; pictures; sounds."""
+
+from __future__ import annotations
+
+import wave
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import nn
+
+from omokage.media.clip import Audio
+from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, KeyMap, transformer_keys
+from omokage.talking.config import tiny
+from omokage.talking.convert import Part, convert_checkpoint
+from omokage.talking.folder import (
+    DENOISER,
+    REFERENCE,
+    SPEECH_FOLDER,
+    TEXT_FOLDER,
+    VAE,
+    Architecture,
+    save_architecture,
+)
+from omokage.talking.model import Machine, skeletons
+from omokage.talking.vae import VaeConfig, vae_keys
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+WORDS = ("<pad>", "<unk>", "a", "person", "talks", "to", "the", "camera", "sea", "by")
+
+
+def tiny_architecture() -> Architecture:
+    """Windows of 49 frames of 64 x 96 pixels."""
+    vae = VaeConfig(widths=(8, 8, 16), blocks=1, latent_channels=16, norm_groups=4, stem=2, scale=0.7)
+    audio = tiny().audio
+    assert audio is not None
+    return Architecture(replace(tiny(), audio=replace(audio, layers=2)), vae)
+
+
+def make_tiny_folder(folder: Path, seed: int = 0) -> Path:
+    """Needs diffusers and transformers."""
+    sizes = tiny_architecture()
+    torch.manual_seed(seed)
+    maps = {
+        DENOISER: transformer_keys(sizes.transformer, DENOISER_PREFIX),
+        REFERENCE: transformer_keys(sizes.transformer.reference, REFERENCE_PREFIX),
+        VAE: vae_keys(sizes.vae),
+    }
+    state = {}
+    for name, network in skeletons(sizes).items():
+        state |= _filled(network, maps[name])
+    folder.mkdir(parents=True, exist_ok=True)
+    official = folder / "official.pt"
+    torch.save({"module": state}, official)
+    convert_checkpoint(official, [Part(name, keys) for name, keys in maps.items()], folder)
+    official.unlink()
+    save_architecture(folder, sizes)
+    _save_encoders(folder, sizes)
+    return folder
+
+
+def _filled(network: nn.Module, keys: KeyMap) -> dict[str, torch.Tensor]:
+    """Official key -> values of about the size that trained ones have."""
+    shapes = {key: value.shape for key, value in network.state_dict().items()}
+    state = {}
+    for official, ours in keys.names.items():
+        shape = shapes[ours]
+        if len(shape) > 1:
+            state[official] = torch.randn(shape) / shape[1:].numel() ** 0.5
+        else:
+            state[official] = (0.0 if ours.endswith("bias") else 1.0) + 0.1 * torch.randn(shape)
+    return state
+
+
+def _save_encoders(folder: Path, sizes: Architecture) -> None:
+    import transformers
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>").save_pretrained(
+        folder / TEXT_FOLDER
+    )
+    text = transformers.T5Config(
+        vocab_size=len(WORDS),
+        d_model=sizes.transformer.text_width,
+        d_kv=8,
+        d_ff=32,
+        num_layers=1,
+        num_heads=2,
+    )
+    transformers.T5EncoderModel(text).save_pretrained(folder / TEXT_FOLDER)
+    audio = sizes.transformer.audio
+    assert audio is not None
+    speech = transformers.Wav2Vec2Config(
+        hidden_size=audio.channels,
+        num_hidden_layers=audio.layers,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(8,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    transformers.Wav2Vec2Model(speech).save_pretrained(folder / SPEECH_FOLDER)
+
+
+def astronaut() -> np.ndarray:
+    from skimage.data import astronaut as nasa_portrait
+
+    return np.asarray(nasa_portrait())
+
+
+def save_picture(path: Path, picture: np.ndarray, **options: Any) -> Path:
+    PIL.Image.fromarray(picture).save(path, **options)
+    return path
+
+
+def save_sound(path: Path, sound: Audio) -> Path:
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(sound.samples.shape[1])
+        file.setsampwidth(2)
+        file.setframerate(sound.sample_rate)
+        file.writeframes((sound.samples * 32767).astype("<i2").tobytes())
+    return path

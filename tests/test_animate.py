@@ -1,0 +1,532 @@
+"""`omokage animate` end to end with a tiny model: what comes out, what is kept, what is refused, what is planned."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("diffusers", reason="animation needs 'pip install omokage[portrait]'")
+pytest.importorskip("transformers", reason="animation needs 'pip install omokage[portrait]'")
+
+import omokage.pipelines.animate as pipeline
+from clips import beep, onset_s
+from omokage.cli import app as cli
+from omokage.config import Progress
+from omokage.errors import (
+    InputError,
+    MediaError,
+    MemoryShortageError,
+    MissingDependencyError,
+    OutputError,
+    WeightsError,
+)
+from omokage.media.audio import read_audio
+from omokage.media.clip import Audio
+from omokage.media.decode import probe, read_frames
+from omokage.pipelines.animate import AnimateConfig, animate
+from omokage.pipelines.speech_track import read_speech
+from omokage.talking.caches import Conditions
+from omokage.talking.conditions.identity import ZeroIdentity
+from omokage.talking.conditions.portrait import first_motion, to_image
+from omokage.talking.config import official_sampler
+from omokage.talking.folder import load_architecture, official_architecture, save_architecture
+from omokage.talking.model import DENOISER, Machine, TalkingModel, skeletons
+from omokage.talking.placement import Profile, grouped, layerwise, resident
+from omokage.talking.prepare import Draw, prepare_likeness, prepare_prompt, prepare_speech
+from omokage.talking.rollout import Scene, denoise_window, rollout, window_conditions
+from omokage.talking.sampler import draw_noise, sample
+from talking_folder import CPU, astronaut, make_tiny_folder, save_picture, save_sound
+
+STEPS = 2
+# 2.4 s: 60 frames, two windows of 49 with 47 new ones each.
+SECONDS, FRAMES, WINDOWS = 2.4, 60, 2
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return make_tiny_folder(tmp_path_factory.mktemp("weights") / "hallo3")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once() -> Iterator[None]:
+    """A portrait that was read is not read again: what it takes is tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "read_portrait", cache(pipeline.read_portrait))
+        yield
+
+
+@pytest.fixture(scope="module")
+def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_picture(tmp_path_factory.mktemp("pictures") / "portrait.png", astronaut())
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_sound(tmp_path_factory.mktemp("sounds") / "speech.wav", beep(1.3, SECONDS))
+
+
+@pytest.fixture(scope="module")
+def made(weights: Path, portrait: Path, speech: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A video that was made in one go."""
+    output = tmp_path_factory.mktemp("made") / "out.mp4"
+    animate(portrait, speech, output=output, config=settings(weights))
+    return output
+
+
+def settings(weights: Path, **choices: Any) -> AnimateConfig:
+    return AnimateConfig(**{"steps": STEPS, "seed": 7, "device": "cpu", "weights": weights} | choices)
+
+
+# what comes out
+
+
+def test_a_portrait_says_what_is_heard(made: Path, speech: Path) -> None:
+    info = probe(made)
+    assert (info.frame_count, info.frame_rate, info.width, info.height) == (FRAMES, 25, 64, 64)
+    sound = read_audio(made)
+    assert sound is not None and sound.sample_rate == 48000
+    assert onset_s(sound) == pytest.approx(1.3, abs=0.03)
+    assert [file.name for file in made.parent.iterdir()] == ["out.mp4"]
+
+
+def test_progress_tells_the_plan_then_every_step(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    seen: list[Progress] = []
+    result = animate(
+        portrait, speech, output=tmp_path / "o.mp4", config=settings(weights), on_progress=seen.append
+    )
+    assert (tmp_path / "o.mp4").read_bytes() == made.read_bytes()  # the same again from the same seed
+    assert seen[0].stage == "plan" and f"{FRAMES} frames (2.40 s) in {WINDOWS} windows" in seen[0].note
+    steps = [report for report in seen if report.stage == "animating"]
+    assert [report.done for report in steps] == [0, 1, 2, 2, 3, 4]
+    assert {report.total for report in steps} == {WINDOWS * STEPS}
+    assert steps[-1].note == "window 2 of 2"
+    assert result.released.frame_count == FRAMES
+    assert any("no face embedding is installed" in note for note in result.notes)
+
+
+def test_another_seed_and_another_voice_give_another_video(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    frames = [frame.image for frame in read_frames(made)]
+    animate(portrait, speech, output=tmp_path / "seed.mp4", config=settings(weights, seed=8))
+    assert not np.array_equal(frames, [frame.image for frame in read_frames(tmp_path / "seed.mp4")])
+    other = save_sound(tmp_path / "other.wav", beep(0.2, SECONDS, length_s=2))
+    animate(portrait, other, output=tmp_path / "voice.mp4", config=settings(weights))
+    assert not np.array_equal(frames, [frame.image for frame in read_frames(tmp_path / "voice.mp4")])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "rate", "channels", "frames"), [(0.1, 48000, 1, 3), (1.88, 8000, 2, 47), (0.05, 44100, 1, 2)]
+)
+def test_the_video_is_as_long_as_its_sound(
+    seconds: float, rate: int, channels: int, frames: int, weights: Path, portrait: Path, tmp_path: Path
+) -> None:
+    speech = save_sound(tmp_path / "s.wav", beep(0, seconds, sample_rate=rate, channels=channels))
+    output = tmp_path / "o.mp4"
+    result = animate(portrait, speech, output=output, config=settings(weights, label="made up"))
+    assert result.released.frame_count == frames == probe(output).frame_count
+    assert result.plan.windows == 1
+    assert result.released.label == "made up"
+
+
+def test_silence_is_animated_and_told(weights: Path, portrait: Path, tmp_path: Path) -> None:
+    speech = save_sound(tmp_path / "s.wav", Audio(np.zeros((8000, 1), np.float32), 16000))
+    result = animate(portrait, speech, output=tmp_path / "o.mp4", config=settings(weights))
+    assert result.released.frame_count == 13
+    assert any("s.wav is silent" in note for note in result.notes)
+
+
+def test_a_separator_changes_what_the_lips_follow_and_not_the_sound(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    class Mute:
+        def separate(self, sound: Audio) -> Audio:
+            return Audio(0 * sound.samples, sound.sample_rate)
+
+    output = tmp_path / "o.mp4"
+    animate(portrait, speech, output=output, config=settings(weights), separator=Mute())
+    before, after = read_audio(made), read_audio(output)
+    assert before is not None and after is not None
+    assert np.array_equal(before.samples, after.samples)
+    assert output.read_bytes() != made.read_bytes()
+
+
+def test_a_landscape_fills_the_frame(weights: Path, speech: Path, tmp_path: Path) -> None:
+    wide = save_picture(tmp_path / "wide.png", np.pad(astronaut(), ((0, 0), (0, 256), (0, 0))))
+    animate(wide, speech, output=tmp_path / "o.mp4", config=settings(weights))
+    info = probe(tmp_path / "o.mp4")
+    assert (info.width, info.height) == (96, 64)
+
+
+# the savings change no number
+
+
+@pytest.fixture(scope="module")
+def scene(weights: Path, portrait: Path, speech: Path) -> Scene:
+    model = TalkingModel.open(weights, CPU)
+    return Scene.set_up(model, *prepared(model, portrait, speech), sampler(), 7, resident())
+
+
+def sampler() -> Any:
+    return replace(official_sampler(), steps=STEPS)
+
+
+def prepared(model: TalkingModel, portrait: Path, speech: Path) -> tuple[Any, Any, Any]:
+    face = pipeline.read_portrait(portrait, model.height, model.width).portrait
+    likeness = prepare_likeness(model, face, ZeroIdentity(20), 7, resident())
+    return likeness, prepare_prompt(model, "a person talks"), prepare_speech(model, read_speech(speech).voice)
+
+
+def test_windows_are_those_of_a_pipeline_that_caches_nothing(
+    scene: Scene, weights: Path, portrait: Path, speech: Path
+) -> None:
+    """Everything as tokens that each layer projects anew at each step, the modulation from its own network."""
+    model = TalkingModel.open(weights, CPU)
+    likeness, text, voice = prepared(model, portrait, speech)
+    network = model.denoiser(resident())
+    motion = first_motion(likeness.picture)
+    for index, rows in enumerate(voice.windows(49)):
+        latents = window_conditions(scene, index, motion).latents
+        conditions, null = (
+            Conditions(
+                text=words,
+                latents=latents,
+                reference=likeness.reference,
+                face=network.in_all_layers(network.face_tokens(likeness.embedding)),
+                audio=network.in_all_layers(network.audio_tokens(heard)),
+            )
+            for words, heard in (
+                (text, voice.window(rows)),
+                (torch.zeros_like(text), torch.zeros_like(voice.window(rows))),
+            )
+        )
+        shape = tuple(latents.shape)
+        noise = [draw_noise(shape, 7, Draw.STEP, index, step) for step in range(STEPS)]
+        start = draw_noise(shape, 7, Draw.START, index)
+        plain = sample(network, conditions, null, sampler(), start, noise.__getitem__)
+        mine = denoise_window(scene, index, motion, lambda *_: None)
+        torch.testing.assert_close(mine, plain, rtol=0, atol=2e-5 * float(plain.std()))
+        motion = torch.rand(1, 2, 3, 64, 96, generator=torch.Generator().manual_seed(index)) * 2 - 1
+
+
+def test_the_loop_holds_no_weights_that_work_once(scene: Scene) -> None:
+    names = {name.split(".")[0] for name, _ in scene.denoiser.named_parameters()}
+    assert names == {"embedding", "blocks", "head"}
+    assert not [name for name, _ in scene.denoiser.named_parameters() if "face.key_value" in name]
+    network = skeletons(official_architecture())[DENOISER]
+    network.free_prepared()  # type: ignore[operator]
+    assert sum(value.numel() for value in network.parameters()) == 6_610_745_920
+
+
+def test_only_what_is_seen_is_decoded(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """60 frames: of the second window 13 new ones, which lie in its first two chunks of nine and eight."""
+
+    class Kept:
+        def load(self, index: int) -> Tensor:
+            return draw_noise((1, 13, 16, 8, 12), index)
+
+        def save(self, index: int, latents: Tensor) -> None:
+            raise AssertionError("nothing was computed")
+
+    chunks: list[int] = []
+    decode = type(scene.vae).decode_chunk
+
+    def counted(vae: Any, latents: Tensor, cache: Any) -> Any:
+        chunks.append(latents.shape[1])
+        return decode(vae, latents, cache)
+
+    monkeypatch.setattr(type(scene.vae), "decode_chunk", counted)
+    frames = list(rollout(scene, Kept(), lambda *_: None))
+    assert chunks == [3, 2, 2, 2, 2, 2, 3, 2]
+    # Of each window all but its two motion frames, and nothing after the end of the sound.
+    first, second = (torch.cat(list(scene.vae.decode(Kept().load(i))), dim=1)[0, 2:] for i in range(2))
+    expected = [to_image(frame, square=True) for frame in torch.cat([first, second[: FRAMES - 47]])]
+    assert np.array_equal(frames, expected)
+
+
+# stopped runs
+
+
+def interrupted(at: int, error: BaseException) -> Callable[[Progress], None]:
+    def callback(progress: Progress) -> None:
+        if progress.stage == "animating" and progress.done >= at:
+            raise error
+
+    return callback
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from omokage.pipelines.animate import AnimateConfig, animate
+torch.set_num_threads(1)
+portrait, speech, output, weights = map(Path, sys.argv[1:])
+def die(progress):
+    if progress.stage == "animating" and progress.done == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+config = AnimateConfig(steps=2, seed=7, device="cpu", weights=weights)
+animate(portrait, speech, output=output, config=config, on_progress=die)
+"""
+    output = tmp_path / "out.mp4"
+    arguments = [str(place) for place in (portrait, speech, output, weights)]
+    killed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, timeout=240)
+    assert killed.returncode == -9, killed.stderr.decode()
+    work = tmp_path / "out.mp4.work"
+    assert sorted(file.name for file in work.iterdir()) == ["animation.json", "window-00000.safetensors"]
+    seen: list[Progress] = []
+    animate(portrait, speech, output=output, config=settings(weights), on_progress=seen.append)
+    steps = [report for report in seen if report.stage == "animating"]
+    assert {report.total for report in steps} == {STEPS} and steps[0].note == "window 2 of 2"
+    assert output.read_bytes() == made.read_bytes()
+    assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_stop_leaves_finished_windows_or_nothing(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    output = tmp_path / "out.mp4"
+
+    def stop(at: int) -> list[str]:
+        with pytest.raises(KeyboardInterrupt):
+            animate(
+                portrait,
+                speech,
+                output=output,
+                config=settings(weights),
+                on_progress=interrupted(at, KeyboardInterrupt()),
+            )
+        return sorted(str(place.relative_to(tmp_path)) for place in tmp_path.rglob("*"))
+
+    assert stop(1) == []
+    files = ["out.mp4.work", "out.mp4.work/animation.json", "out.mp4.work/window-00000.safetensors"]
+    assert stop(3) == files
+    window = tmp_path / files[-1]
+    # A window that was damaged since is computed again; the result is what it would have been.
+    window.write_bytes(window.read_bytes()[:-7])
+    animate(portrait, speech, output=output, config=settings(weights))
+    assert output.read_bytes() == made.read_bytes()
+
+
+def test_another_question_does_not_go_on_from_old_windows(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    output = tmp_path / "out.mp4"
+    with pytest.raises(KeyboardInterrupt):
+        animate(
+            portrait,
+            speech,
+            output=output,
+            config=settings(weights, seed=8),
+            on_progress=interrupted(3, KeyboardInterrupt()),
+        )
+    assert (tmp_path / "out.mp4.work").is_dir()
+    animate(portrait, speech, output=output, config=settings(weights))
+    assert output.read_bytes() == made.read_bytes()
+    (tmp_path / "out.mp4.work").mkdir()
+    with pytest.raises(OutputError, match="is in the way and not of omokage"):
+        animate(portrait, speech, output=output, config=settings(weights))
+
+
+# what is refused
+
+
+def refused(
+    kind: type[Exception], said: str, weights: Path, portrait: Path, speech: Path, **choices: Any
+) -> None:
+    output = speech.with_name("refused.mp4")
+    with pytest.raises(kind, match=said) as error:
+        animate(portrait, speech, output=output, config=settings(weights, **choices))
+    assert "\n" not in str(error.value)
+    assert not list(speech.parent.glob("refused*"))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "said"),
+    [
+        (b"", MediaError, "is empty"),
+        (b"hello, this is text", MediaError, "holds text"),
+        (b"RIFF\x24\x00\x00\x00WAVEfmt garbage", MediaError, "damaged"),
+    ],
+)
+def test_a_corrupt_sound_is_refused(
+    content: bytes, kind: type[Exception], said: str, weights: Path, portrait: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.wav"
+    broken.write_bytes(content)
+    refused(kind, said, weights, portrait, broken)
+
+
+def test_a_missing_or_soundless_speech_is_refused(weights: Path, portrait: Path, tmp_path: Path) -> None:
+    from clips import make_clip
+
+    refused(MediaError, "does not exist", weights, portrait, tmp_path / "none.wav")
+    refused(MediaError, "has no sound", weights, portrait, make_clip(tmp_path / "mute.mp4"))
+    refused(
+        MediaError,
+        "is a picture, and a voice is needed",
+        weights,
+        portrait,
+        save_picture(tmp_path / "a.png", astronaut()),
+    )
+
+
+def test_a_corrupt_picture_is_refused(weights: Path, speech: Path, tmp_path: Path, portrait: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(portrait.read_bytes()[:5000])
+    refused(MediaError, "damaged picture", weights, broken, speech)
+    refused(MediaError, "a picture .* is needed here", weights, speech, speech)
+
+
+def test_missing_weights_say_what_to_do(
+    portrait: Path,
+    speech: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path))
+    arguments = ["animate", str(portrait), str(speech), "--device", "cpu"]
+    assert cli.run([*arguments, "-o", str(tmp_path / "o.mp4"), "--quiet"]) == 2
+    said = capsys.readouterr().err
+    assert "not installed (39.9 GB; licence: CogVideoX" in said and "omokage weights pull hallo3" in said
+    assert said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_another_model_is_refused(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path
+) -> None:
+    import shutil
+
+    refused(InputError, "holds no weights of Hallo3", tmp_path, portrait, speech)
+    folder = tmp_path / "hallo3"
+    shutil.copytree(weights, folder)
+    sizes = load_architecture(folder)
+    save_architecture(folder, replace(sizes, transformer=replace(sizes.transformer, layers=3)))
+    refused(WeightsError, "holds another model than it says", folder, portrait, speech)
+    save_architecture(folder, sizes)
+    (folder / "text" / "config.json").unlink()
+    refused(WeightsError, "lacks the text encoder", folder, portrait, speech)
+    # Right names, wrong sizes: found when the shards are read.
+    shutil.copytree(weights / "text", folder / "text", dirs_exist_ok=True)
+    wider = replace(sizes.transformer, timestep_width=64)
+    save_architecture(folder, replace(sizes, transformer=wider))
+    refused(InputError, "are of another network or size", folder, portrait, speech)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 5.00 GiB"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(
+    error: Exception,
+    weights: Path,
+    portrait: Path,
+    speech: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output, window = tmp_path / "o.mp4", denoise_window
+
+    def fail_at_the_second(scene: Scene, index: int, *rest: Any) -> Tensor:
+        if index:
+            raise error
+        return window(scene, index, *rest)
+
+    monkeypatch.setattr("omokage.talking.rollout.denoise_window", fail_at_the_second)
+    with pytest.raises(MemoryShortageError, match="memory ran out with the profile 'resident-lean'") as told:
+        animate(portrait, speech, output=output, config=settings(weights))
+    assert told.value.exit_code == 71
+    assert [place.name for place in tmp_path.iterdir()] == ["o.mp4.work"]
+
+
+def test_a_defect_is_not_called_a_shortage(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("shapes differ")
+
+    monkeypatch.setattr(pipeline, "prepare_prompt", broken)
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        animate(portrait, speech, output=tmp_path / "o.mp4", config=settings(weights))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("choices", [{"seed": -1}, {"steps": 1}, {"guidance": 0.5}])
+def test_impossible_choices_are_refused(choices: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the seed must be at least 0, steps 2 to 1000 and guidance 1 to 20"):
+        AnimateConfig(**choices)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a graphics card")
+def test_a_graphics_card_that_is_not_there_is_said() -> None:
+    with pytest.raises(MissingDependencyError, match="finds no graphics card"):
+        Machine.choose("cuda")
+    assert Machine.choose("auto") == CPU
+
+
+# less memory
+
+
+def test_a_smaller_profile_takes_over_and_says_so(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path
+) -> None:
+    """The second window has no room at first; the one before it is kept. The lean decoder gives the same pictures."""
+    output, window, tried = tmp_path / "o.mp4", denoise_window, list[int]()
+
+    def fail_once(scene: Scene, index: int, *rest: Any) -> Tensor:
+        tried.append(index)
+        if tried == [0, 1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return window(scene, index, *rest)
+
+    monkeypatch.setattr("omokage.talking.rollout.denoise_window", fail_once)
+    result = animate(portrait, speech, output=output, config=settings(weights))
+    assert tried == [0, 1, 1]
+    said = "memory ran out with the profile 'resident'; going on with 'resident-lean'"
+    assert said in result.notes
+    pairs = zip(read_frames(output), read_frames(made), strict=True)
+    assert max(np.abs(a.image.astype(int) - b.image.astype(int)).max() for a, b in pairs) <= 3
+
+
+@pytest.mark.parametrize("profile", [grouped(), layerwise()])
+def test_layers_that_wait_elsewhere_give_the_same_windows(
+    profile: Profile, scene: Scene, weights: Path, portrait: Path, speech: Path
+) -> None:
+    model = TalkingModel.open(weights, CPU)
+    waiting = Scene.set_up(model, *prepared(model, portrait, speech), sampler(), 7, profile)
+    assert waiting.sampler.together == profile.together
+    motion = first_motion(scene.picture)
+    mine, plain = (denoise_window(each, 0, motion, lambda *_: None) for each in (waiting, scene))
+    torch.testing.assert_close(mine, plain, rtol=0, atol=2e-5 * float(plain.std()))
+
+
+def test_no_room_at_all_is_said_before_any_work(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omokage.pipelines.animate_plan.free_bytes", lambda _: 1e6)
+    with pytest.raises(MemoryShortageError, match="no memory profile fits") as told:
+        animate(portrait, speech, output=tmp_path / "o.mp4", config=settings(weights))
+    assert told.value.exit_code == 71 and list(tmp_path.iterdir()) == []
+    assert "no memory profile fits" in pipeline.plan(portrait, speech, config=settings(weights)).to_text()

@@ -1,0 +1,58 @@
+"""The GPU benchmark at a small size on the processor: it runs, and its rows say the truth about exactness."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from omokage.talking.config import official
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu" / "portrait_video.py"
+
+
+@pytest.fixture(scope="module")
+def kit() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("portrait_video", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_rows_at_a_small_size(kit: ModuleType, tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    arguments = ["--size", "tiny", "--device", "cpu", "--dtype", "float32", "--steps", "3", "--no-decoder"]
+    assert kit.main([*arguments, "--matmul-side", "64", "--output", str(output)]) == 0
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert report["command"].endswith("--output result.json")
+    assert report["machine"]["accelerator"] is None
+    rows = {row["name"]: row for row in report["rows"]}
+    assert list(rows) == [setting.name for setting in kit.settings(compiled=False)]
+    assert all(row["seconds_per_step"] > 0 and row["share_of_matmul_rate"] > 0 for row in rows.values())
+    assert {name for name, row in rows.items() if row["is_identical"]} >= {"resident", "grouped"}
+    for name in ("official loop", "one half at a time", "layerwise"):
+        assert rows[name]["difference_max"] < 1e-4
+    for name in ("int8", "fp8", "grouped-8bit", "guidance from 20 to 80 % of the steps"):
+        assert 1e-4 < rows[name]["difference_rms"] < 1
+
+
+def test_rows_can_be_chosen(kit: ModuleType, tmp_path: Path) -> None:
+    output = tmp_path / "result.json"
+    kit.main(
+        ["--size", "tiny", "--layers", "1", "--device", "cpu", "--dtype", "bfloat16", "--steps", "2", "--no-decoder",
+         "--matmul-side", "32", "--rows", "layerwise", "--output", str(output)]
+    )  # fmt: skip
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert [row["name"] for row in report["rows"]] == ["resident", "layerwise"]
+    assert report["size"]["layers"] == 1
+
+
+def test_the_work_of_a_step_is_counted_right(kit: ModuleType) -> None:
+    """Specification 3.1: 837 TFLOP, less the reference tokens' queries and projections (4.2 %)."""
+    assert kit.step_flops(official()) / 1e12 == pytest.approx(837 * (1 - 0.042), rel=0.005)
