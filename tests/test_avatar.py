@@ -60,11 +60,6 @@ def explicit(recording: tuple[FaceTrack, Sequence[Sample], Conditioner]) -> Expl
     return build_explicit(conditioner, samples[::2])
 
 
-def test_a_short_recording_gets_fewer_passes() -> None:
-    passes = [TrainingConfig(passes=4).passes_over(frames) for frames in (10, 150, 300, 600)]
-    assert passes == [1, 2, 4, 4]
-
-
 def test_haar_matches_the_reference_values_and_inverts() -> None:
     block = torch.tensor([[[[1.0, 2.0], [4.0, 8.0]]]])
     assert haar(block).flatten().tolist() == [7.5, -4.5, -2.5, 1.5]

@@ -22,7 +22,6 @@ from omokage.errors import InputError
 from omokage.files import saving
 
 VERSION = 2
-SHORT_FRAMES = 300
 
 
 @dataclass(frozen=True)
@@ -30,8 +29,7 @@ class TrainingConfig(Config):
     """How an avatar is trained.
 
     minutes: budget of wall time; the learning rate falls along it.
-    passes: over the frames at most; more only learn the recording by heart (docs/research/avatar-ablations.md). One of
-    under `SHORT_FRAMES` frames is known sooner and gets fewer, see `passes_over`.
+    passes: over the frames at most; more only learn a short recording by heart (docs/research/avatar-ablations.md).
     steps: stop after this many instead of both (exactly repeatable).
     window: largest shift of the sliding window, pixels of a 256 picture.
     adversarial: weight of the critic, 0 = none; adversarial_from: share of the budget before it starts.
@@ -61,10 +59,6 @@ class TrainingConfig(Config):
     patience: float = 0.5
     checkpoint_seconds: float = 30.0
     threads: int | None = None
-
-    def passes_over(self, frames: float) -> float:
-        """Passes over a recording of so many training frames, at least a quarter of `passes`."""
-        return self.passes * min(1.0, max(0.25, frames / SHORT_FRAMES))
 
 
 class Run:
@@ -109,9 +103,7 @@ class Run:
     def _share_at(self, step: int, seconds: float, config: TrainingConfig) -> float:
         if config.steps is not None:
             return step / max(1, config.steps)
-        frames = len(self.codes)
-        pictures = config.passes_over(frames) * frames
-        return max(seconds / (60 * config.minutes), step * config.batch / pictures)
+        return max(seconds / (60 * config.minutes), step * config.batch / (config.passes * len(self.codes)))
 
     def set_rates(self, share: float, config: TrainingConfig) -> None:
         """Cosine from the full rate to a twentieth, after a short warm-up."""

@@ -112,9 +112,7 @@ def predict_create(
     training_gb = PROGRAM_GB + pixels * (
         max(TRAINING_GB_PER_PIXEL, EXPLICIT_GB_PER_PIXEL) + (train + held_out) * BYTES_PER_KEPT_PIXEL / 1e9
     )
-    # Where a long recording is thinned out, its frames get as many passes more.
-    pictures = TrainingConfig(passes=passes).passes_over(train) * (1 - HELD_OUT_SHARE) * frames
-    training = min(minutes, pictures * cost.train / 60)
+    training = min(minutes, passes * (1 - HELD_OUT_SHARE) * frames * cost.train / 60)
     return Prediction(
         minutes=training + sum(seconds.values()) / 60,
         training_minutes=training,
