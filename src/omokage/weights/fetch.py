@@ -24,9 +24,8 @@ from typing import IO, Any
 from omokage import __version__
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import WeightsError
-from omokage.files import output_error
+from omokage.files import file_digest, output_error
 from omokage.weights.registry import PublishedFile
-from omokage.weights.store import file_digest
 
 CHUNK_BYTES = 1024**2
 RANGE_REFUSED, NOT_FOUND, TOO_MANY, SERVER_FAULT = 416, 404, 429, 500

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +23,7 @@ from typing import Any, Self
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import OutputError, WeightsError
-from omokage.files import output_error, saving
+from omokage.files import file_digest, output_error, saving
 from omokage.weights.registry import REGISTRY, WeightsSpec, find_spec, size_text
 
 HOME_VARIABLE = "OMOKAGE_HOME"
@@ -237,12 +236,6 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     """The last act of an installation: from now on the model is there. Raises OutputError."""
     with saving(path) as part:
         part.write_text(json.dumps(manifest.to_json(), indent=1), encoding="utf-8")
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def folder_bytes(folder: Path) -> int:
