@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
@@ -38,6 +40,7 @@ from omokage.pipelines.speech_track import read_speech
 from omokage.talking.caches import Conditions
 from omokage.talking.conditions.identity import ZeroIdentity
 from omokage.talking.conditions.portrait import first_motion, to_image
+from omokage.talking.conditions.speech import SpeechFeatures
 from omokage.talking.config import official_sampler
 from omokage.talking.folder import load_architecture, official_architecture, save_architecture
 from omokage.talking.model import DENOISER, Machine, TalkingModel, skeletons
@@ -45,6 +48,7 @@ from omokage.talking.placement import Profile, grouped, layerwise, resident
 from omokage.talking.prepare import Draw, prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, denoise_window, rollout, window_conditions
 from omokage.talking.sampler import draw_noise, sample
+from omokage.weights.store import FileRecord, Manifest, folder_of
 from talking_folder import CPU, astronaut, make_tiny_folder, save_picture, save_sound
 
 STEPS = 2
@@ -108,7 +112,8 @@ def test_progress_tells_the_plan_then_every_step(
         portrait, speech, output=tmp_path / "o.mp4", config=settings(weights), on_progress=seen.append
     )
     assert (tmp_path / "o.mp4").read_bytes() == made.read_bytes()  # the same again from the same seed
-    assert seen[0].stage == "plan" and f"{FRAMES} frames (2.40 s) in {WINDOWS} windows" in seen[0].note
+    assert seen[0].stage == "plan" and seen[0].done == 0  # told before anything is counted
+    assert seen[1].stage == "plan" and f"{FRAMES} frames (2.40 s) in {WINDOWS} windows" in seen[1].note
     steps = [report for report in seen if report.stage == "animating"]
     assert [report.done for report in steps] == [0, 1, 2, 2, 3, 4]
     assert {report.total for report in steps} == {WINDOWS * STEPS}
@@ -187,7 +192,15 @@ def sampler() -> Any:
 def prepared(model: TalkingModel, portrait: Path, speech: Path) -> tuple[Any, Any, Any]:
     face = pipeline.read_portrait(portrait, model.height, model.width).portrait
     likeness = prepare_likeness(model, face, ZeroIdentity(20), 7, resident())
-    return likeness, prepare_prompt(model, "a person talks"), prepare_speech(model, read_speech(speech).voice)
+
+    def said(sentence: str) -> None:
+        raise AssertionError(sentence)
+
+    return (
+        likeness,
+        prepare_prompt(model, "a person talks", said),
+        prepare_speech(model, read_speech(speech).voice, said),
+    )
 
 
 def test_windows_are_those_of_a_pipeline_that_caches_nothing(
@@ -337,11 +350,38 @@ def test_another_question_does_not_go_on_from_old_windows(
             on_progress=interrupted(3, KeyboardInterrupt()),
         )
     assert (tmp_path / "out.mp4.work").is_dir()
-    animate(portrait, speech, output=output, config=settings(weights))
+    result = animate(portrait, speech, output=output, config=settings(weights))
     assert output.read_bytes() == made.read_bytes()
+    said = [note for note in result.notes if "discarded" in note]
+    assert len(said) == 1 and said[0].startswith("1 finished windows of a stopped run in")
+    assert said[0].endswith("out.mp4.work were discarded: not the same: seed")
     (tmp_path / "out.mp4.work").mkdir()
+    (tmp_path / "out.mp4.work" / "mine.txt").touch()
     with pytest.raises(OutputError, match="is in the way and not of omokage"):
         animate(portrait, speech, output=output, config=settings(weights))
+
+
+# the face embedding
+
+
+def test_only_a_finished_face_embedding_is_used(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path))
+    face = folder_of("face") / "face.onnx"
+    face.parent.mkdir(parents=True)
+    face.write_bytes(b"half of it")
+    installed = AnimateConfig()
+    assert pipeline.face_file_of(installed) is None  # no manifest: its installation was stopped
+    manifest = Manifest("face", "", {"face.onnx": FileRecord(99, "0")})
+    (face.parent / "face.weights.json").write_text(json.dumps(manifest.to_json()))
+    with pytest.raises(WeightsError, match="weights of face are damaged"):
+        pipeline.face_file_of(installed)
+    face.write_bytes(b"x" * 99)
+    assert pipeline.face_file_of(installed) == face
+    # In a folder of the user's own what lies there counts.
+    assert pipeline.face_file_of(settings(weights)) is None
+    assert pipeline.face_file_of(settings(face.parent)) == face
 
 
 # what is refused
@@ -520,6 +560,117 @@ def test_layers_that_wait_elsewhere_give_the_same_windows(
     motion = first_motion(scene.picture)
     mine, plain = (denoise_window(each, 0, motion, lambda *_: None) for each in (waiting, scene))
     torch.testing.assert_close(mine, plain, rtol=0, atol=2e-5 * float(plain.std()))
+
+
+def test_windows_in_eight_bits_are_kept_apart_and_told(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made: Path
+) -> None:
+    """Where the second window only has room in 8 bits, the first one is made anew: no video is of both kinds."""
+    output, window, tried = tmp_path / "o.mp4", denoise_window, list[tuple[int, list[str]]]()
+    small = replace(resident(), name="small", weights="int8")
+
+    def fail_once(scene: Scene, index: int, *rest: Any) -> Tensor:
+        tried.append((index, sorted(place.name for place in (tmp_path / "o.mp4.work").glob("window*"))))
+        if len(tried) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return window(scene, index, *rest)
+
+    monkeypatch.setattr("omokage.talking.rollout.denoise_window", fail_once)
+    planned = pipeline.plan_animation
+
+    def with_small(*given: Any) -> Any:
+        plan = planned(*given)
+        return replace(plan, options=(plan.options[0], replace(plan.options[0], profile=small)))
+
+    monkeypatch.setattr(pipeline, "plan_animation", with_small)
+    result = animate(portrait, speech, output=output, config=settings(weights))
+    exact = "window-00000.safetensors"
+    assert tried == [(0, []), (1, [exact]), (0, [exact]), (1, ["window-00000.int8.safetensors", exact])]
+    assert any("'small' keeps weights in 8 bits" in note for note in result.notes)
+    assert output.read_bytes() != made.read_bytes()
+    assert [place.name for place in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_a_shortage_while_the_portrait_is_prepared_falls_back(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare, tried = pipeline.prepare_likeness, list[str]()
+
+    def fail_once(*given: Any) -> Any:
+        tried.append(given[-1].name)
+        if len(tried) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return prepare(*given)
+
+    monkeypatch.setattr(pipeline, "prepare_likeness", fail_once)
+    short = save_sound(tmp_path / "s.wav", beep(0, 0.1))
+    result = animate(portrait, short, output=tmp_path / "o.mp4", config=settings(weights))
+    assert tried == ["resident", "resident-lean"]
+    assert "memory ran out with the profile 'resident'; going on with 'resident-lean'" in result.notes
+
+
+def test_an_encoder_without_room_goes_to_the_processor(
+    weights: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = TalkingModel.open(weights, CPU)
+    right = prepare_prompt(model, "a person talks", lambda _: None)
+    heard = prepare_speech(model, read_speech(speech).voice, lambda _: None)
+    text, voice, asked, said = (
+        TalkingModel.text_encoder,
+        TalkingModel.speech_encoder,
+        list[str](),
+        list[str](),
+    )
+
+    def full(load: Any) -> Any:
+        def loaded(model: TalkingModel, device: torch.device) -> Any:
+            asked.append(device.type)
+            if device.type != "cpu":
+                raise RuntimeError("CUDA error: out of memory")
+            return load(model, device)
+
+        return loaded
+
+    monkeypatch.setattr(TalkingModel, "text_encoder", full(text))
+    monkeypatch.setattr(TalkingModel, "speech_encoder", full(voice))
+    card = replace(model, machine=Machine(torch.device("cuda"), torch.float32))
+    assert torch.equal(prepare_prompt(card, "a person talks", said.append), right)
+    assert torch.equal(prepare_speech(card, read_speech(speech).voice, said.append).hidden, heard.hidden)
+    assert asked == ["cuda", "cpu", "cuda", "cpu"]
+    assert [sentence.split(" was")[0] for sentence in said] == ["the prompt", "the speech"]
+
+
+def test_the_speech_is_projected_window_by_window(
+    scene: Scene, weights: Path, portrait: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The features of a window are gone when those of the next but one are made, however long the speech is."""
+    model = TalkingModel.open(weights, CPU)
+    likeness, text, voice = prepared(model, portrait, speech)
+    kept: list[Any] = []
+    alive: list[int] = []
+    cut = SpeechFeatures.window
+
+    def counted(self: SpeechFeatures, rows: Any) -> Tensor:
+        alive.append(sum(reference() is not None for reference in kept))
+        features = cut(self, rows)
+        kept.append(weakref.ref(features))
+        return features
+
+    monkeypatch.setattr(SpeechFeatures, "window", counted)
+    monkeypatch.setattr(SpeechFeatures, "windows", lambda self, frames: [whole[0], *whole] * 3)
+    whole = cut_rows(voice)
+    made = Scene.set_up(model, likeness, text, voice, sampler(), 7, resident())
+    assert len(made.speech_tokens) == 9 and max(alive) <= 1
+    assert all(
+        torch.equal(mine, plain)
+        for mine, plain in zip(made.speech_tokens[1:3], scene.speech_tokens, strict=True)
+    )
+
+
+def cut_rows(voice: SpeechFeatures) -> Any:
+    from omokage.talking.conditions.speech import window_rows
+
+    return list(window_rows(voice.length.padded_frames, 49)[:WINDOWS])
 
 
 def test_no_room_at_all_is_said_before_any_work(

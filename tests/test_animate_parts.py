@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
-from omokage.errors import InputError, MediaError, NoFaceError, WeightsError
+import omokage.pipelines.animate_plan as planning
+from omokage.errors import InputError, MediaError, NoFaceError, OutputError, WeightsError
 from omokage.media.clip import Audio
-from omokage.pipelines.network_load import load_of
+from omokage.pipelines.network_costs import Costs, network_costs
+from omokage.pipelines.network_load import Load, load_of, loads_of
 from omokage.pipelines.portrait_gate import frame, read_portrait
 from omokage.pipelines.speech_track import read_speech, resampled
+from omokage.pipelines.window_files import WindowFiles
 from omokage.talking.conditions.identity import (
     FIVE_POINTS,
     TEMPLATE,
@@ -27,10 +31,14 @@ from omokage.talking.conditions.identity import (
     aligned_crop,
 )
 from omokage.talking.conditions.portrait import FaceRectangle
+from omokage.talking.config import official_sampler
+from omokage.talking.folder import Architecture, official_architecture
+from omokage.talking.model import Machine
+from omokage.talking.placement import expected, grouped
 from omokage.talking.prepare import Portrait
 from omokage.tracking.landmarks import Landmarks
 from omokage.tracking.morphable import MorphableModel
-from talking_folder import CPU, astronaut, save_picture, save_sound
+from talking_folder import CPU, astronaut, save_picture, save_sound, tiny_architecture
 
 HEIGHT, WIDTH = 480, 720
 
@@ -95,6 +103,27 @@ def test_no_face_is_refused_and_a_painted_one_allowed(tmp_path: Path) -> None:
     reading = read_portrait(path, HEIGHT, WIDTH, any_face=True)
     assert reading.portrait.face == FaceRectangle(0, 300, 0, 300) and reading.portrait.landmarks is None
     assert "the whole picture is the reference" in reading.notes[-1]
+
+
+@pytest.mark.parametrize(("size", "shown"), [((500, 300), (300, 300)), ((300, 500), (300, 500))])
+def test_of_an_upright_picture_without_a_face_the_top_is_shown(
+    size: tuple[int, int], shown: tuple[int, int], tmp_path: Path
+) -> None:
+    """The head of a painted figure is at the top; the video's own cut, around the middle, would lose it."""
+    picture = np.zeros((*size, 3), np.uint8)
+    picture[:40] = 200
+    reading = read_portrait(
+        save_picture(tmp_path / "p.png", picture), HEIGHT, WIDTH, any_face=True, backend=Fixed()
+    )
+    rows, columns = shown
+    assert np.array_equal(reading.portrait.picture, picture[:rows, :columns])
+    assert reading.portrait.face == FaceRectangle(0, rows, 0, columns)
+    said = (
+        "the upper 300x300 pixels are the reference"
+        if size != shown
+        else "the whole picture is the reference"
+    )
+    assert said in reading.notes[-1]
 
 
 def test_a_tiny_face_is_refused(person: np.ndarray, tmp_path: Path) -> None:
@@ -232,6 +261,28 @@ def test_a_voice_comes_at_16_khz_in_its_length(rate: int, tmp_path: Path) -> Non
     np.testing.assert_allclose(resampled(Audio(tone, rate), 16000)[middle, 0], expected[middle], atol=0.01)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_sound_of_no_numbers_is_refused(value: float, tmp_path: Path) -> None:
+    from scipy.io import wavfile
+
+    samples = np.full((16000, 2), 0.1, np.float32)
+    samples[8000, 1] = value
+    wavfile.write(tmp_path / "s.wav", 16000, samples)
+    if np.isnan(value):  # what is infinite is read as the largest value
+        with pytest.raises(
+            MediaError, match=r"s\.wav is damaged: its sound holds values that are no numbers"
+        ):
+            read_speech(tmp_path / "s.wav")
+
+    class Broken:
+        def separate(self, sound: Audio) -> Audio:
+            return Audio(sound.samples * value, sound.sample_rate)
+
+    wavfile.write(tmp_path / "fine.wav", 16000, np.full(16000, 0.1, np.float32))
+    with pytest.raises(MediaError, match="no numbers"):
+        read_speech(tmp_path / "fine.wav", Broken())
+
+
 def test_a_long_speech_is_announced(tmp_path: Path) -> None:
     track = read_speech(save_sound(tmp_path / "s.wav", Audio(np.full((310 * 800, 1), 0.5, np.float32), 800)))
     assert track.frame_count == 310 * 25
@@ -265,6 +316,88 @@ def test_a_long_speech_is_read_in_pieces_that_fit_together() -> None:
     assert torch.equal(half.hidden, whole.hidden.bfloat16())
 
 
+# the folder of a stopped run
+
+
+def stopped(tmp_path: Path, count: int = 2) -> Path:
+    """The output of a run that was stopped after so many windows."""
+    output = tmp_path / "o.mp4"
+    files = WindowFiles.open(output, {"seed": 1, "prompt": "a"}, print, resume=True)
+    for index in range(count):
+        files.save(index, torch.full((1, 2), float(index)))
+    return output
+
+
+def test_a_resumption_does_not_write_the_marker_anew(tmp_path: Path) -> None:
+    output = stopped(tmp_path)
+    marker = tmp_path / "o.mp4.work" / "animation.json"
+    before = marker.stat()
+    said: list[str] = []
+    assert WindowFiles.open(output, {"prompt": "a", "seed": 1}, said.append, resume=True).count == 2
+    assert (marker.stat().st_mtime_ns, marker.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert said == []
+    # A run that was killed before it had a marker leaves nothing that is in the way.
+    marker.rename(marker.with_name("animation.json.part"))
+    with pytest.raises(OutputError, match="is in the way and not of omokage"):
+        WindowFiles.open(output, {}, print, resume=True)
+    for window in marker.parent.glob("window*"):
+        window.unlink()
+    assert WindowFiles.open(output, {}, print, resume=True).count == 0
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "resume", "reason"),
+    [
+        ({"seed": 2, "prompt": "b"}, True, "not the same: prompt, seed"),
+        ({"seed": 1, "prompt": "a"}, False, "they were not to be used"),
+    ],
+)
+def test_windows_that_are_discarded_are_told(
+    fingerprint: dict[str, object], resume: bool, reason: str, tmp_path: Path
+) -> None:
+    output = stopped(tmp_path)
+    said: list[str] = []
+    assert WindowFiles.open(output, fingerprint, said.append, resume=resume).count == 0
+    assert said == [
+        f"2 finished windows of a stopped run in {tmp_path / 'o.mp4.work'} were discarded: {reason}"
+    ]
+
+
+def test_windows_of_another_format_are_kept_apart(tmp_path: Path) -> None:
+    files = WindowFiles.open(stopped(tmp_path), {"seed": 1, "prompt": "a"}, print, resume=True)
+    small = files.made_with("int8")
+    assert small.count == 0 and small.load(0) is None
+    small.save(0, torch.zeros(1))
+    assert small.count == 1 and files.count == 2 and files.load(0).tolist() == [[0, 0]]  # type: ignore[union-attr]
+
+
+def test_a_folder_that_cannot_be_deleted_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = stopped(tmp_path)
+    unlink = Path.unlink
+
+    def fails(self: Path, missing_ok: bool = False) -> None:
+        if self.name.startswith("window"):
+            raise PermissionError(13, "Permission denied")
+        unlink(self, missing_ok)
+
+    said: list[str] = []
+    files = WindowFiles.open(output, {"seed": 1, "prompt": "a"}, said.append, resume=True)
+    (files.folder / "mine.txt").touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", fails)
+        with pytest.raises(OutputError, match=r"old windows in .* cannot be deleted \(Permission denied\)"):
+            WindowFiles.open(output, {"seed": 2}, said.append, resume=True)
+        with files:
+            pass
+    assert said == [f"{files.folder} could not be deleted (Permission denied); it is no longer needed"]
+    assert (
+        files.folder / "animation.json"
+    ).is_file()  # until the last window is gone it says whose folder this is
+    files.remove()
+    assert [path.name for path in files.folder.iterdir()] == ["mine.txt"]  # nobody else's file is deleted
+    assert "Directory not empty" in said[-1]
+
+
 # costs
 
 
@@ -283,19 +416,20 @@ def test_held_bytes_and_operations_are_counted() -> None:
     assert attention.held == 2 * 50 * 8 * 4  # not the matrix of 50 x 70
 
 
-def test_the_plan_of_the_published_model_is_that_of_its_specification(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """TFLOP of the specification, section 3.1: 9.96 a layer and sample of which reference tokens are 4.2 %."""
-    pytest.importorskip("diffusers", reason="needs 'pip install omokage[portrait]'")
-    import omokage.pipelines.animate_plan as planning
-    from omokage.talking.config import official_sampler
-    from omokage.talking.folder import official_architecture
+PLAN = Path(__file__).parent.parent / "benchmarks" / "results" / "portrait-video-plan.json"
 
-    monkeypatch.setattr(planning, "matmul_rate", lambda _: 0.1e12)
-    monkeypatch.setattr(planning, "free_bytes", lambda _: 16e9)
-    sizes, sampler = official_architecture(), official_sampler()
-    costs = planning.network_costs(sizes, torch.bfloat16)
+
+def counted() -> Costs:
+    """Of the published model in bfloat16, as the committed file has them: counting them takes a while."""
+    costs = json.loads(PLAN.read_text())["costs"]
+    return Costs(
+        **{name: Load(**value) if isinstance(value, dict) else value for name, value in costs.items()}
+    )
+
+
+def test_the_committed_counts_are_those_of_the_specification() -> None:
+    """TFLOP of the specification, section 3.1: 9.96 a layer and sample of which reference tokens are 4.2 %."""
+    costs = counted()
     assert costs.encode_one.flops == pytest.approx(4.8e12, rel=0.02)
     assert costs.encode_three.flops == pytest.approx(10.2e12, rel=0.01)
     assert costs.decode.flops == pytest.approx(315e12, rel=0.001)
@@ -303,32 +437,95 @@ def test_the_plan_of_the_published_model_is_that_of_its_specification(
     assert costs.denoise_half.flops == pytest.approx((1 - 0.042) * 418e12, rel=0.002)
     assert costs.denoise.flops == pytest.approx(2 * costs.denoise_half.flops, rel=1e-6)
     assert costs.whole == pytest.approx(2 * 8_921_253_952, rel=1e-4)
-    machine = replace(CPU, dtype=torch.bfloat16)
-    plan = planning.plan_animation(sizes, 250, sampler, machine, None)
+
+
+def test_the_networks_are_counted_as_the_committed_file_says() -> None:
+    """The denoiser, which is nearly all of the work, and weights; the autoencoder's count takes too long for a test."""
+    from omokage.pipelines.network_costs import denoiser_load, of_all
+    from omokage.talking.config import official
+    from omokage.talking.transformer import Transformer
+
+    config, costs = official(), counted()
+    load = of_all(lambda layers: denoiser_load(config, torch.bfloat16, 1, layers), config.layers)
+    assert load == costs.denoise_half
+    with torch.device("meta"):
+        one = Transformer(replace(config, layers=1)).bfloat16()
+    assert sum(value.nbytes for value in one.blocks.state_dict().values()) == costs.waiting
+    one.free_prepared()
+    assert sum(value.nbytes for value in one.blocks.state_dict().values()) == costs.layer
+
+
+def test_the_costs_of_small_networks_are_counted() -> None:
+    """Every part of `network_costs`, the chunks of a window in one pass: 13 latent frames cost what 3 + 5 * 2 cost."""
+    pytest.importorskip("diffusers", reason="needs 'pip install omokage[portrait]'")
+    from omokage.talking.vae import CausalVae
+
+    sizes = tiny_architecture()
+    costs = network_costs(sizes, torch.float32)
+    with torch.device("meta"):
+        vae, latents = CausalVae(sizes.vae), torch.empty(1, 7, 16, 8, 12)
+    one, two, three = loads_of(vae, vae.decode(latents))  # chunks of 3, 2 and 2
+    assert costs.decode.flops == one.flops + 5 * (three.flops - two.flops)
+    assert costs.decode.held == pytest.approx(two.held, rel=0.01) and three.held == two.held
+    assert 0 < costs.decode_lean.held < costs.decode.held
+    assert 0 < costs.layer < costs.waiting and costs.kept < costs.whole
+    assert 0 < costs.encode_one.flops < costs.encode_three.flops
+
+
+@pytest.fixture
+def published(monkeypatch: pytest.MonkeyPatch) -> Architecture:
+    """Nothing is counted or timed: the committed counts, a rate of 0.1 TFLOP/s, 16 GB."""
+    monkeypatch.setattr(planning, "network_costs", lambda *_: counted())
+    monkeypatch.setattr(planning, "matmul_rate", lambda _: 0.1e12)
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 16e9)
+    return official_architecture()
+
+
+def test_the_plan_of_the_published_model(published: Architecture) -> None:
+    sampler, machine = official_sampler(), replace(CPU, dtype=torch.bfloat16)
+    plan = planning.plan_animation(published, 250, sampler, machine, None)
     assert (plan.frames, plan.windows, plan.passes, plan.tokens) == (250, 6, 600, 19126)
     assert plan.flops == pytest.approx(6 * 40.4e15, rel=0.01)
     text = plan.to_text()
     assert "250 frames, 10.00 s" in text and "no memory profile fits" in text and not plan.options
     assert "one second of video takes 5 days" in text  # 21.5 PFLOP at half of 0.1 TFLOP/s
-    # What is chosen for cards of 80, 24 and 12 GB, of which the driver takes some.
-    needs, card = planning.needs_of(sizes, costs, sampler, machine), torch.device("cuda")
-    monkeypatch.setattr(planning, "free_bytes", lambda _: 64e9)
-    chosen = [
-        planning.memory_options(needs, card, free)[0][0].profile.name for free in (79e9, 23.5e9, 11.6e9)
-    ]
-    assert chosen == ["resident", "resident-lean", "grouped"]
     # Without guidance the null conditions are not evaluated.
-    alone = planning.plan_animation(sizes, 250, replace(sampler, guidance_scale=1.0), machine, None)
+    alone = planning.plan_animation(published, 250, replace(sampler, guidance_scale=1.0), machine, None)
     assert alone.passes == 300 and alone.flops < 0.52 * plan.flops
     # Two hours, and a tenth of a second.
-    long = planning.plan_animation(sizes, 2 * 3600 * 25, sampler, machine, None)
+    long = planning.plan_animation(published, 2 * 3600 * 25, sampler, machine, None)
     assert (
         "180000 frames (7200.00 s) in 3830 windows take about" in long.sentence()
         and "days" in long.sentence()
     )
     assert max(stage.peak for stage in long.stages) == max(stage.peak for stage in plan.stages)
-    short = planning.plan_animation(sizes, 3, sampler, machine, None)
+    short = planning.plan_animation(published, 3, sampler, machine, None)
     assert (short.windows, short.passes) == (1, 100)
+
+
+def test_the_plan_chooses_a_profile_for_a_card(
+    published: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 80, 24 and 12 GB, of which the driver takes some."""
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 64e9)
+    machine, costs = Machine(torch.device("cuda"), torch.bfloat16), counted()
+    needs = planning.needs_of(published, costs, 250, official_sampler(), machine)
+    chosen = [
+        planning.memory_options(needs, machine.device, free)[0][0].profile.name
+        for free in (79e9, 23.5e9, 11.6e9)
+    ]
+    assert chosen == ["resident", "resident-lean", "grouped"]
+    plan = planning.plan_animation(published, 250, official_sampler(), machine, None)
+    assert "take longer by what their way costs" not in plan.to_text()
+    waits = replace(plan, options=(expected(grouped(), needs),))
+    assert "layers that wait in the machine's memory take longer by what their way costs" in waits.to_text()
+    # The text encoder goes to the processor where it has no room; a speech of ten minutes has to have some.
+    assert needs.text == 2 * planning.TEXT_WEIGHTS and needs.loading == 0
+    hour = planning.needs_of(published, costs, 90_000, official_sampler(), machine)
+    assert 6e9 < hour.encoders < 7e9 and needs.encoders < 1e9
+    # In another precision than that of the files the denoiser is converted in the machine's memory.
+    single = replace(machine, dtype=torch.float32)
+    assert planning.needs_of(published, costs, 250, official_sampler(), single).loading == costs.whole
 
 
 @pytest.mark.parametrize(

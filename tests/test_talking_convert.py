@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import zipfile
 from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -196,6 +199,30 @@ def test_no_room_is_said_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("core", ["numpy.core", "numpy._core"])
+def test_what_a_training_framework_saves_beside_the_weights_is_passed_over(tmp_path: Path, core: str) -> None:
+    extras = {
+        "np_rng_state": np.random.RandomState(3).get_state(),
+        "random_rng_state": random.Random(3).getstate(),
+        "torch_rng_state": torch.get_rng_state(),
+        "loss": np.float64(0.5),
+        "param_shapes": [OrderedDict({"m.a.bias": torch.Size([2])})],
+        "sparse_tensor_module_names": {"m.table"},
+        "mp_world_size": 1,
+    }
+    torch.save({"module": {"m.a.bias": torch.ones(2)}, **extras}, tmp_path / "now.pt")
+    other = {"numpy._core": "numpy.core", "numpy.core": "numpy._core"}[core]
+    with zipfile.ZipFile(tmp_path / "now.pt") as now, zipfile.ZipFile(tmp_path / "x.pt", "w") as named:
+        for name in now.namelist():
+            named.writestr(name, now.read(name).replace(f"c{other}.".encode(), f"c{core}.".encode()))
+    with zipfile.ZipFile(tmp_path / "x.pt") as named:
+        assert f"c{core}.multiarray\n_reconstruct".encode() in named.read("now/data.pkl")
+    assert torch.equal(read_checkpoint(tmp_path / "x.pt")["m.a.bias"], torch.ones(2))
+    torch.save({"module": {"m.a.bias": np.ones(2)}}, tmp_path / "array.pt")
+    with pytest.raises(InputError, match=r"holds 'm\.a\.bias', which is no tensor"):
+        read_checkpoint(tmp_path / "array.pt")
+
+
 # what is refused
 
 
@@ -215,6 +242,25 @@ def test_a_file_that_would_run_something_is_refused(tmp_path: Path) -> None:
         read_checkpoint(tmp_path / "evil.pt")
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_encoder_that_brings_code_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="the text encoder needs 'pip install omokage[portrait]'")
+    from omokage.talking.conditions.text import TextEncoder
+
+    questions: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *question: questions.append(question) or "n")
+    code = f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\nclass Words: pass\n"
+    (tmp_path / "words.py").write_text(code)
+    described = {"tokenizer_class": "Words", "auto_map": {"AutoTokenizer": ["words.Words", None]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(described))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "new", "auto_map": {}}))
+    with pytest.raises(InputError, match="holds no text encoder"):
+        TextEncoder.load(tmp_path, tokens=4)
+    assert questions == [] and not (tmp_path / "ran").exists()
 
 
 def test_a_damaged_file_is_refused(source: Path) -> None:

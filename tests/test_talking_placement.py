@@ -24,6 +24,7 @@ from omokage.talking.placement import (
     falling_back,
     grouped,
     grouped_8bit,
+    is_shortage,
     layerwise,
     place,
     place_vae,
@@ -41,7 +42,8 @@ CPU = torch.device("cpu")
 # The published model in bfloat16, in bytes, as `omokage animate --plan` counts them.
 OFFICIAL = Needs(
     layers=42,
-    layer=0.306e9,
+    layer=0.312e9,
+    waiting=0.324e9,
     rest=0.37e9,
     preparing=4.6e9,
     caches=2.15e9,
@@ -51,6 +53,9 @@ OFFICIAL = Needs(
     encoding=2.58e9,
     decoding=15.82e9,
     decoding_lean=4.78e9,
+    encoders=6.7e9,
+    text=9.52e9,
+    loading=0,
 )
 
 
@@ -234,18 +239,48 @@ def test_cards_get_their_profile(card: int, chosen: Profile) -> None:
 
 
 def test_little_memory_of_the_machine_takes_eight_bits() -> None:
-    choice = choose(OFFICIAL, 12e9, 8e9)
+    choice = choose(OFFICIAL, 12e9, 16e9)
     assert choice.profile == grouped_8bit() and not choice.profile.is_exact
     assert choice.sentence == (
-        "memory profile 'grouped-8bit' (nearly exact) is expected to take 8.8 GB on the device and 6.4 GB of the "
+        "memory profile 'grouped-8bit' (nearly exact) is expected to take 8.8 GB on the device and 11.3 GB of the "
         "machine's memory"
     )
-    assert choose(OFFICIAL, 80e9, 0).sentence.endswith("(exact) is expected to take 33.9 GB on the device")
+
+
+def test_what_waits_takes_pinned_memory_in_powers_of_two() -> None:
+    """21 pieces of two layers with what works once, 0.65 GB each, in 1.07 GB each."""
+    assert expected(grouped(), OFFICIAL).host_bytes == 21 * 2**30
+    assert expected(layerwise(), OFFICIAL).host_bytes == 42 * 2**29
+    assert expected(grouped_8bit(), OFFICIAL).host_bytes == 21 * 2**29
+
+
+def test_loading_counts_in_the_memory_of_the_machine() -> None:
+    # Files of another precision are converted as a whole before layers wait in 8 bits.
+    converted = replace(OFFICIAL, loading=17.84e9)
+    assert expected(grouped_8bit(), converted).host_bytes == 17.84e9 + 2**29
+    with pytest.raises(MemoryShortageError, match="no memory profile fits"):
+        choose(converted, 12e9, 16e9)
+    # Everything on the device: the text encoder still comes through the machine's memory.
+    assert expected(resident(), OFFICIAL).host_bytes == OFFICIAL.text
+    with pytest.raises(MemoryShortageError, match="no memory profile fits"):
+        choose(OFFICIAL, 80e9, 8e9)
+
+
+def test_a_profile_that_only_takes_less_in_the_loop_is_a_fallback() -> None:
+    """The counted peak may be that of an encoder; what runs out may be another."""
+    long = replace(OFFICIAL, encoders=60e9)
+    names = [option.profile.name for option in smaller(expected(resident(), long), long, 32e9)]
+    assert names == ["resident", "resident-lean", "grouped", "layerwise", "grouped-8bit"]
+
+
+def test_encoders_count_in_the_memory_of_the_device() -> None:
+    long = replace(OFFICIAL, encoders=20e9)
+    assert expected(layerwise(), long).device_bytes > 20e9 > expected(layerwise(), OFFICIAL).device_bytes
 
 
 def test_too_little_memory_is_said() -> None:
     with pytest.raises(
-        MemoryShortageError, match=r"'layerwise' takes 8\.\d GB of the device and 12\.9 GB of the"
+        MemoryShortageError, match=r"'layerwise' takes 8\.\d GB of the device and 22\.5 GB of the"
     ):
         choose(OFFICIAL, 4e9, 100e9)
 
@@ -253,13 +288,38 @@ def test_too_little_memory_is_said() -> None:
 def test_smaller_profiles_need_less() -> None:
     sizes = [expected(profile, OFFICIAL).device_bytes for profile in profiles()]
     assert sizes[:4] == sorted(sizes, reverse=True)[:4]
-    rest = smaller(expected(grouped(), OFFICIAL), OFFICIAL)
-    assert [option.profile.name for option in rest] == ["grouped", "layerwise", "grouped-8bit"]
+
+    def fallbacks(free_host: float) -> list[str]:
+        return [option.profile.name for option in smaller(expected(grouped(), OFFICIAL), OFFICIAL, free_host)]
+
+    assert fallbacks(32e9) == ["grouped", "layerwise", "grouped-8bit"]
+    assert fallbacks(12e9) == ["grouped", "grouped-8bit"]  # what the machine has no room for is not tried
     assert expected(replace(layerwise(), group=100), OFFICIAL).device_bytes > 12e9
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"),
+        RuntimeError("unable to mmap 64 bytes from file: Cannot allocate memory (12)"),
+    ],
+)
+def test_every_kind_of_shortage_is_known(error: Exception) -> None:
+    assert is_shortage(error)
+
+
+def test_other_failures_are_no_shortage() -> None:
+    assert not is_shortage(RuntimeError("CUDA error: an illegal memory access was encountered"))
+    assert not is_shortage(ValueError("mat1 and mat2 shapes cannot be multiplied"))
+
+
 def test_shortage_falls_back_and_says_so() -> None:
-    options = smaller(expected(resident(), OFFICIAL), OFFICIAL)
+    options = smaller(expected(resident(), OFFICIAL), OFFICIAL, 32e9)
     said: list[str] = []
     shortages: Iterator[Exception | None] = iter(
         [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory: x"), None]
@@ -382,10 +442,9 @@ def test_a_lean_decoder_gives_the_golden_numbers(clips: Golden) -> None:
     lean = build(clips, tiny_vae())
     place_vae(lean, grouped(), CPU)
     latents = lean.config.scale * clip(clips, "latent_13")
-    alone = joined(lean, latents)
-    check(clips, "decode_13_chunked", alone)
-    # Two clips in turn come out as they do alone.
-    few = latents[:, :4]
+    check(clips, "decode_13_chunked", joined(lean, latents))
+    # Two clips in turn come out as they do alone; two chunks each.
+    few = latents[:, :4, :, :4, :4]
     turns = zip(lean.decode(few), lean.decode(few.flip(-1)), strict=True)
     first, second = (torch.cat(chunks, dim=1) for chunks in zip(*turns, strict=True))
     alone = joined(lean, few)
@@ -394,6 +453,7 @@ def test_a_lean_decoder_gives_the_golden_numbers(clips: Golden) -> None:
 
 
 def test_a_lean_decoder_takes_a_third_of_the_memory(clips: Golden) -> None:
+    """Counted, not computed, with one residual block a level instead of the published three."""
     from collections import deque
 
     from omokage.pipelines.network_load import load_of
@@ -402,7 +462,8 @@ def test_a_lean_decoder_takes_a_third_of_the_memory(clips: Golden) -> None:
     held = []
     for profile in (resident(), grouped()):
         with torch.device("meta"):
-            vae, latents = CausalVae(official_vae()), torch.empty(1, 2, 16, 60, 90)
+            vae = CausalVae(replace(official_vae(), blocks=1))
+            latents = torch.empty(1, 2, 16, 60, 90)
         place_vae(vae, profile, torch.device("meta"))
         held.append(load_of(vae, lambda vae=vae, latents=latents: deque(vae.decode(latents), maxlen=0)).held)  # type: ignore[misc]
-    assert held[1] < 0.41 * held[0]
+    assert held[1] < 0.45 * held[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from omokage.cli import app as cli
 from omokage.config import Progress
 from omokage.errors import InputError, OutputError, WeightsError
 from omokage.talking.config import tiny
+from omokage.talking.vae import tiny_vae, vae_keys
 from omokage.weights import fetch, registry, store
 from omokage.weights.fetch import FetchConfig, fetch_file, file_address
 from omokage.weights.registry import FACE, HALLO3, CommercialUse, PublishedFile, size_text
@@ -145,11 +147,40 @@ def test_another_model_in_the_folder(home: Path) -> None:
         installed("hallo3")
 
 
-@pytest.mark.parametrize("path", ["../x", "/x", "a/../../x", "C:x", "a\\..\\x", ""])
+@pytest.mark.parametrize(
+    "path",
+    ["../x", "/x", "a/../../x", "C:x", "a\\..\\x", "", "./a", "a//b", "a/", "a\0b", "a\nb", "a\x1b[2Jb"],
+)
 def test_no_manifest_leads_out_of_its_folder(path: str) -> None:
     content = Manifest("hallo3", "", {"a": FileRecord(1, "0")}).to_json()
     content["files"] = {path: {"size": 1, "sha256": "0"}}
     with pytest.raises(ValueError, match="outside its folder"):
+        Manifest.from_json(content)
+
+
+@pytest.mark.parametrize("size", [float("inf"), float("nan"), -1, "many", None])
+def test_no_manifest_holds_impossible_sizes(size: Any) -> None:
+    content = Manifest("hallo3", "", {"a": FileRecord(1, "0")}).to_json()
+    content["files"]["a"]["size"] = size
+    with pytest.raises(ValueError, match=r"manifest|cannot convert|invalid literal"):
+        Manifest.from_json(json.loads(json.dumps(content)))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("face", "weights.json"),
+        ("face", "denoiser-1.safetensors"),
+        ("face", "face.weights.json"),
+        ("face", "face.d/x"),
+        ("hallo3", "weights.json"),
+        ("hallo3", "Weights.JSON"),
+        ("hallo3", "face.onnx"),
+    ],
+)
+def test_no_manifest_names_files_of_another_model(name: str, path: str) -> None:
+    content = Manifest(name, "", {path: FileRecord(1, "0")}).to_json()
+    with pytest.raises(ValueError, match=rf"no manifest of {name}: '{path}' is no file of it"):
         Manifest.from_json(content)
 
 
@@ -170,6 +201,31 @@ def test_removal(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(home.iterdir()) == []
     with pytest.raises(WeightsError, match="nothing to remove"):
         remove("hallo3")
+
+
+@pytest.mark.parametrize("name", ["hallo3", "face"])
+def test_an_abandoned_pull_is_seen_and_removed(home: Path, name: str) -> None:
+    coming = home / f".pulled-{name}" / "deep"
+    coming.mkdir(parents=True)
+    (coming / "a.partial").write_bytes(b"p" * 500)
+    (home / f"{name}.digests.json").write_text("{}")
+    state = inspect(name)
+    assert (state.condition, state.bytes_used) == (Condition.UNFINISHED, 500)
+    assert remove(name) == 500
+    assert list(home.iterdir()) == []
+    assert inspect(name).condition is Condition.ABSENT
+
+
+def test_a_model_goes_with_the_pulls_of_its_additions(home: Path) -> None:
+    put(home / "hallo3", FILES)
+    for name in ("hallo3", "face"):
+        (home / f".pulled-{name}").mkdir()
+        (home / f"{name}.digests.json").write_text("{}")
+    remove("face")
+    assert {path.name for path in home.iterdir()} == {"hallo3", ".pulled-hallo3", "hallo3.digests.json"}
+    (home / ".pulled-face").mkdir()
+    remove("hallo3")
+    assert list(home.iterdir()) == []
 
 
 # official files
@@ -214,8 +270,15 @@ def official_folder(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def libraries() -> None:
+    """Loaded before a test is timed: that of the autoencoder alone takes longer than all of a tiny installation."""
+    add_config()
+    vae_keys(tiny_vae(), prefix="")
+
+
 @pytest.fixture
-def official(tmp_path: Path) -> Path:
+def official(tmp_path: Path, libraries: None) -> Path:
     return official_folder(tmp_path / "pretrained_models")
 
 
@@ -223,7 +286,6 @@ def add_config() -> Any:
     pytest.importorskip("diffusers", reason="the video autoencoder needs 'pip install omokage[portrait]'")
     from omokage.pipelines.weights import AddConfig
     from omokage.talking.folder import Architecture
-    from omokage.talking.vae import tiny_vae
 
     return AddConfig(Architecture(tiny(), tiny_vae()), torch.float32, shard_bytes=2_000_000)
 
@@ -434,6 +496,7 @@ class Server:
         self.cut_after: int | None = None  # bytes after which the next answer ends
         self.statuses: list[int] = []  # of the next answers
         self.has_ranges = True
+        self.redirects: dict[str, str] = {}  # path -> address
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -452,6 +515,12 @@ class Server:
         path, wanted = request.path.removeprefix("/release/"), request.headers.get("Range", "")
         self.asked.append((path, wanted))
         content = self.files.get(path)
+        if path in self.redirects:
+            request.send_response(302)
+            request.send_header("Location", self.redirects[path])
+            request.send_header("Content-Length", "0")
+            request.end_headers()
+            return
         if self.statuses or content is None:
             request.send_error(self.statuses.pop(0) if self.statuses else 404)
             return
@@ -584,13 +653,134 @@ def test_no_server_and_no_web_address(server: Server, tmp_path: Path) -> None:
     server.close()
     with pytest.raises(WeightsError, match="Connection refused"):
         get(server, tmp_path / "a.bin")
-    for address in ("file:///etc", "ftp://x/y", "models", "http:///x"):
-        with pytest.raises(WeightsError, match="is no web address"):
-            file_address(address, "a.bin")
-    assert (
-        file_address("https://me:secret@host:8/x/?k=1", "a b.bin")
-        == "https://me:secret@host:8/x/a%20b.bin?k=1"
-    )
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "file:///etc",
+        "ftp://x/y",
+        "models",
+        "http:///x",
+        "https://[bad",
+        "https://h:port/x",
+        "https://h:99999/x",
+        "https://a b/x",
+        "https://a..b/x",
+        f"https://{'a' * 64}.example/x",
+        "https://h/\udcfc",
+        "https://h\nx:1:2/",
+        "https:/me:secret@h/?secret",
+    ],
+)
+def test_what_is_no_web_address_is_said(address: str) -> None:
+    with pytest.raises(WeightsError, match="is no web address") as refused:
+        file_address(address, "a.bin")
+    assert "\n" not in str(refused.value) and "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://me:secret@host/x", "https://secret@host", "me:secret@host/x", "https://me:secret@[h"]
+)
+def test_a_password_in_an_address_is_refused_and_never_shown(address: str) -> None:
+    with pytest.raises(WeightsError, match="a user name or a password in it is not taken") as refused:
+        file_address(address, "a.bin")
+    assert "secret" not in str(refused.value) and "me:" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "whole"),
+    [
+        ("https://host:8/x/?k=1", "https://host:8/x/a%20b.bin?k=1"),
+        ("http://h/ü/%20/@me", "http://h/%C3%BC/%20/@me/a%20b.bin"),
+        ("https://münchen.example", "https://xn--mnchen-3ya.example/a%20b.bin"),
+        ("https://[::1]:80/", "https://[::1]:80/a%20b.bin"),
+    ],
+)
+def test_an_address_becomes_that_of_a_file(base: str, whole: str) -> None:
+    assert file_address(base, "a b.bin") == whole
+
+
+def test_an_encrypted_connection_is_never_left(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unencrypted(fetch.urllib.request.HTTPSHandler):
+        def https_open(self, request: Any) -> Any:
+            return self.do_open(fetch.http.client.HTTPConnection, request)  # type: ignore[arg-type]
+
+    server.redirects["b.bin"] = f"{server.address}/a.bin"
+    target, asked = PublishedFile("b.bin"), f"{server.address}/b.bin"
+    assert fetch_file(asked, tmp_path / "b.bin", target, FAST) == DIGEST
+    monkeypatch.setattr(fetch.urllib.request, "HTTPSHandler", Unencrypted)
+    secure = asked.replace("http:", "https:")
+    server.asked.clear()
+    with pytest.raises(WeightsError, match=r"127\.0\.0\.1 redirects to an address that is not encrypted"):
+        fetch_file(secure, tmp_path / "c.bin", target, FAST)
+    with pytest.raises(WeightsError, match="redirects to an address that is not encrypted"):
+        fetch.fetch_text(secure, FAST)
+    assert [path for path, _ in server.asked] == ["b.bin", "b.bin"]
+    server.redirects["b.bin"] = f"{server.address.replace('http:', 'https:')}/a.bin"
+    assert fetch_file(secure, tmp_path / "c.bin", target, FAST) == DIGEST
+    for odd in ("ftp://h/a", "http://[bad/a"):
+        server.redirects["b.bin"] = odd
+        with pytest.raises(WeightsError, match=r"127\.0\.0\.1"):
+            fetch.fetch_text(asked, FAST)
+
+
+@pytest.mark.parametrize(
+    "page", [b" <!DOCTYPE html><p>log in", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_a_page_in_place_of_a_file_is_thrown_away(server: Server, tmp_path: Path, page: bytes) -> None:
+    server.files["a.bin"] = page
+    (tmp_path / "a.bin").write_bytes(page)  # also when it lies there
+    with pytest.raises(WeightsError, match=r"came from 127\.0\.0\.1 as a\.bin is a web page"):
+        get(server, tmp_path / "a.bin")
+    server.files["a.bin"] = CONTENT
+    assert get(server, tmp_path / "a.bin") == DIGEST
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("stop", ["open", "_note"])
+def test_a_stop_while_starting_anew_joins_nothing(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: str
+) -> None:
+    """The file changed, and its size did not: the old part must not be taken for one of the new file."""
+    server.cut_after = 1000
+    with pytest.raises(WeightsError):
+        get(server, tmp_path / "a.bin", FetchConfig(timeout_s=5, attempts=1, pause_s=0))
+    server.files["a.bin"] = CONTENT[::-1]
+    opened = Path.open
+
+    def stop_writing(path: Path, mode: str = "r", *rest: Any, **options: Any) -> Any:
+        if mode == "wb":
+            raise KeyboardInterrupt
+        return opened(path, mode, *rest, **options)
+
+    def stop_noting(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if stop == "open":
+            patched.setattr(Path, "open", stop_writing)
+        else:
+            patched.setattr(fetch, "_note", stop_noting)
+        with pytest.raises(KeyboardInterrupt):
+            get(server, tmp_path / "a.bin")
+    get(server, tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT[::-1]
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[int, bool]] = []
+
+    def sync(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_size, (tmp_path / "a.bin").exists()))
+
+    monkeypatch.setattr(fetch.os, "fsync", sync)
+    get(server, tmp_path / "a.bin")
+    assert synced == [(4096, False)]
 
 
 def test_a_full_disk_keeps_the_part(server: Server, tmp_path: Path) -> None:
@@ -660,12 +850,81 @@ def test_a_release_is_pulled_and_installed(release: Server, home: Path) -> None:
     noted = json.loads((home / "hallo3.digests.json").read_text())
     assert noted[main] == hashlib.sha256(release.files[main]).hexdigest()
     # Its digests are known from now on, and another file under the same name is refused.
-    remove("hallo3")
+    next((home / "hallo3").glob("denoiser-*.safetensors")).unlink()
     release.files[main] += b"x"
     with pytest.raises(WeightsError, match=r"mp_rank_00_model_states\.pt from .* has a wrong checksum"):
         pull(release)
-    with pytest.raises(WeightsError, match="are not installed"):
-        installed("hallo3")
+    remove("hallo3")
+    assert list(home.iterdir()) == []
+
+
+def test_what_cannot_be_installed_is_asked_for_again(release: Server, home: Path) -> None:
+    """None of what once came wrong stays in the way."""
+    main, config = HALLO3.files[0].path, "t5-v1_1-xxl/config.json"
+    whole, described = release.files[main], release.files[config]
+    for path, wrong, said in (
+        (main, b"<html>log in</html>", "is a web page"),
+        (main, b"no checkpoint", r"cannot be installed: .* is damaged .*; 1 of 13 pulled files were deleted"),
+        (config, b'{"model_type": "t5", "d_model": 5}', "another encoder .*; 8 of 13 pulled files"),
+        (config, b'{"login": true}', "text encoder .* is missing; .* 7 of 13 pulled files"),
+    ):
+        shutil.rmtree(home, ignore_errors=True)
+        release.files |= {main: whole, config: described, path: wrong}
+        with pytest.raises(WeightsError, match=said) as refused:
+            pull(release)
+        assert "\n" not in str(refused.value)
+        assert not (home / "hallo3.digests.json").exists()
+    release.files |= {main: whole, config: described}
+    release.asked.clear()
+    pull(release)
+    assert config in [path for path, _ in release.asked] and main not in [path for path, _ in release.asked]
+    assert inspect("hallo3").condition is Condition.INSTALLED
+
+
+def test_a_stopped_conversion_goes_on_on_a_tight_disk(
+    release: Server, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room is needed only for what is missing: neither the pulled files nor the converted ones count twice."""
+    add_config()
+    import omokage.pipelines.pull as pipeline
+
+    rooms: list[int] = []
+
+    def look(place: Path, needed: int, written: int) -> None:
+        rooms.append(needed - written)
+
+    def stop(*_: object, **__: object) -> None:
+        (home / "hallo3").mkdir()
+        (home / "hallo3" / "denoiser-00001-of-00002.safetensors").write_bytes(b"d" * 1000)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "check_room", look)
+    monkeypatch.setattr(pipeline, "add_weights", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pull(release)
+    (home / "hallo3" / "face.onnx").write_bytes(b"f" * 10)  # an addition is no part of it
+    with pytest.raises(FileExistsError):
+        pull(release)
+    assert rooms[0] - rooms[1] == sum(map(len, release.files.values())) - len(CONTENT) + 1000
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ({"denoiser-1.safetensors": 1}, "is no file of it"),
+        ({"face.a\0b": 1}, "outside its folder"),
+        ({"face.onnx": float("inf")}, "infinity"),
+    ],
+)
+def test_a_mirror_that_names_wrong_files_is_refused(
+    server: Server, home: Path, files: dict[str, Any], said: str
+) -> None:
+    content = Manifest("face", "", {"face.onnx": FileRecord(1, "0")}).to_json()
+    content["files"] = {path: {"size": size, "sha256": "0"} for path, size in files.items()}
+    server.files["face.weights.json"] = json.dumps(content).encode()
+    with pytest.raises(WeightsError, match=rf"face\.weights\.json at that address cannot be used .*{said}"):
+        pull(server, "face")
+    assert not home.exists()
 
 
 def test_room_for_a_pull_is_looked_for_first(release: Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
@@ -146,16 +145,19 @@ def measured(
         if not is_shortage(error):
             raise
         return row | {"failed": "out of memory"}, None
-    typical = statistics.median(times[1:] or times)
-    # Steps that reuse others, or that guidance leaves out, cost less: only a mean says what a window costs.
-    mean = statistics.mean(times[1:] or times)
+    typical, mean = statistics.median(times[1:] or times), statistics.mean(times[1:] or times)
     row |= {
         "seconds_per_step": round(typical, 5),
         "seconds_per_step_spread": [round(min(times[1:] or times), 5), round(max(times), 5)],
-        "seconds_per_window": round(WINDOW_STEPS * mean, 3),
-        "share_of_matmul_rate": round(step_flops(config) / mean / rate, 4),
         "peak_gb": peak_memory(device),
     }
+    sampler = replace(official_sampler(), steps=count, **setting.sampler)
+    # How much is reused depends on how far apart the steps are: these few coarse ones say nothing of a window's.
+    if not sampler.reuse_threshold:
+        row["seconds_per_window"] = round(WINDOW_STEPS * mean, 3)
+    # Steps that do less than all of the work have no share that could be compared.
+    if not sampler.reuse_threshold and sampler.guidance_interval == official_sampler().guidance_interval:
+        row["share_of_matmul_rate"] = round(step_flops(config) / mean / rate, 4)
     return row, latents.cpu()
 
 
@@ -273,17 +275,28 @@ def decoders(
         place_vae(vae, profile, device)
         name = "lean" if profile.is_lean else "plain"
         begin_memory(device)
-        with suppress(torch.OutOfMemoryError), torch.no_grad():
-            for attempt in ("first", "second"):
-                begin, frames = now(device), []
-                for chunk in vae.decode(latents):
-                    frames.append(chunk.cpu())
-                values.setdefault(name, {})[f"seconds_{attempt}"] = round(now(device) - begin, 3)
-            values[name]["peak_gb"] = peak_memory(device)
-            video = torch.cat(frames, dim=1)
-            plain = video if plain is None else plain
-            values[name] |= difference(video, plain)
+        try:
+            values[name], video = decoded(vae, latents, device)
+        except (MemoryError, RuntimeError) as error:
+            if not is_shortage(error):
+                raise
+            values[name] = {"failed": "out of memory"}
+            continue
+        plain = video if plain is None else plain
+        values[name] |= difference(video, plain)
     return values
+
+
+def decoded(vae: CausalVae, latents: Tensor, device: torch.device) -> tuple[Row, Tensor]:
+    """Seconds of decoding a window twice, the memory that it took, and the frames on the CPU."""
+    row: Row = {}
+    with torch.no_grad():
+        for attempt in ("first", "second"):
+            begin, frames = now(device), []
+            for chunk in vae.decode(latents):
+                frames.append(chunk.cpu())
+            row[f"seconds_{attempt}"] = round(now(device) - begin, 3)
+    return row | {"peak_gb": peak_memory(device)}, torch.cat(frames, dim=1)
 
 
 def filled(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:

@@ -1,8 +1,9 @@
-"""Results on disk: a file or a folder is complete, or it is not there."""
+"""Results on disk: a file or a folder is complete, or it is not there. And what a file is known by: its digest."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -66,6 +67,12 @@ def result_folder(folder: Path) -> Iterator[Path]:
         if made:
             shutil.rmtree(made[-1], ignore_errors=True)
         raise
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def output_error(path: Path, error: Exception) -> OutputError:

@@ -15,6 +15,7 @@ import torch
 import omokage
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, MemoryShortageError, WeightsError
+from omokage.files import file_digest
 from omokage.pipelines.animate_plan import AnimationPlan, plan_animation
 from omokage.pipelines.portrait_gate import read_portrait
 from omokage.pipelines.speech_track import SpeechTrack, VocalSeparator, read_speech
@@ -22,7 +23,6 @@ from omokage.pipelines.window_files import WindowFiles
 from omokage.talking.conditions.identity import IdentityEncoder, OnnxIdentity, ZeroIdentity
 from omokage.talking.conditions.speech import FRAME_RATE
 from omokage.talking.config import SamplerConfig, official_sampler
-from omokage.talking.convert import file_digest
 from omokage.talking.folder import load_architecture, official_architecture
 from omokage.talking.model import FACE_FILE, Machine, TalkingModel, video_size
 from omokage.talking.placement import Choice, falling_back, is_shortage
@@ -37,12 +37,13 @@ from omokage.trust.release import (
     check_writable,
     release_clip,
 )
-from omokage.weights import installed
+from omokage.weights import find, installed
 
 NO_IDENTITY = (
     "no face embedding is installed, so the likeness comes from the picture alone; the published one is for research "
     "only and can be added with 'omokage weights add face'"
 )
+INEXACT = "the memory profile '{}' keeps weights in 8 bits, so the video differs a little from that of exact weights"
 
 
 @dataclass(frozen=True)
@@ -109,31 +110,39 @@ def animate(
     model = TalkingModel.open(config.weights or installed("hallo3"), Machine.choose(config.device))
     face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
     check_label(config.label, face.shown_width(model.height, model.width), model.height)
-    track, identity = read_speech(speech, separator), identity_of(model)
+    track, face_file = read_speech(speech, separator), face_file_of(config)
+    identity = identity_of(model, face_file)
 
     # What will it cost?
+    on_progress(Progress("plan", 0, 1, "counting work and memory"))
     plan = plan_animation(model.sizes, track.frame_count, config.sampler(), model.machine, model.folder)
     plan = replace(plan, width=face.shown_width(model.height, model.width))
     on_progress(Progress("plan", 1, 1, plan.sentence()))
 
     if not plan.options:
         raise MemoryShortageError(plan.shortage)
-    sampler, first, fallbacks = config.sampler(), plan.options[0].profile, list[str]()
-
-    fingerprint = _fingerprint(model, config, portrait, track)
-    with WindowFiles.open(output, fingerprint, resume=config.resume) as finished, shortage_told(plan):
+    sampler, said = config.sampler(), list[str]()
+    fingerprint = _fingerprint(model, config, portrait, track, face_file)
+    with (
+        WindowFiles.open(output, fingerprint, said.append, resume=config.resume) as folder,
+        shortage_told(plan),
+    ):
         # What no window changes is computed once, and the networks that did it are let go.
         on_progress(Progress("preparing", 0, 4, "prompt"))
-        text = prepare_prompt(model, config.prompt)
-        on_progress(Progress("preparing", 1, 4, "portrait"))
-        likeness = prepare_likeness(model, face.portrait, identity, config.seed, first)
-        on_progress(Progress("preparing", 2, 4, "speech"))
-        voice = prepare_speech(model, track.voice)
-        on_progress(Progress("preparing", 3, 4, "denoiser"))
+        text = prepare_prompt(model, config.prompt, said.append)
+        on_progress(Progress("preparing", 1, 4, "speech"))
+        voice = prepare_speech(model, track.voice, said.append)
 
         def with_memory_of(choice: Choice) -> Released:
+            profile = choice.profile
+            finished = folder.made_with(profile.weights)
+            if not profile.is_exact:
+                said.append(INEXACT.format(profile.name))
+            on_progress(Progress("preparing", 2, 4, "portrait"))
+            likeness = prepare_likeness(model, face.portrait, identity, config.seed, profile)
+            on_progress(Progress("preparing", 3, 4, "denoiser"))
             # Window after window from noise to latents to frames, straight into the file.
-            scene = Scene.set_up(model, likeness, text, voice, sampler, config.seed, choice.profile)
+            scene = Scene.set_up(model, likeness, text, voice, sampler, config.seed, profile)
             return release_clip(
                 rollout(scene, finished, _meter(on_progress, plan, finished.count)),
                 output,
@@ -142,9 +151,9 @@ def animate(
                 config=ReleaseConfig(label=config.label),
             )
 
-        released = falling_back(with_memory_of, plan.options, fallbacks.append)
+        released = falling_back(with_memory_of, plan.options, said.append)
     blind = (NO_IDENTITY,) if identity.is_blind else ()
-    return Animation(released, plan, (*face.notes, *track.notes, *fallbacks, *blind))
+    return Animation(released, plan, (*face.notes, *track.notes, *said, *blind))
 
 
 def plan(
@@ -166,18 +175,27 @@ def plan(
     track = read_speech(Path(speech), separator)
     machine = Machine.choose(config.device)
     planned = plan_animation(sizes, track.frame_count, config.sampler(), machine, folder)
-    if folder is not None and not (folder / FACE_FILE).is_file():
-        notes = (*notes, NO_IDENTITY)
+    if folder is not None:
+        notes += _identity_notes(config)
     shown = face.shown_width(height, width)
     return replace(planned, width=shown, notes=face.notes + track.notes + notes)
 
 
-def identity_of(model: TalkingModel) -> IdentityEncoder:
-    """The face embedding that lies beside the weights, or that of nobody."""
+def face_file_of(config: AnimateConfig) -> Path | None:
+    """The face embedding that was added to the installed model, or lies in the folder that the user gives.
+
+    None when there is none, or its installation was never finished. Raises WeightsError when it is damaged.
+    """
+    folder = config.weights or find("face")
+    path = None if folder is None else folder / FACE_FILE
+    return path if path is not None and path.is_file() else None
+
+
+def identity_of(model: TalkingModel, face_file: Path | None) -> IdentityEncoder:
+    """The face embedding of this file, or that of nobody."""
     face = model.sizes.transformer.face
     width = face.embedding if face is not None else 0
-    path = model.folder / FACE_FILE
-    return OnnxIdentity(path, width) if path.is_file() else ZeroIdentity(width)
+    return OnnxIdentity(face_file, width) if face_file is not None else ZeroIdentity(width)
 
 
 @contextmanager
@@ -202,6 +220,14 @@ def _weights_or_none(config: AnimateConfig) -> tuple[Path | None, tuple[str, ...
         return None, (str(error),)
 
 
+def _identity_notes(config: AnimateConfig) -> tuple[str, ...]:
+    """What a plan says of the face embedding."""
+    try:
+        return () if face_file_of(config) else (NO_IDENTITY,)
+    except WeightsError as error:
+        return (str(error),)
+
+
 def _meter(on_progress: ProgressCallback, plan: AnimationPlan, finished: int) -> StepCallback:
     """Steps of this run, so that the time left is told right after a resumption."""
     steps, total = plan.steps, (plan.windows - finished) * plan.steps
@@ -214,10 +240,10 @@ def _meter(on_progress: ProgressCallback, plan: AnimationPlan, finished: int) ->
 
 
 def _fingerprint(
-    model: TalkingModel, config: AnimateConfig, portrait: Path, track: SpeechTrack
+    model: TalkingModel, config: AnimateConfig, portrait: Path, track: SpeechTrack, face_file: Path | None
 ) -> dict[str, Any]:
-    """Everything that the latents depend on."""
-    face, machine = model.folder / FACE_FILE, model.machine
+    """Everything that the latents depend on, but for the format of weights (see `WindowFiles.made_with`)."""
+    machine = model.machine
     return {
         "portrait": file_digest(portrait),
         "voice": hashlib.sha256(track.voice.tobytes()).hexdigest(),
@@ -226,7 +252,7 @@ def _fingerprint(
         "sampler": config.sampler().to_json(),
         "seed": config.seed,
         "weights": model.digest,
-        "face": file_digest(face) if face.is_file() else None,
+        "face": file_digest(face_file) if face_file else None,
         "machine": [machine.device.type, str(machine.dtype), torch.__version__],
         "version": omokage.__version__,
     }

@@ -1,33 +1,27 @@
 """What an animation will cost on this machine, before any of it is done. MAIN: `plan_animation`.
 
-Work and memory follow from the real networks (see `network_load`), minutes from a matrix product that is timed.
+Work and memory follow from the real networks (see `network_costs`), minutes from a matrix product that is timed.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from omokage.errors import MemoryShortageError
-from omokage.pipelines.network_load import Load, load_of
-from omokage.talking.caches import Conditions, KeyValue
+from omokage.pipelines.network_costs import Costs, network_costs
 from omokage.talking.conditions.portrait import MOTION_FRAMES
-from omokage.talking.conditions.speech import FRAME_RATE, ONE_PASS_FRAMES, window_count
+from omokage.talking.conditions.speech import FRAME_RATE, ONE_PASS_FRAMES, OVERLAP_FRAMES, window_count
 from omokage.talking.config import SamplerConfig, TransformerConfig
-from omokage.talking.folder import SPEECH_FOLDER, TEXT_FOLDER, Architecture
-from omokage.talking.lean import make_lean
+from omokage.talking.convert import read_index
+from omokage.talking.folder import DENOISER, SPEECH_FOLDER, TEXT_FOLDER, Architecture
 from omokage.talking.model import Machine, video_size
 from omokage.talking.placement import Choice, Needs, choose, profiles, smaller
 from omokage.talking.projections import BLOCK_SIGNALS
-from omokage.talking.transformer import Transformer
-from omokage.talking.vae import CausalVae, chunk_lengths
 
 # The published encoders (specification 2.4), for the case that none are installed.
 TEXT_WEIGHTS, SPEECH_WEIGHTS = 4_760_000_000, 94_400_000
@@ -89,6 +83,7 @@ class AnimationPlan:
 
     @property
     def minutes(self) -> float:
+        """Without the way of layers that wait in the machine's memory."""
         return self.flops / (EFFICIENCY * self.rate) / 60
 
     @property
@@ -129,6 +124,10 @@ class AnimationPlan:
             f"time      about {duration(self.minutes)}; one second of video takes {duration(self.minutes_per_second)}",
             f"          ({self.rate / 1e12:.3g} TFLOP/s measured, of which networks reach about {EFFICIENCY:.0%})",
         ]
+        if self.options and self.options[0].profile.group:
+            lines.append(
+                "          (layers that wait in the machine's memory take longer by what their way costs)"
+            )
         return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])
 
 
@@ -144,7 +143,9 @@ def plan_animation(
     windows = window_count(frames, config.frames)
     halves = 1 if sampler.guidance_scale == 1 else 2
     costs, free = network_costs(sizes, machine.dtype), free_bytes(machine.device)
-    options, shortage = memory_options(needs_of(sizes, costs, sampler, machine), machine.device, free)
+    options, shortage = memory_options(
+        needs_of(sizes, costs, frames, sampler, machine, folder), machine.device, free
+    )
     return AnimationPlan(
         frames=frames,
         width=width,
@@ -154,7 +155,7 @@ def plan_animation(
         steps=sampler.steps,
         passes=windows * sampler.steps * halves,
         tokens=config.text_tokens + (config.latent_frames + 1) * config.tokens_per_frame,
-        stages=_stages(sizes, costs, frames, sampler, machine, folder),
+        stages=stages_of(sizes, costs, frames, sampler, machine, folder),
         device=machine.device.type,
         dtype=str(machine.dtype).removeprefix("torch."),
         rate=matmul_rate(machine),
@@ -164,12 +165,22 @@ def plan_animation(
     )
 
 
-def needs_of(sizes: Architecture, costs: Costs, sampler: SamplerConfig, machine: Machine) -> Needs:
-    """What the choice of a memory profile has to know."""
+def needs_of(
+    sizes: Architecture,
+    costs: Costs,
+    frames: int,
+    sampler: SamplerConfig,
+    machine: Machine,
+    folder: Path | None = None,
+) -> Needs:
+    """What the choice of a memory profile has to know. Raises InputError for damaged weights in `folder`."""
     layers = sizes.transformer.layers
+    text, speech = _encoder_bytes(folder)
+    heard, is_card = speech + _hearing_bytes(frames), machine.device.type == "cuda"
     return Needs(
         layers=layers,
         layer=costs.layer,
+        waiting=costs.waiting,
         rest=costs.kept - layers * costs.layer,
         preparing=costs.whole - layers * costs.layer,
         caches=cache_bytes(sizes.transformer, sampler, machine.dtype.itemsize),
@@ -179,72 +190,26 @@ def needs_of(sizes: Architecture, costs: Costs, sampler: SamplerConfig, machine:
         encoding=costs.encode_three.held,
         decoding=costs.decode.held,
         decoding_lean=costs.decode_lean.held,
+        # On a card a prompt that has no room goes to the processor.
+        encoders=heard if is_card else max(heard, text),
+        text=text if is_card else 0.0,
+        loading=_loading_bytes(costs, machine, folder),
     )
 
 
 def memory_options(needs: Needs, device: torch.device, free: float) -> tuple[tuple[Choice, ...], str]:
     """The chosen profile and those that take less; none, and why, when nothing fits. On a processor nothing waits."""
-    is_card = device.type == "cuda"
+    is_card, free_host = device.type == "cuda", free_bytes(torch.device("cpu"))
     candidates = tuple(profile for profile in profiles() if is_card or not profile.group)
     try:
-        chosen = choose(needs, free, free_bytes(torch.device("cpu")), candidates)
+        chosen = choose(needs, free, free_host, candidates)
     except MemoryShortageError as error:
         return (), str(error)
-    return tuple(option for option in smaller(chosen, needs) if option.profile in candidates), ""
+    options = smaller(chosen, needs, free_host)
+    return tuple(option for option in options if option.profile in candidates), ""
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What the networks of a model cost in one precision, counted: loads of one call each, and bytes of weights.
-
-    denoise, denoise_half: a pass with both halves of guidance, and with one.
-    decode, decode_lean: of a window, chunk by chunk, with either decoder.
-    whole, kept: the denoiser, and what is left of it for the loop, of which `layer` is in every layer.
-    """
-
-    encode_one: Load
-    encode_three: Load
-    decode: Load
-    decode_lean: Load
-    reference: Load
-    denoise: Load
-    denoise_half: Load
-    autoencoder: int
-    reference_weights: int
-    whole: int
-    kept: int
-    layer: int
-
-
-@cache
-def network_costs(sizes: Architecture, dtype: torch.dtype) -> Costs:
-    """Count them; some seconds at the published size."""
-    config = sizes.transformer
-    with torch.device("meta"):
-        vae = CausalVae(sizes.vae).to(dtype)
-        portrait, three = (torch.empty(1, n, 3, *video_size(sizes), dtype=dtype) for n in (1, 3))
-        denoiser, reference = Transformer(config).to(dtype), Transformer(config.reference).to(dtype)
-        lean = CausalVae(sizes.vae).to(dtype)
-    make_lean(lean)
-    whole = _bytes(denoiser)
-    denoiser.free_prepared()
-    return Costs(
-        encode_one=load_of(vae, partial(vae.posterior, portrait)),
-        encode_three=load_of(vae, partial(vae.posterior, three)),
-        decode=_decoder_load(vae, config),
-        decode_lean=_decoder_load(lean, config),
-        reference=_of_all(partial(_reference_load, config, dtype), config.layers),
-        denoise=_of_all(partial(_denoiser_load, config, dtype, 2), config.layers),
-        denoise_half=_of_all(partial(_denoiser_load, config, dtype, 1), config.layers),
-        autoencoder=_bytes(vae),
-        reference_weights=_bytes(reference),
-        whole=whole,
-        kept=_bytes(denoiser),
-        layer=_bytes(denoiser.blocks) // config.layers,
-    )
-
-
-def _stages(
+def stages_of(
     sizes: Architecture,
     costs: Costs,
     frames: int,
@@ -252,6 +217,7 @@ def _stages(
     machine: Machine,
     folder: Path | None,
 ) -> tuple[Stage, ...]:
+    """What every part of the work takes, with everything on the device."""
     config, size = sizes.transformer, machine.dtype.itemsize
     windows = window_count(frames, config.frames)
     is_guided = sampler.guidance_scale != 1
@@ -261,7 +227,7 @@ def _stages(
     tokens = config.layers * config.tokens_per_frame * config.width * size
     caches = cache_bytes(config, sampler, size)
     resident = costs.kept + costs.autoencoder
-    heard = SPEECH_BYTES_PER_FRAME * min(frames, ONE_PASS_FRAMES)
+    heard = _hearing_bytes(frames)
     first, three = costs.encode_one, costs.encode_three
     pictures = max(costs.autoencoder, costs.reference_weights)
     return (
@@ -291,60 +257,6 @@ def cache_bytes(config: TransformerConfig, sampler: SamplerConfig, size: int) ->
     latents = config.latent_frames * config.latent_channels * config.latent_height * config.latent_width
     # Of the speech: the silence, this window's, and both of them joined.
     return float(reference + speech * (4 if sampler.together else 2) + table + sampler.steps * latents * 4)
-
-
-def _decoder_load(vae: CausalVae, config: TransformerConfig) -> Load:
-    """A window's chunks after the first are alike: two of them tell what all cost."""
-
-    def load(frames: int) -> Load:
-        grid = (config.latent_channels, config.latent_height, config.latent_width)
-        latents = torch.empty(1, frames, *grid, dtype=next(vae.parameters()).dtype, device="meta")
-        return load_of(vae, lambda: deque(vae.decode(latents), maxlen=0))
-
-    first, *others = chunk_lengths(config.latent_frames)
-    one, two = load(first), load(first + (others or [0])[0])
-    return Load(one.flops + len(others) * (two.flops - one.flops), two.held)
-
-
-def _reference_load(config: TransformerConfig, dtype: torch.dtype, layers: int) -> Load:
-    """A reference network of so many layers on one portrait."""
-    with torch.device("meta"):
-        network = Transformer(replace(config.reference, layers=layers)).to(dtype)
-        grid = (config.latent_channels, config.latent_height, config.latent_width)
-        latents = torch.empty(1, 1, *grid, dtype=dtype)
-    return load_of(network, partial(network.reference_tokens, latents))
-
-
-def _denoiser_load(config: TransformerConfig, dtype: torch.dtype, batch: int, layers: int) -> Load:
-    """One pass of a denoiser of so many layers, everything that it is told being cached."""
-    with torch.device("meta"):
-        network = Transformer(replace(config, layers=layers)).to(dtype)
-        grid = (config.latent_channels, config.latent_height, config.latent_width)
-        state = torch.empty(batch, config.latent_frames, *grid)
-        face, audio = config.face, config.audio
-        conditions = Conditions(
-            text=torch.empty(batch, config.text_tokens, config.text_width, dtype=dtype),
-            latents=state[:1].to(dtype),
-            reference=(_key_value(config, dtype, 1, config.tokens_per_frame),) * layers,
-            face=(_key_value(config, dtype, 1, 1, face.tokens),) * layers if face else None,
-            audio=(_key_value(config, dtype, batch, config.latent_frames, audio.tokens),) * layers
-            if audio
-            else None,
-        )
-        row = network.modulation(torch.zeros(1))
-    return load_of(network, lambda: network(state, row, conditions))
-
-
-def _key_value(config: TransformerConfig, dtype: torch.dtype, *shape: int) -> KeyValue:
-    *front, tokens = shape
-    keys = torch.empty(*front, config.heads, tokens, config.head_width, dtype=dtype)
-    return KeyValue(keys, torch.empty_like(keys))
-
-
-def _of_all(load: Callable[[int], Load], layers: int) -> Load:
-    """All layers are alike: one and two of them tell what any number costs. What they hold, they hold in turn."""
-    one, two = load(1), load(2)
-    return Load(one.flops + (layers - 1) * (two.flops - one.flops), two.held)
 
 
 def matmul_rate(machine: Machine) -> float:
@@ -395,5 +307,19 @@ def _encoder_bytes(folder: Path | None) -> tuple[float, float]:
     return float(found[0] or published[0]), float(found[1] or published[1])
 
 
-def _bytes(network: torch.nn.Module) -> int:
-    return sum(value.nbytes for value in network.state_dict().values())
+def _hearing_bytes(frames: int) -> float:
+    """What the speech encoder holds of a speech: a long one is read in pieces, with their neighbours' ends."""
+    return float(SPEECH_BYTES_PER_FRAME * min(frames, ONE_PASS_FRAMES + 2 * OVERLAP_FRAMES))
+
+
+def _loading_bytes(costs: Costs, machine: Machine, folder: Path | None) -> float:
+    """Of the machine's memory while the denoiser is loaded there.
+
+    Files in the machine's precision are mapped, and the system takes their pages back at need; any others are converted
+    as a whole. The published ones are in 16 bits.
+    """
+    if folder is None:
+        is_mapped = machine.dtype.itemsize == 2
+    else:
+        is_mapped = read_index(folder, DENOISER).total_bytes == costs.whole
+    return 0.0 if is_mapped else float(costs.whole)

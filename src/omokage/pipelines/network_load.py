@@ -1,4 +1,4 @@
-"""What a network would multiply and hold, counted without computing it. MAIN: `load_of`.
+"""What a network would multiply and hold, counted without computing it. MAIN: `load_of`, `loads_of`.
 
 The real network runs on PyTorch's meta device, which knows shapes and no values: its operations are counted, and
 the bytes of the results that exist at the same time.
@@ -6,7 +6,7 @@ the bytes of the results that exist at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakValueDictionary
@@ -30,10 +30,17 @@ class Load:
 
 def load_of(network: nn.Module, call: Callable[[], Any]) -> Load:
     """Count what a call on the meta device would compute and hold, the network's weights left out."""
-    attention, memory = _Attention(), _LiveBytes(network)
+    (load,) = loads_of(network, (call() for _ in range(1)))
+    return load
+
+
+def loads_of(network: nn.Module, parts: Iterable[Any]) -> list[Load]:
+    """The same of a call that gives its result part by part: after each part, what all until then took."""
+    attention, memory, loads = _Attention(), _LiveBytes(network), list[Load]()
     with torch.no_grad(), FlopCounterMode(display=False) as counter, memory, attention:
-        call()
-    return Load(float(counter.get_total_flops()) + attention.flops, float(memory.peak))
+        for _ in parts:
+            loads.append(Load(float(counter.get_total_flops()) + attention.flops, float(memory.peak)))
+    return loads
 
 
 class _Attention(TorchFunctionMode):

@@ -49,8 +49,8 @@ def read_portrait(
     """Read a picture, find its face and cut it to what a video of `height` x `width` pixels can show.
 
     any_face: take whatever else would be refused, also pictures without a face that the landmark network knows; then
-    the whole picture is the reference. Raises MediaError for what is no picture; NoFaceError without a face; InputError
-    for several faces, a tiny one, or one in profile.
+    the picture, or the upper square of one that is higher than wide, is the reference. Raises MediaError for what is no
+    picture; NoFaceError without a face; InputError for several faces, a tiny one, or one in profile.
     """
     picture = read_image(path)
     faces = (backend or MediaPipeLandmarks(max_faces=MAX_FACES, is_stream=False)).detect(picture)
@@ -63,10 +63,15 @@ def read_portrait(
     notes = [] if complaint is None else [f"{path.name}: {complaint.split(';')[0]}; taken all the same"]
     if not points:
         rows, columns = picture.shape[:2]
-        whole = Portrait(picture, FaceRectangle(0, rows, 0, columns), None)
-        return PortraitReading(
-            whole, (*notes, "the whole picture is the reference, since no face was found in it")
-        )
+        if rows > columns:  # a portrait has its head at the top, and the video's own cut is around the middle
+            picture, shown = (
+                np.ascontiguousarray(picture[:columns]),
+                f"the upper {columns}x{columns} pixels are",
+            )
+        else:
+            shown = "the whole picture is"
+        whole = Portrait(picture, FaceRectangle(0, min(rows, columns), 0, columns), None)
+        return PortraitReading(whole, (*notes, f"{shown} the reference, since no face was found in it"))
     portrait = Portrait(picture, face_rectangle(points[0], *picture.shape[:2]), points[0])
     framed = frame(portrait, height, width)
     if framed.picture.shape != picture.shape:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
-from omokage.errors import WeightsError
+from omokage.errors import InputError, WeightsError
 from omokage.files import output_error, saving
 from omokage.pipelines.weights import AddConfig, add_weights
 from omokage.weights.fetch import FetchConfig, fetch_file, fetch_text, file_address
@@ -18,8 +18,11 @@ from omokage.weights.registry import PublishedFile, WeightsSpec, find_spec, size
 from omokage.weights.store import (
     Manifest,
     check_room,
+    digests_file,
     folder_bytes,
     folder_of,
+    inspect,
+    pull_folder,
     refuse_installed,
     weights_home,
     write_manifest,
@@ -47,23 +50,26 @@ def pull_weights(
     """Bring a model over the network and install it; its folder.
 
     The address holds the official files, or a folder that was installed by omokage, which needs no conversion. Raises
-    WeightsError without the user's word or an address, or when a file is missing or wrong there; what came stays.
+    WeightsError without the user's word or an address, or when a file is missing or wrong there; what came stays, but
+    for files that cannot be installed: those are asked for again.
     """
     spec = find_spec(name)
     refuse_installed(name)
     address = _agreed_address(spec, config)
     manifest = _mirror(spec, address, config.fetch)
-    coming = weights_home() / f".pulled-{name}"
+    coming = pull_folder(name)
     if manifest is None:
-        check_room(weights_home(), spec.download_bytes + spec.installed_bytes, folder_bytes(coming))
-        _pull_all(spec.name, address, spec.files, coming, config.fetch, progress)
-        source = coming / spec.files[0].path if len(spec.files) == 1 else coming
-        folder = add_weights(name, source, config=add, progress=progress)
+        # What is there already: pulled files, and converted ones of a run that was stopped.
+        check_room(weights_home(), spec.download_bytes + spec.installed_bytes, inspect(name).bytes_used)
+        digests = _pull_all(address, _with_digests(spec), coming, config.fetch, progress)
+        folder = _install(spec, coming, add, progress)
+        with saving(digests_file(name)) as part:
+            part.write_text(json.dumps(digests, indent=1), encoding="utf-8")
         shutil.rmtree(coming, ignore_errors=True)
         return folder
     check_room(weights_home(), manifest.total_bytes, folder_bytes(coming))
     files = [PublishedFile(path, record.size, record.sha256) for path, record in manifest.files.items()]
-    _pull_all(spec.name, address, files, coming, config.fetch, progress)
+    _pull_all(address, files, coming, config.fetch, progress)
     _put_in_place(coming, manifest, spec)
     return folder_of(name)
 
@@ -92,9 +98,15 @@ def _mirror(spec: WeightsSpec, address: str, config: FetchConfig) -> Manifest | 
     if text is None:
         return None
     try:
-        manifest = Manifest.from_json(json.loads(text))
-    except ValueError:  # a server that answers everything with a page
+        content = json.loads(text)
+    except (ValueError, RecursionError):  # a server that answers everything with a page
         return None
+    try:
+        manifest = Manifest.from_json(content)
+    except ValueError as error:
+        raise WeightsError(
+            f"the {spec.manifest_name} at that address cannot be used ({error}); give another address"
+        ) from error
     if manifest.name != spec.name:
         raise WeightsError(
             f"that address holds the weights of '{manifest.name}', not of '{spec.name}'; give another address"
@@ -103,26 +115,50 @@ def _mirror(spec: WeightsSpec, address: str, config: FetchConfig) -> Manifest | 
 
 
 def _pull_all(
-    name: str,
     address: str,
     files: Sequence[PublishedFile],
     folder: Path,
     config: FetchConfig,
     progress: ProgressCallback,
-) -> None:
-    """Fetch every file; digests that nobody published are recorded the first time and checked from then on."""
-    recorded = _recorded(name)
+) -> dict[str, str]:
+    """Fetch every file; path -> digest."""
+    digests = {}
     for number, file in enumerate(files, 1):
-        known = file if file.sha256 else replace(file, sha256=recorded.get(file.path))
 
         def report(step: Progress, number: int = number) -> None:
             progress(replace(step, stage=f"pulling file {number} of {len(files)}"))
 
-        digest = fetch_file(file_address(address, file.path), folder / file.path, known, config, report)
-        if file.sha256 is None and recorded.get(file.path) != digest:
-            recorded[file.path] = digest
-            with saving(_record_file(name)) as part:
-                part.write_text(json.dumps(recorded, indent=1), encoding="utf-8")
+        where = file_address(address, file.path)
+        digests[file.path] = fetch_file(where, folder / file.path, file, config, report)
+    return digests
+
+
+def _install(spec: WeightsSpec, coming: Path, add: AddConfig | None, progress: ProgressCallback) -> Path:
+    """Add what was pulled; what the installation refuses is deleted, or it would be refused forever."""
+    source = coming / spec.files[0].path if len(spec.files) == 1 else coming
+    try:
+        return add_weights(spec.name, source, config=add, progress=progress)
+    except InputError as error:
+        refused = _named_files(str(error), [coming / file.path for file in spec.files])
+        try:
+            for path in refused:
+                path.unlink(missing_ok=True)
+        except OSError as failure:
+            raise output_error(coming, failure) from failure
+        raise WeightsError(
+            f"what was pulled cannot be installed: {error}; {len(refused)} of {len(spec.files)} pulled files were "
+            "deleted and are asked for again by the same command"
+        ) from error
+
+
+def _named_files(said: str, files: Sequence[Path]) -> list[Path]:
+    """Those that an error is about: named themselves, or by their folder.
+
+    Where none is named the parts were not recognized, which is done by their descriptions.
+    """
+    named = [path for path in files if str(path) in said]
+    named = named or [path for path in files if f"{path.parent} " in said]
+    return named or [path for path in files if path.suffix == ".json"] or list(files)
 
 
 def _put_in_place(coming: Path, manifest: Manifest, spec: WeightsSpec) -> None:
@@ -139,13 +175,11 @@ def _put_in_place(coming: Path, manifest: Manifest, spec: WeightsSpec) -> None:
     write_manifest(folder / spec.manifest_name, manifest)
 
 
-def _record_file(name: str) -> Path:
-    return weights_home() / f"{name}.digests.json"
-
-
-def _recorded(name: str) -> dict[str, str]:
-    """Path -> digest of every file that was pulled before."""
+def _with_digests(spec: WeightsSpec) -> list[PublishedFile]:
+    """The files of a release; where nobody published a digest, with that of an earlier pull that was installed."""
     try:
-        return {str(path): str(digest) for path, digest in json.loads(_record_file(name).read_text()).items()}
+        content = json.loads(digests_file(spec.name).read_text(encoding="utf-8"))
+        known = {str(path): str(digest) for path, digest in content.items()}
     except (OSError, ValueError, AttributeError):
-        return {}
+        known = {}
+    return [file if file.sha256 else replace(file, sha256=known.get(file.path)) for file in spec.files]

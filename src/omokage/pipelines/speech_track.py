@@ -51,7 +51,7 @@ class SpeechTrack:
 def read_speech(path: Path, separator: VocalSeparator | None = None) -> SpeechTrack:
     """Read the first sound track of a sound or video file.
 
-    Raises MediaError when the file is damaged or has no sound.
+    Raises MediaError when the file is damaged, holds samples that are no finite numbers, or has no sound.
     """
     if path.is_file() and is_still_image(path):
         raise MediaError(
@@ -68,6 +68,10 @@ def read_speech(path: Path, separator: VocalSeparator | None = None) -> SpeechTr
         voice = resampled(separator.separate(sound), SAMPLE_RATE)
     mono = voice.mean(axis=1, dtype=np.float32)[:length]
     mono = np.pad(mono, (0, length - len(mono)))
+    if not (_is_finite(sound.samples) and _is_finite(mono)):
+        raise MediaError(
+            f"{path} is damaged: its sound holds values that are no numbers; export it anew, such as WAV with 16 bits"
+        )
     return SpeechTrack(sound, mono, tuple(_notes(path, mono, len(sound.samples) / sound.sample_rate)))
 
 
@@ -78,6 +82,11 @@ def resampled(sound: Audio, sample_rate: int) -> NDArray[np.float32]:
     common = gcd(sound.sample_rate, sample_rate)
     samples = resample_poly(sound.samples, sample_rate // common, sound.sample_rate // common, axis=0)
     return np.asarray(samples, dtype=np.float32)
+
+
+def _is_finite(samples: NDArray[np.float32]) -> bool:
+    """Whether all are; the largest and the smallest tell, without a copy as long as the sound."""
+    return bool(np.isfinite([samples.max(initial=0), samples.min(initial=0)]).all())
 
 
 def _notes(path: Path, voice: NDArray[np.float32], duration_s: float) -> list[str]:

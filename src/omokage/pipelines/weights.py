@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import WeightsError
-from omokage.files import output_error, saving
+from omokage.files import file_digest, output_error, saving
 from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, transformer_keys
 from omokage.talking.convert import Part, convert_checkpoint, index_path, read_checkpoint
 from omokage.talking.folder import (
@@ -39,7 +39,6 @@ from omokage.weights.store import (
     FileRecord,
     Manifest,
     check_room,
-    file_digest,
     folder_bytes,
     folder_of,
     refuse_installed,

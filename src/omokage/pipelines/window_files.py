@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,34 +14,62 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omokage.errors import OutputError
-from omokage.files import output_error, result_folder, saving
+from omokage.files import result_folder, saving
+from omokage.talking.quantize import WeightFormat
+
+MARKER = "animation.json"
+WINDOWS = "window-*.safetensors"
 
 
 @dataclass(frozen=True)
 class WindowFiles:
-    """One file a window; a `with` block removes the folder when the run is done, or nothing in it is worth keeping."""
+    """One file a window; a `with` block removes the folder when the run is done, or nothing in it is worth keeping.
+
+    say: hears in a sentence of windows that were discarded and files that were left.  weights: name of the
+    `WeightFormat` that windows are made with; those of another one are kept, and not used.
+    """
 
     folder: Path
+    say: Callable[[str], None]
+    weights: str = WeightFormat.EXACT.value
 
     @classmethod
-    def open(cls, output: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> Self:
+    def open(
+        cls, output: Path, fingerprint: Mapping[str, Any], say: Callable[[str], None], *, resume: bool
+    ) -> Self:
         """Go on with `<output>.work` of a stopped run with the same fingerprint, or start a new one.
 
-        Raises OutputError when it cannot be written or is not of omokage.
+        Raises OutputError when it cannot be written, old windows cannot be deleted, or it is not of omokage.
         """
-        folder = output.with_name(output.name + ".work")
-        marker, key = folder / "animation.json", json.dumps(dict(fingerprint), sort_keys=True)
-        if folder.exists() and not marker.is_file():
+        files = cls(output.with_name(output.name + ".work"), say)
+        folder, marker, key = (
+            files.folder,
+            files.folder / MARKER,
+            json.dumps(dict(fingerprint), sort_keys=True),
+        )
+        if folder.exists() and not (folder.is_dir() and (marker.is_file() or files._is_unmarked())):
             raise OutputError(f"{folder} is in the way and not of omokage; move it or choose another -o")
-        files = cls(folder)
         try:
-            if marker.is_file() and not (resume and marker.read_text(encoding="utf-8") == key):
-                files.remove()
-            with result_folder(folder):
-                marker.write_text(key, encoding="utf-8")
+            before = marker.read_text(encoding="utf-8", errors="replace") if marker.is_file() else None
+            if before is not None and not (resume and before == key):
+                count = files._discard()
+                if count:
+                    reason = _difference(before, key) if before != key else "they were not to be used"
+                    say(f"{count} finished windows of a stopped run in {folder} were discarded: {reason}")
         except OSError as error:
-            raise output_error(folder, error) from error
+            raise OutputError(
+                f"old windows in {folder} cannot be deleted ({error.strerror or error}); delete the folder or choose "
+                "another -o"
+            ) from error
+        with result_folder(folder):
+            if before != key:
+                with saving(marker) as part:
+                    part.write_text(key, encoding="utf-8")
         return files
+
+    def made_with(self, weights: str) -> Self:
+        """The same folder for windows that are made with this format of weights."""
+        return replace(self, weights=weights)
 
     def load(self, index: int) -> Tensor | None:
         """The latents of a window; None when they were never written whole, or were damaged since."""
@@ -70,11 +97,44 @@ class WindowFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not self.count:
+        if error is None or not any(self.folder.glob(WINDOWS)):
             self.remove()
 
     def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Delete the folder, or say why some of it is left."""
+        try:
+            self._discard()
+            for path in self.folder.glob(MARKER + "*"):  # last: without it nobody knows whose files these are
+                path.unlink(missing_ok=True)
+            self.folder.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.say(
+                f"{self.folder} could not be deleted ({error.strerror or error}); it is no longer needed"
+            )
+
+    def _discard(self) -> int:
+        """Delete all windows, and say how many there were. Raises OSError."""
+        paths = list(self.folder.glob(WINDOWS + "*"))  # parts too: a run that is killed leaves them
+        for path in paths:
+            path.unlink(missing_ok=True)
+        return sum(path.suffix == ".safetensors" for path in paths)
+
+    def _is_unmarked(self) -> bool:
+        """Whether there is nothing in it, but for what a run that was killed at its start leaves."""
+        return all(path.name.startswith(MARKER) for path in self.folder.iterdir())
 
     def _path(self, index: int) -> Path:
-        return self.folder / f"window-{index:05d}.safetensors"
+        kind = "" if self.weights == WeightFormat.EXACT.value else f".{self.weights}"
+        return self.folder / f"window-{index:05d}{kind}.safetensors"
+
+
+def _difference(before: str, now: str) -> str:
+    """What is not as it was, for people."""
+    try:
+        old, new = dict(json.loads(before)), dict(json.loads(now))
+    except (ValueError, TypeError):
+        return "its list of choices is damaged"
+    names = [name.replace("_", " ") for name in sorted(old | new) if old.get(name) != new.get(name)]
+    return f"not the same: {', '.join(names)}"

@@ -27,12 +27,21 @@ from torch import Tensor, nn
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, OutputError
-from omokage.files import result_folder, saving
+from omokage.files import file_digest, result_folder, saving
 from omokage.talking.checkpoint import KeyMap
 
 SHARD_BYTES = 2 * 1024**3
 # Where the official files keep their state dict; the first one that is there.
 ENTRIES = ("module", "state_dict")
+# What the state of NumPy's random numbers is made of, which training frameworks save too; NumPy renamed its core.
+NUMPY_NAMES = (
+    "numpy.core.multiarray._reconstruct",
+    "numpy._core.multiarray._reconstruct",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+    "numpy.ndarray",
+    "numpy.dtype",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +74,28 @@ class _Shard:
     tensors: Mapping[str, Tensor]  # our key -> the official tensor, still on disk
 
 
+class _Skipped:
+    """Stands for everything of NumPy in a checkpoint, so that nothing of it is built: none of it is a weight."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of an official file, key -> tensor on the CPU; they stay on disk until they are used.
 
-    Only tensors and plain containers are accepted, nothing in the file is run. Raises InputError otherwise.
+    Only tensors and plain containers are accepted, nothing in the file is run; arrays of NumPy beside the weights are
+    passed over. Raises InputError otherwise.
     """
     if not path.is_file():
         raise InputError(f"there is no checkpoint {path}; give the file that the official release calls so")
     try:
         # Old files are no archives and cannot be mapped: they are read whole.
-        content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
+        with torch.serialization.safe_globals([(_Skipped, name) for name in NUMPY_NAMES]):
+            content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # a foreign file may fail in any way
         raise InputError(
             f"{path} is damaged or holds more than tensors and cannot be read safely; "
@@ -212,12 +233,6 @@ def load_weights(
             f"the weights of the {name} in {folder} are of another network or size ({len(strange)} tensors do not "
             f"fit, such as '{strange[0]}'); convert the official weights again"
         )
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_keys(

@@ -124,12 +124,12 @@ class TalkingModel:
         place_vae(network, profile, self.machine.device)
         return network
 
-    def text_encoder(self) -> TextEncoder:
+    def text_encoder(self, device: torch.device) -> TextEncoder:
         tokens = self.sizes.transformer.text_tokens
-        return TextEncoder.load(self.folder / TEXT_FOLDER, tokens, device=self.machine.device)
+        return TextEncoder.load(self.folder / TEXT_FOLDER, tokens, device=device)
 
-    def speech_encoder(self) -> SpeechEncoder:
-        return SpeechEncoder.load(self.folder / SPEECH_FOLDER, self.machine.device)
+    def speech_encoder(self, device: torch.device) -> SpeechEncoder:
+        return SpeechEncoder.load(self.folder / SPEECH_FOLDER, device)
 
     def _placed(self, network: Transformer, name: str, profile: Profile) -> Transformer:
         # What waits in the machine's memory or changes its format never is on the device as a whole.

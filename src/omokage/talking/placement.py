@@ -6,6 +6,7 @@ of it. All profiles but those with weights of 8 bits give the numbers of a netwo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,6 +23,16 @@ from omokage.talking.vae import CausalVae
 
 # What a driver and its libraries take before the first tensor, and what fragments leave unused.
 RESERVED_BYTES, FRAGMENTED = 0.7e9, 0.05
+# What an exception without a kind of its own says: of the driver and of pinned memory, of the libraries for products
+# and convolutions, of the machine.
+SHORTAGE_WORDS = (
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error_host_allocation_failed",
+    "can't allocate memory",
+    "cannot allocate memory",
+)
 
 Result = TypeVar("Result")
 
@@ -84,14 +95,17 @@ def profiles() -> tuple[Profile, ...]:
 class Needs:
     """Bytes that a model takes on any device.
 
-    layers: number.  layer: weights of one.  rest: weights of the denoiser outside its layers; `preparing`: those before
-    what works once was freed.
+    layers: number.  layer: weights of one; `waiting`: of one that waits elsewhere, which keeps what works once.
+    rest: weights of the denoiser outside its layers; `preparing`: those before what works once was freed.
     caches: of all conditions.  denoising, denoising_single: what one pass holds, with both halves of guidance and one.
     autoencoder: its weights.  encoding, decoding, decoding_lean: what they hold.
+    encoders: weights and work of the encoders of speech and prompt, as far as they must be on the device.
+    text, loading: of the machine's memory while text encoder and denoiser are loaded; 0 for files that are only mapped.
     """
 
     layers: int
     layer: float
+    waiting: float
     rest: float
     preparing: float
     caches: float
@@ -101,11 +115,14 @@ class Needs:
     encoding: float
     decoding: float
     decoding_lean: float
+    encoders: float
+    text: float
+    loading: float
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A profile, and bytes that it is expected to take at most on the device and, pinned, of the machine."""
+    """A profile, and bytes that it is expected to take at most on the device and of the machine."""
 
     profile: Profile
     device_bytes: float
@@ -123,20 +140,30 @@ class Choice:
 
 def expected(profile: Profile, needs: Needs) -> Choice:
     """What a profile takes at most of the device, and of the machine for what waits there."""
-    layer = needs.layer if profile.is_exact else needs.layer / 2
-    every = needs.layers * layer
-    at_once = profile.group * (2 if profile.ahead else 1) * layer
-    moving = min(at_once, every) if profile.group else every  # only while the denoiser works
-    staying = 0.0 if profile.group else every
+    share = 1.0 if profile.is_exact else 0.5
+    at_once = profile.group * (2 if profile.ahead else 1)
+    every = needs.layers * needs.layer * share
+    moving = min(at_once, needs.layers) * needs.waiting * share if profile.group else every
+    staying = 0.0 if profile.group else every  # what waits is only there while the denoiser works
     passing = needs.denoising if profile.together else needs.denoising_single
     coding = max(needs.encoding, needs.decoding_lean if profile.is_lean else needs.decoding)
+    # The reference network, in the same profile, is smaller than the denoiser before it was freed of anything.
     peaks = (
         needs.preparing + moving,
         needs.rest + needs.autoencoder + moving + passing,
         needs.rest + needs.autoencoder + staying + coding,
     )
-    on_device = RESERVED_BYTES + (1 + FRAGMENTED) * (needs.caches + max(peaks))
-    return Choice(profile, on_device, every if profile.group else 0.0)
+    on_device = RESERVED_BYTES + (1 + FRAGMENTED) * max(needs.caches + max(peaks), needs.encoders)
+    return Choice(profile, on_device, max(needs.text, _host_bytes(profile, needs, share)))
+
+
+def _host_bytes(profile: Profile, needs: Needs, share: float) -> float:
+    """Of the machine's memory: what waits there, and its loading, group after group."""
+    if not profile.group:
+        return 0.0 if profile.is_exact else needs.loading
+    # PyTorch takes pinned memory in powers of two.
+    piece = float(2 ** math.ceil(math.log2(max(profile.group * needs.waiting * share, 1))))
+    return max(math.ceil(needs.layers / profile.group) * piece, needs.loading + piece)
 
 
 def choose(
@@ -207,12 +234,15 @@ def falling_back(
     raise MemoryShortageError(f"{shortage}, the smallest; close other programs, or use a larger machine")
 
 
-def smaller(choice: Choice, needs: Needs) -> tuple[Choice, ...]:
-    """A choice and all that take less of the device, in the order in which they should be tried."""
-    rest = [expected(profile, needs) for profile in profiles()]
-    return (choice, *(option for option in rest if option.device_bytes < choice.device_bytes))
+def smaller(choice: Choice, needs: Needs, free_host: float) -> tuple[Choice, ...]:
+    """A choice and all others that take no more of the device and fit into what is free of the machine, in the order in
+    which they should be tried."""
+    rest = [expected(profile, needs) for profile in profiles() if profile != choice.profile]
+    fitting = [option for option in rest if option.host_bytes <= free_host]
+    return (choice, *(option for option in fitting if option.device_bytes <= choice.device_bytes))
 
 
 def is_shortage(error: BaseException) -> bool:
     """Whether an exception means that memory ran out, on a device or on the machine."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    is_named = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_named or any(words in str(error).lower() for words in SHORTAGE_WORDS)

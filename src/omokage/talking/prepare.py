@@ -6,8 +6,10 @@ on each other. (Specification of the released pipeline, 3.3: it runs the same ne
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,8 +26,10 @@ from omokage.talking.conditions.portrait import (
 )
 from omokage.talking.conditions.speech import SpeechFeatures
 from omokage.talking.model import TalkingModel
-from omokage.talking.placement import Profile
+from omokage.talking.placement import Profile, is_shortage
 from omokage.talking.sampler import draw_noise
+
+Result = TypeVar("Result")
 
 
 class Draw(IntEnum):
@@ -87,15 +91,42 @@ def prepare_likeness(
     )
 
 
-def prepare_prompt(model: TalkingModel, prompt: str) -> Tensor:
-    """Text embeddings (1, N, D) of a prompt, in the denoiser's precision, on the CPU."""
-    return model.text_encoder().encode(prompt).to("cpu", model.machine.dtype)
+def prepare_prompt(model: TalkingModel, prompt: str, say: Callable[[str], None]) -> Tensor:
+    """Text embeddings (1, N, D) of a prompt, in the denoiser's precision, on the CPU.
+
+    `say` hears when the encoder, which is larger than many a card, has to run on the processor.
+    """
+    encoded = _where_it_fits(model, "prompt", lambda device: model.text_encoder(device).encode(prompt), say)
+    return encoded.to("cpu", model.machine.dtype)
 
 
-def prepare_speech(model: TalkingModel, speech: NDArray[np.float32]) -> SpeechFeatures:
+def prepare_speech(
+    model: TalkingModel, speech: NDArray[np.float32], say: Callable[[str], None]
+) -> SpeechFeatures:
     """Features of a speech (S,) mono at 16 kHz, on the CPU; its frames are counted in whole numbers.
 
-    Raises InputError for an empty speech.
+    `say` hears when the encoder has to run on the processor. Raises InputError for an empty speech.
     """
-    frames = model.sizes.transformer.frames
-    return model.speech_encoder().features(speech, frames, exact=True, dtype=model.machine.dtype)
+    frames, dtype = model.sizes.transformer.frames, model.machine.dtype
+
+    def encode(device: torch.device) -> SpeechFeatures:
+        return model.speech_encoder(device).features(speech, frames, exact=True, dtype=dtype)
+
+    return _where_it_fits(model, "speech", encode, say)
+
+
+def _where_it_fits(
+    model: TalkingModel, name: str, encode: Callable[[torch.device], Result], say: Callable[[str], None]
+) -> Result:
+    """The result of an encoder on the model's device or, when memory runs out there, on the processor."""
+    device = model.machine.device
+    try:
+        return encode(device)
+    except (MemoryError, RuntimeError) as error:
+        if device.type == "cpu" or not is_shortage(error):
+            raise
+    # Only here has the exception let go of what was on the device.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    say(f"the {name} was encoded by the processor, since its encoder does not fit on the device")
+    return encode(torch.device("cpu"))

@@ -89,11 +89,12 @@ class Scene:
         steps = sampling_steps(sampler.steps, stochastic=sampler.stochastic)
         with torch.no_grad():
             table = denoiser.modulation(torch.tensor([step.timestep for step in steps], device=device))
-            windows = [speech.window(rows) for rows in speech.windows(model.sizes.transformer.frames)]
+            windows = speech.windows(model.sizes.transformer.frames)
             project = denoiser.audio_tokens
             assert project is not None
-            tokens = tuple(project(window.to(device)).cpu() for window in windows)
-            silence = denoiser.cache_audio(torch.zeros_like(windows[0], device=device))
+            # One window at a time: its features repeat those of a frame five-fold, and are far larger than its tokens.
+            tokens = tuple(project(speech.window(rows).to(device)).cpu() for rows in windows)
+            silence = denoiser.cache_audio(torch.zeros_like(speech.window(windows[0]), device=device))
             reference = denoiser.cache_reference(tuple(tokens.to(device) for tokens in portrait.reference))
             face = denoiser.cache_face(portrait.embedding.to(device))
         denoiser.free_prepared()
@@ -127,7 +128,7 @@ def rollout(scene: Scene, store: WindowStore, on_step: StepCallback) -> Iterator
         if latents is None:
             latents = denoise_window(scene, index, motion, on_step)
             store.save(index, latents)
-        skip = MOTION_FRAMES  # the window before has shown them
+        skip = MOTION_FRAMES  # the window before has shown them; in the first one they are the portrait
         for chunk in scene.vae.decode(latents.to(motion)):
             for frame in chunk[0, skip:][:left]:
                 yield to_image(frame, square=scene.is_square)

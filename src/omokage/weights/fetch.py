@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import re
 import time
 import urllib.error
@@ -24,11 +25,14 @@ from typing import IO, Any
 from omokage import __version__
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import WeightsError
-from omokage.files import output_error
+from omokage.files import file_digest, output_error
 from omokage.weights.registry import PublishedFile
-from omokage.weights.store import file_digest
 
 CHUNK_BYTES = 1024**2
+# How web pages begin, which servers send in place of a file to who is not logged in, and notes of where a file is kept.
+NO_WEIGHTS = (b"<!doctype", b"<html", b"<?xml", b"version https://git-lfs")
+# Characters of an address that stay as they are (RFC 3986 section 2).
+KEPT = "/%:=&~+!$,;@'()*"
 RANGE_REFUSED, NOT_FOUND, TOO_MANY, SERVER_FAULT = 416, 404, 429, 500
 
 _log = logging.getLogger(__name__)
@@ -57,12 +61,30 @@ class _Version:
 
 
 def file_address(base: str, path: str) -> str:
-    """The address of a file under a base address. Raises WeightsError when that is no web address."""
-    parts = urllib.parse.urlsplit(base)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise WeightsError(f"'{base}' is no web address; give one that begins with https://")
-    joined = f"{parts.path.rstrip('/')}/{urllib.parse.quote(path)}"
-    return urllib.parse.urlunsplit(parts._replace(path=joined))
+    """The address of a file under a base address, in ASCII.
+
+    Raises WeightsError when that is no web address, or holds a password, which would end up in histories and logs.
+    """
+    if "@" in re.split(r"[/?#]", base.partition("://")[2] or base)[0]:
+        raise WeightsError(
+            "an address with a user name or a password in it is not taken; give one without, "
+            "of a server that needs none"
+        )
+    try:
+        parts = urllib.parse.urlsplit(base)
+        host = (parts.hostname or "").encode("idna").decode()
+        if parts.scheme not in ("http", "https") or not re.fullmatch(r"[!-~]+", host):
+            raise ValueError("no scheme or no host")
+        host = f"[{host}]" if ":" in host else host
+        place = host if parts.port is None else f"{host}:{parts.port}"
+        folder = urllib.parse.quote(parts.path.rstrip("/"), safe=KEPT)
+        query = urllib.parse.quote(parts.query, safe=f"{KEPT}?")
+    except ValueError as error:  # of the libraries too: brackets, ports, names and characters that cannot be
+        shown = base.partition("?")[0]  # what follows may be a key
+        named = f"'{shown}'" if shown.isprintable() and "@" not in shown else "what was given"
+        raise WeightsError(f"{named} is no web address; give one that begins with https://") from error
+    path = f"{folder}/{urllib.parse.quote(path)}"
+    return urllib.parse.urlunsplit((parts.scheme, place, path, query, ""))
 
 
 def fetch_text(address: str, config: FetchConfig) -> str | None:
@@ -93,13 +115,19 @@ def fetch_file(
     is kept); OutputError when it cannot be written.
     """
     partial = path.with_name(f"{path.name}.partial")
-    if path.is_file() and _fits(path, expected):
+    if path.is_file() and _fits(path, expected) and not _is_page(path):
         digest = file_digest(path)
         if expected.sha256 in (None, digest):
             return digest
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _complete(address, partial, expected, config, progress)
+        if expected.sha256 is None and _is_page(partial):
+            _forget(partial)
+            raise WeightsError(
+                f"what came from {_host(address)} as {expected.path} is a web page or a note, not the file, and was "
+                "thrown away; ask its owner for access, or use another address"
+            )
         digest = file_digest(partial)
         if expected.sha256 not in (None, digest):
             _forget(partial)
@@ -107,6 +135,8 @@ def fetch_file(
                 f"{expected.path} from {_host(address)} has a wrong checksum and was thrown away; "
                 "run the same command again, and if it fails again use another address"
             )
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
         _forget(partial)
     except _WriteFailed as error:
@@ -173,9 +203,11 @@ def _attempt(
                 raise _Interrupted("the file changed on the server")
             _check_size(address, expected, size, partial)
             with _own_disk():
-                _note(partial, version)
                 file = partial.open("r+b" if begin else "wb")
             with file:
+                with _own_disk():
+                    file.truncate(begin)
+                    _note(partial, version)  # not before: the note would name bytes of another version
                 _receive(answer, file, begin, size, expected, progress)
     except urllib.error.HTTPError as error:
         if error.code != RANGE_REFUSED:
@@ -187,9 +219,7 @@ def _attempt(
 def _receive(
     answer: Any, file: IO[bytes], begin: int, size: int, expected: PublishedFile, progress: ProgressCallback
 ) -> None:
-    with _own_disk():
-        file.truncate(begin)
-        file.seek(begin)
+    file.seek(begin)
     done = begin
     while done < size:
         progress(Progress("pulling", done, size, expected.path))
@@ -212,6 +242,20 @@ def _own_disk() -> Iterator[None]:
         raise _WriteFailed(error) from error
 
 
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """A server may send us elsewhere, but not from an encrypted connection to an open one."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        scheme = urllib.parse.urlsplit(newurl).scheme
+        if scheme != "https" and (req.type == "https" or scheme != "http"):
+            raise WeightsError(
+                f"{_host(req.full_url)} redirects to an address that is not encrypted; use another address"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 @contextmanager
 def _asked(address: str, headers: dict[str, str], config: FetchConfig) -> Iterator[Any]:
     """One request by http or https, and nothing else, whatever the server redirects to."""
@@ -220,25 +264,29 @@ def _asked(address: str, headers: dict[str, str], config: FetchConfig) -> Iterat
         urllib.request.ProxyHandler(),
         urllib.request.HTTPHandler(),
         urllib.request.HTTPSHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        _Redirects(),
         urllib.request.HTTPErrorProcessor(),
         urllib.request.HTTPDefaultErrorHandler(),
     ):
         opener.add_handler(handler)
     request = urllib.request.Request(address, headers={"User-Agent": f"omokage/{__version__}", **headers})
-    with opener.open(request, timeout=config.timeout_s) as answer:
+    try:
+        opened = opener.open(request, timeout=config.timeout_s)
+    except ValueError as error:  # a proxy or a redirection to what is no address
+        raise http.client.InvalidURL("it leads to an address that cannot be") from error
+    with opened as answer:
         yield answer
 
 
 def _extent(answer: Any, have: int) -> tuple[int, int]:
     """First byte of an answer and bytes of the whole file."""
     if answer.status == http.client.PARTIAL_CONTENT:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", answer.headers.get("Content-Range", ""))
+        found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18})", answer.headers.get("Content-Range", ""))
         if found is None or int(found[1]) != have:
             raise _Interrupted("the server sent another part than it was asked for")
         return have, int(found[2])
     length = answer.headers.get("Content-Length", "")
-    if not length.isdigit():
+    if not re.fullmatch(r"[0-9]{1,18}", length):
         raise _Interrupted("the server does not say how large the file is")
     return 0, int(length)
 
@@ -260,6 +308,11 @@ def _check_size(address: str, expected: PublishedFile, size: int, partial: Path)
 
 def _fits(path: Path, expected: PublishedFile) -> bool:
     return expected.size in (None, path.stat().st_size)
+
+
+def _is_page(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(NO_WEIGHTS)
 
 
 def _notes(partial: Path) -> Path:

@@ -30,8 +30,8 @@ class Licence:
 class PublishedFile:
     """A file of a release, by its path in the official folder.
 
-    size in bytes and sha256 are None where no trusted number is known: then the digest is recorded when the file is
-    first pulled, and checked from then on.
+    size in bytes and sha256 are None where no trusted number is known: then the digest is recorded once a pulled file
+    is installed, and checked from then on.
     """
 
     path: str

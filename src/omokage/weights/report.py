@@ -25,7 +25,7 @@ def _lines(state: Installation) -> str:
     lines += [f"    {part.title}: {part.licence.name}" for part in spec.parts if len(spec.parts) > 1]
     if not all(file.sha256 for file in spec.files):
         lines.append(
-            "  checksums: none is published; they are recorded at the first pull and checked from then on"
+            "  checksums: none is published; they are recorded when a pull is installed and checked from then on"
         )
     lines += [f"  {state.detail}"] * bool(state.detail)
     lines += [f"  folder: {state.folder}"] * is_there

@@ -5,13 +5,14 @@
         NOTICE.txt                  whose weights these are, and under which licences
         ...                         the files of the model
         face.*                      those of an addition, in the same way: face.weights.json, face.onnx, ...
+    <home>/weights/.pulled-hallo3/  what a pull brought, until it is installed
+    <home>/weights/hallo3.digests.json  SHA-256 of files that were pulled and installed, where none is published
 
 <home> is `OMOKAGE_HOME`, or the folder that the platform keeps for a user's data.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from typing import Any, Self
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import OutputError, WeightsError
-from omokage.files import output_error, saving
+from omokage.files import file_digest, output_error, saving
 from omokage.weights.registry import REGISTRY, WeightsSpec, find_spec, size_text
 
 HOME_VARIABLE = "OMOKAGE_HOME"
@@ -61,7 +62,10 @@ class Manifest:
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """From `to_json`'s values. Raises ValueError for anything else, and for paths that lead out of the folder."""
+        """From `to_json`'s values.
+
+        Raises ValueError for anything else, for paths that lead out of the folder and for files of another model.
+        """
         try:
             if content["format"] != FORMAT:
                 raise ValueError(f"format {content['format']}")
@@ -70,10 +74,15 @@ class Manifest:
                 for path, record in content["files"].items()
             }
             manifest = cls(str(content["name"]), str(content["source"]), files)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, AttributeError, OverflowError) as error:
             raise ValueError(f"no manifest of weights: {error}") from error
         if not files or not all(is_within(path) for path in files):
             raise ValueError("no manifest of weights: no files, or files outside its folder")
+        if any(record.size < 0 for record in files.values()):
+            raise ValueError("no manifest of weights: a file of less than no bytes")
+        spec = REGISTRY.get(manifest.name)
+        if spec is not None and (foreign := [path for path in files if not _is_of(path, spec)]):
+            raise ValueError(f"no manifest of {spec.name}: '{foreign[0]}' is no file of it")
         return manifest
 
 
@@ -132,6 +141,16 @@ def folder_of(name: str) -> Path:
     return weights_home() / (spec.within or spec.name)
 
 
+def pull_folder(name: str) -> Path:
+    """Where a pull lays what it brings, until it is installed."""
+    return weights_home() / f".pulled-{find_spec(name).name}"
+
+
+def digests_file(name: str) -> Path:
+    """Digests of pulled files that nobody published, path -> SHA-256, written once they were installed."""
+    return weights_home() / f"{find_spec(name).name}.digests.json"
+
+
 def installed(name: str) -> Path:
     """The folder of an installed model, checked quickly: every file is there and has its size.
 
@@ -161,7 +180,7 @@ def find(name: str) -> Path | None:
 def inspect(name: str, *, full: bool = False, progress: ProgressCallback = ignore_progress) -> Installation:
     """What is there of a model: quickly by sizes, or `full`: every file is read and compared with its digest."""
     spec, folder = find_spec(name), folder_of(name)
-    used = sum(path.stat().st_size for path in own_files(spec))
+    used = sum(path.stat().st_size for path in own_files(spec)) + folder_bytes(pull_folder(name))
     try:
         manifest = read_manifest(folder / spec.manifest_name)
     except FileNotFoundError:
@@ -189,18 +208,24 @@ def inspect_all(*, full: bool = False, progress: ProgressCallback = ignore_progr
 
 
 def remove(name: str) -> int:
-    """Take a model away, also an unfinished one; bytes freed. Raises WeightsError when there is none.
+    """Take a model away, also an unfinished one or pull; bytes freed. Raises WeightsError when there is none.
 
     A model goes with its additions, and at once: an interruption leaves a folder that the next removal clears.
+    Digests that were recorded are forgotten.
     """
     spec, folder = find_spec(name), folder_of(name)
+    going = [name, *(other.name for other in REGISTRY.values() if other.within == name)]
     dying = folder.with_name(f".removed-{name}")
-    freed = folder_bytes(dying)
-    if not (own_files(spec) or dying.exists()):
+    rests = [dying, *(pull_folder(each) for each in going)]
+    freed = sum(folder_bytes(rest) for rest in rests)
+    if not (own_files(spec) or any(place.exists() for place in (*rests, digests_file(name)))):
         raise WeightsError(f"the weights of {name} are not installed, there is nothing to remove")
     try:
-        if dying.exists():
-            shutil.rmtree(dying)
+        for rest in rests:
+            if rest.exists():
+                shutil.rmtree(rest)
+        for each in going:
+            digests_file(each).unlink(missing_ok=True)
         if spec.within is None:
             freed += folder_bytes(folder)
             if folder.exists():
@@ -239,12 +264,6 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
         part.write_text(json.dumps(manifest.to_json(), indent=1), encoding="utf-8")
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def folder_bytes(folder: Path) -> int:
     """Bytes of all files in a folder; 0 when there is none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
@@ -276,12 +295,25 @@ def refuse_installed(name: str) -> None:
 
 
 def is_within(path: str) -> bool:
-    """Whether a path with '/' names a file within a folder, whatever the platform makes of it."""
+    """Whether a path with '/' names a file within a folder, whatever the platform makes of it, in its one spelling."""
     parts = PurePosixPath(path).parts
     return (
         bool(parts)
-        and not path.startswith("/")
+        and path == "/".join(parts)
+        and path.isprintable()
         and not any(part == ".." or "\\" in part or ":" in part for part in parts)
+    )
+
+
+def _is_of(path: str, spec: WeightsSpec) -> bool:
+    """Whether a file may be of this model: no manifest, and the names of an addition are its own."""
+    name = path.casefold()  # as file systems that do not tell capitals apart take it
+    if name in {other.manifest_name for other in REGISTRY.values()}:
+        return False
+    if spec.within is not None:
+        return name.startswith(f"{spec.name}.") and "/" not in name
+    return not any(
+        name.startswith(f"{other.name}.") for other in REGISTRY.values() if other.within == spec.name
     )
 
 

@@ -48,9 +48,10 @@ class TextEncoder:
             ) from error
         try:
             transformers_logging.disable_progress_bar()
-            words = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            # A folder may name code of its own, which transformers would otherwise ask to run.
+            words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
             network = T5EncoderModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
             )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
