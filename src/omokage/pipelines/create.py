@@ -21,11 +21,11 @@ from omokage.avatar.train import TrainingResult, train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, OutputError
-from omokage.files import output_error, result_folder
+from omokage.files import file_digest, output_error, result_folder
 from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
-from omokage.pipelines.recording import Recording, sha256_of
+from omokage.pipelines.recording import Recording
 from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
 from omokage.trust.release import ReleaseConfig, check_label, check_writable, release_image
@@ -177,7 +177,7 @@ class Work:
     @classmethod
     def open(cls, output: Path, video: Path, config: CreateConfig) -> Work:
         """Go on with the folder of a stopped run of the same recording and settings, or start a new one."""
-        folder, digest = output.with_name(output.name + ".work"), sha256_of(video)
+        folder, digest = output.with_name(output.name + ".work"), file_digest(video)
         # What does not change the numbers may differ between the two runs.
         settings = replace(
             config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False

@@ -29,10 +29,10 @@ from omokage.evaluate.protocol import Extras, HeldOut, Motion, Split, other_spli
 from omokage.evaluate.report import Evaluation, render_report
 from omokage.evaluate.unet_baseline import train_plain_unet, width_for
 from omokage.evaluate.worst import explain_worst_frames
-from omokage.files import result_folder
+from omokage.files import file_digest, result_folder
 from omokage.geometry.camera import Camera
 from omokage.metrics.motion import Landmarks
-from omokage.pipelines.recording import Recording, sha256_of
+from omokage.pipelines.recording import Recording
 from omokage.render.readback import ReadBack
 from omokage.render.renderer import Renderer
 from omokage.threads import one_blas_thread
@@ -87,7 +87,7 @@ def _recording_of(avatar: Avatar, path: Path, given: Path | None) -> Path:
         )
     if not given.is_file():
         raise InputError(f"{given} does not exist; check the name and the folder")
-    if sha256_of(given) != made.recording_sha256:
+    if file_digest(given) != made.recording_sha256:
         raise InputError(
             f"{given} is not the recording this avatar was made from; give the right one with --recording"
         )
