@@ -47,9 +47,10 @@ from omokage.talking.model import DENOISER, Machine, TalkingModel, skeletons
 from omokage.talking.placement import Profile, grouped, layerwise, resident
 from omokage.talking.prepare import Draw, prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, denoise_window, rollout, window_conditions
-from omokage.talking.sampler import draw_noise, sample
+from omokage.talking.sampler import draw_noise
 from omokage.weights.store import FileRecord, Manifest, folder_of
 from talking_folder import CPU, astronaut, make_tiny_folder, save_picture, save_sound
+from test_talking_sampler import sample
 
 STEPS = 2
 # 2.4 s: 60 frames, two windows of 49 with 47 new ones each.

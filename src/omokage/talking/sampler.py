@@ -13,11 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.talking.caches import Conditions, Modulation, Source
 from omokage.talking.config import SamplerConfig
 from omokage.talking.reuse import Residuals, pass_or_reuse
-from omokage.talking.scheduler import Step, sampling_steps
+from omokage.talking.scheduler import Step
 from omokage.talking.transformer import Transformer
 
 # State (B, T, C, h, w) and index of the step -> velocity, same shape.
@@ -35,34 +34,10 @@ class Denoised:
     clean: Tensor
 
 
-def sample(
-    transformer: Transformer,
-    conditions: Conditions,
-    null: Conditions,
-    config: SamplerConfig,
-    start: Tensor,
-    noise: StepNoise,
-    progress: ProgressCallback = ignore_progress,
-) -> Tensor:
-    """MAIN: Gaussian `start` (B, T, C, h, w), float32 -> clean latents, same shape.
-
-    `null`: what guidance leads away from, see `null_conditions`. With `config.together` both kinds of conditions
-    must have the batch B.
-    """
-    steps = sampling_steps(config.steps, stochastic=config.stochastic)
-    with torch.no_grad():
-        table = transformer.modulation(torch.tensor([step.timestep for step in steps], device=start.device))
-        velocity = guided_velocity(transformer, table, conditions, null, config)
-        for done, denoised in enumerate(denoise(velocity, steps, start, noise), 1):
-            clean = denoised.clean
-            progress(Progress("denoising", done, len(steps)))
-    return clean
-
-
 def denoise(
     velocity: Velocity, steps: tuple[Step, ...], start: Tensor, noise: StepNoise
 ) -> Iterator[Denoised]:
-    """The steps of the solver, one after the other (spec 6.3)."""
+    """MAIN: the steps of the solver, one after the other (spec 6.3)."""
     state = start.float()
     previous = torch.zeros_like(state)
     for index, step in enumerate(steps):

@@ -140,25 +140,9 @@ def reference_latents(vae: CausalVae, masked: Tensor, noise: Tensor | None = Non
     return vae.encode(masked[:, None], noise)
 
 
-def network_input(noisy: Tensor, condition: Tensor) -> Tensor:
-    """What the transformer reads, (B, t, 2C, h, w): the noisy latents, then the condition latents.
-
-    The reference network is given its latents in both places.
-    """
-    return torch.cat([noisy, condition], dim=2)
-
-
 def next_motion(video: Tensor) -> Tensor:
     """Motion frames (B, 2, 3, H, W) for the window after a decoded one (B, T, 3, H, W): its last frames in [-1, 1]."""
     return video[:, -MOTION_FRAMES:].clamp(-1, 1)
-
-
-def new_frames(video: Tensor) -> Tensor:
-    """The frames of a decoded window (B, T, 3, H, W) that the window before did not have: all but the motion frames.
-
-    In the first window they are copies of the portrait, and so frame 0 of the result meets sample 0 of the speech.
-    """
-    return video[:, MOTION_FRAMES:]
 
 
 def to_image(frame: Tensor, *, square: bool) -> Image:

@@ -77,8 +77,3 @@ class TextEncoder:
         with torch.no_grad():
             states: Tensor = self._network(input_ids=ids).last_hidden_state
         return states
-
-
-def null_text(embeddings: Tensor) -> Tensor:
-    """What stands for no prompt in guidance and for the reference network: zeros, not the embedding of ''."""
-    return torch.zeros_like(embeddings)
