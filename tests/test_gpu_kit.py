@@ -34,7 +34,11 @@ def test_all_rows_at_a_small_size(kit: ModuleType, tmp_path: Path) -> None:
     assert report["machine"]["accelerator"] is None
     rows = {row["name"]: row for row in report["rows"]}
     assert list(rows) == [setting.name for setting in kit.settings(compiled=False)]
-    assert all(row["seconds_per_step"] > 0 and row["share_of_matmul_rate"] > 0 for row in rows.values())
+    assert all(row["seconds_per_step"] > 0 for row in rows.values())
+    # Rows that leave work out have no share of the rate that could be compared.
+    leaving_out = {name for name in rows if name.startswith(("guidance", "reuse"))}
+    assert {name for name, row in rows.items() if "share_of_matmul_rate" not in row} == leaving_out
+    assert all(row.get("share_of_matmul_rate", 1) > 0 for row in rows.values())
     assert {name for name, row in rows.items() if row["is_identical"]} >= {"resident", "grouped"}
     for name in ("official loop", "one half at a time", "layerwise"):
         assert rows[name]["difference_max"] < 1e-4
