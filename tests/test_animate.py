@@ -520,8 +520,8 @@ def test_impossible_choices_are_refused(choices: dict[str, Any]) -> None:
         AnimateConfig(**choices)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a graphics card")
-def test_a_graphics_card_that_is_not_there_is_said() -> None:
+def test_a_graphics_card_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(MissingDependencyError, match="finds no graphics card"):
         Machine.choose("cuda")
     assert Machine.choose("auto") == CPU

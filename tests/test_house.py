@@ -55,8 +55,8 @@ PUBLIC = [
 FORBIDDEN = {
     "printing in library code": (r"(?<![\w.])print\(", ()),
     "pickles, which run code": (
-        r"\b(import|from) pickle|\bpickle\.|torch\.load\((?!.*weights_only=True\))|allow_pickle=True|\bjoblib\b",
-        (),
+        r"\b(import|from) pickle|\bpickle\.|torch\.load\(|allow_pickle=True|\bjoblib\b",
+        ("talking/convert.py",),
     ),
     "running text as code": (r"(?<![\w.])(eval|exec)\(|shell=True|os\.system\(", ()),
     "writing media around trust.release": (
@@ -124,7 +124,6 @@ def test_nothing_forbidden_in_the_sources(rule: str) -> None:
     [
         ("printing in library code", "    print(x)"),
         ("pickles, which run code", "weights = torch.load(path)"),
-        ("pickles, which run code", "weights = torch.load(path, weights_only=False)"),
         ("running text as code", "eval(text)"),
         ("writing media around trust.release", "cv2.imwrite(path, image)"),
         ("paths of one machine", 'DATA = "/home/me/data"'),
@@ -134,6 +133,14 @@ def test_nothing_forbidden_in_the_sources(rule: str) -> None:
 )
 def test_the_patterns_catch_what_they_should(rule: str, line: str) -> None:
     assert re.search(FORBIDDEN[rule][0], line)
+
+
+def test_official_files_are_read_in_the_restricted_way_only() -> None:
+    """The one file in which tensors may be unpickled does it once, and runs no code."""
+    code = (ROOT / "src" / "omokage" / "talking" / "convert.py").read_text(encoding="utf-8")
+    loads = re.findall(r"torch\.load\(.*", code)
+    assert len(loads) == 1 and loads[0].endswith("weights_only=True)")
+    assert not re.search(r"\b(import|from) pickle|\bpickle\.|allow_pickle=True|\bjoblib\b", code)
 
 
 def test_pillow_saves_only_in_media_and_trust() -> None:
@@ -170,7 +177,7 @@ def test_every_dependency_is_pinned() -> None:
         *(n for extra in project["optional-dependencies"].values() for n in extra),
     ]
     names = {re.split(r"[<>=\[ ]", requirement)[0].lower() for requirement in needed}
-    assert names - pins.keys() - {"omokage"} == set()  # one extra brings another
+    assert names - pins.keys() == set()
     assert not [
         version for version in pins.values() if "+" in version
     ]  # a local build nobody else can install

@@ -11,6 +11,7 @@ import os
 import platform
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar
@@ -187,8 +189,7 @@ def live_speed(
     """Decode (by `source`), track, retarget, draw, network, compose, encode: flat out, then with frames at `rate`."""
     tracker = tracker or OnlineTracker(subject=avatar.track.subject)
     pipeline = LivePipeline(avatar, driving_rest=rest, runtime=runtime, tracker=tracker)
-    for _ in pipeline.run(itertools.islice(source(), 8), keep_all=True):
-        pass  # warm up
+    deque(pipeline.run(itertools.islice(source(), 8), keep_all=True), maxlen=0)  # warm up
     finished: list[float] = []
     _encode(_stamped(pipeline.run(source(), keep_all=True), lambda _: finished.append(time.monotonic())))
 
@@ -272,6 +273,7 @@ def machine() -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             continue
+    versions["torch"] = str(torch.__version__)  # with its build, which the package's version may lack
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
