@@ -41,7 +41,7 @@ from omokage.pipelines.bench import (
 )
 from omokage.pipelines.bench import RUNTIMES as ALL_RUNTIMES
 from omokage.pipelines.stand_in import stand_in
-from omokage.render.renderer import Renderer
+from omokage.render.renderer import Portrait, Renderer
 from omokage.render.retarget import Rest
 from omokage.threads import one_blas_thread
 from omokage.tracking.tracker import OnlineTracker, track_clip
@@ -201,8 +201,12 @@ def stages_of(avatar: Avatar) -> dict[str, Any]:
     image = avatar.plate
     for name in filter(is_installed, ALL_RUNTIMES):
         renderer = Renderer(avatar, runtime=name)
-        values[f"picture, {name}"] = asdict(timed(lambda r=renderer: r.render_condition(condition), 12))  # type: ignore[misc]
-        image = renderer.render_condition(condition).image
+
+        def picture(drawn: Renderer = renderer) -> Portrait:
+            return drawn.composed(drawn.runtime.portrait(condition))
+
+        values[f"picture, {name}"] = asdict(timed(picture, 12))
+        image = picture().image
     values["encode"] = asdict(encoding_speed([np.roll(image, shift, axis=0) for shift in range(40)]))
     return values
 

@@ -87,11 +87,13 @@ def pipeline(person: StandIn, **changes: Any) -> LivePipeline:
 def slowed(live: LivePipeline, seconds: float) -> LivePipeline:
     inner = live.renderer.runtime
 
-    def portrait(condition: Any) -> Any:
+    def infer(ready: Any) -> Any:
         time.sleep(seconds)
-        return inner.portrait(condition)
+        return inner.infer(ready)
 
-    live.renderer.runtime = SimpleNamespace(name="slow", portrait=portrait)
+    live.renderer.runtime = SimpleNamespace(
+        name="slow", look_up=inner.look_up, infer=infer, finish=inner.finish
+    )
     return live
 
 
@@ -204,7 +206,7 @@ def test_memory_does_not_grow_with_the_stream(person: StandIn, monkeypatch: pyte
     live = pipeline(person)
     list(live.run(itertools.islice(endless(person.frames), 20), keep_all=True))
     kept = [value for value in vars(live._clock).values() if not isinstance(value, int)]
-    assert len(kept) == 4 and all(len(times) == 6 for times in kept)
+    assert len(kept) == 6 and all(len(times) == 6 for times in kept)
     statistics = live.statistics()
     assert (statistics.frames_in, statistics.frames_out) == (20, 20) and statistics.fps > 0
 

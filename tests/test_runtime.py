@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from scipy import ndimage
 
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import Conditioner
@@ -22,7 +23,7 @@ from omokage.geometry.rasterize import rasterize_reference
 from omokage.pipelines.stand_in import stand_in
 from omokage.render import renderer as renderer_module
 from omokage.render.export import export_onnx
-from omokage.render.lookup import CLEAR, Texture, compose, pull_cells
+from omokage.render.lookup import CLEAR, Texture, compose, pull_cells, smooth_rims
 from omokage.render.renderer import Renderer, TorchRuntime, fit_background, recorded_conditions, runtime_psnr
 
 ENGINES = [
@@ -75,6 +76,27 @@ def test_a_graph_of_wider_cells_gives_the_same_picture(monkeypatch: pytest.Monke
     for condition in recorded_conditions(person, 2):
         expected = truth.portrait(condition)
         np.testing.assert_allclose(graph.runtime.portrait(condition), expected, atol=1e-3)
+
+
+def test_the_edge_of_the_face_has_no_steps() -> None:
+    """A slanted edge between the charts: its pixels are the weighted mean around them, all others as they were."""
+    rows, columns = np.mgrid[:24, :24]
+    warp = np.stack([np.where(columns > rows / 3 + 6, 0.4, -0.4)] * 2).astype(np.float32)
+    portrait = np.stack([np.where(warp[0] < 0, 0.9, 0.1)] * 4).astype(np.float32)
+    before = portrait.copy()
+    smooth_rims(portrait, warp)
+    rim = np.zeros((24, 24), dtype=bool)
+    for axis in (0, 1):
+        differs = np.diff(warp[0], axis=axis) != 0
+        for side in (slice(None, -1), slice(1, None)):
+            rim[side if axis == 0 else slice(None), side if axis == 1 else slice(None)] |= differs
+    rim[[0, -1]] = False
+    assert 30 < rim.sum() < 80
+    expected = ndimage.correlate(before[0], np.outer([1, 2, 1], [1, 2, 1]) / 16, mode="nearest")
+    for plane, old in zip(portrait, before, strict=True):
+        np.testing.assert_array_equal(plane[~rim], old[~rim])
+        np.testing.assert_allclose(plane[rim], expected[rim], atol=1e-6)
+    assert np.abs(np.diff(portrait[0], axis=1)).max() < 0.5 < np.abs(np.diff(before[0], axis=1)).max()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -145,7 +145,7 @@ def bench(*, size: int = 256, on_progress: ProgressCallback = ignore_progress) -
     pictures = {r.name: timed(lambda r=r: r.runtime.portrait(condition), 12) for r in renderers}  # type: ignore[misc]
     portrait = renderers[0].runtime.portrait(condition)
     say()
-    images = [renderers[0].render_condition(condition).image] * 50
+    images = [renderers[0].composed(portrait).image] * 50
     encode = encoding_speed(images)
     say()
     live = live_speed(person.avatar, lambda: iter(frames), rest=Rest.of(person.track), runtime=LIVE_RUNTIME)

@@ -1,6 +1,7 @@
 """Live reenactment in bounded stages, each on its thread. MAIN: `LivePipeline.run`.
 
-    frames -> [newest] -> track -> [newest] -> retarget, draw -> [newest] -> network, compose -> [newest] -> the caller
+    frames -> [newest] -> track -> [newest] -> retarget, draw, look up -> [newest] -> network
+           -> [newest] -> look up, compose -> [newest] -> the caller
 
 Between the stages lies one place that holds one item. Live, a new item replaces one that was not fetched yet: the
 oldest frame is dropped and nothing queues, so latency stays bounded however slow a stage is. With `keep_all` the place
@@ -9,18 +10,19 @@ waits until it is free, for a recorded clip of which every frame counts.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar
-from omokage.avatar.conditioning import AvatarState, Condition
+from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.sheet import Pose
 from omokage.media.clip import Frame, Image
 from omokage.render.detail import DetailTransfer, rest_of
@@ -32,6 +34,7 @@ from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.tracker import CALIBRATION_FRAMES, FaceState, OnlineTracker, concatenate
 
 Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 # With a face; from so many an unknown driver's rest and skin at rest are taken, once the tracker knows the person.
 REST_FRAMES = CALIBRATION_FRAMES + 10
@@ -62,8 +65,10 @@ class LiveStatistics:
     fps: float
     latency_p50_ms: float
     latency_p95_ms: float
-    motion_ms: float
-    picture_ms: float
+    track_ms: float
+    draw_ms: float
+    network_ms: float
+    compose_ms: float
     frames_in: int
     frames_out: int
     dropped: int
@@ -114,23 +119,24 @@ class Place(Generic[Item]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
-    """What tracking tells drawing. `driving`: the one row of a track; None until the camera is known."""
-
-    frame: Frame
-    arrived_s: float
-    state: FaceState
-    driving: FaceTrack | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What drawing tells the network."""
+class _Passing(Generic[Item]):
+    """A driver's frame on its way, and what the last stage made of it."""
 
     frame: Frame
     arrived_s: float
     is_tracked: bool
-    condition: Condition
+    value: Item
+
+    def to(self, value: Made) -> _Passing[Made]:
+        return _Passing(self.frame, self.arrived_s, self.is_tracked, value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What tracking tells drawing. `driving`: the one row of a track; None until the camera is known."""
+
+    state: FaceState
+    driving: FaceTrack | None
 
 
 def _recent() -> deque[float]:
@@ -141,8 +147,10 @@ def _recent() -> deque[float]:
 class _Clock:
     """Times of a run, s."""
 
-    motion: deque[float] = field(default_factory=_recent)
-    picture: deque[float] = field(default_factory=_recent)
+    track: deque[float] = field(default_factory=_recent)
+    draw: deque[float] = field(default_factory=_recent)
+    network: deque[float] = field(default_factory=_recent)
+    compose: deque[float] = field(default_factory=_recent)
     latency: deque[float] = field(default_factory=_recent)
     ready: deque[float] = field(default_factory=_recent)
     frames_in: int = 0
@@ -155,6 +163,7 @@ class LivePipeline:
     driving_rest: the driver's own rest (`Rest.of` their track, made with the same subject as `tracker`'s); without it
     the first `REST_FRAMES` frames with a face give it, and until then the avatar rests.
     tracker: of a known subject; by default every run gets to know its driver from the first second.
+    threads: of the network, by default `network_threads`.
     """
 
     def __init__(
@@ -168,6 +177,7 @@ class LivePipeline:
         background: Image | None = None,
         threads: int | None = None,
     ) -> None:
+        threads = threads or network_threads(avatar.size)
         self.renderer = Renderer(avatar, runtime=runtime, background=background, threads=threads)
         self._known_tracker, self._backend = tracker, None if tracker else MediaPipeLandmarks()
         self._driving_rest, self._controls = driving_rest, controls or Controls()
@@ -183,17 +193,26 @@ class LivePipeline:
         self._clock = _Clock()
         tracker = self._known_tracker or OnlineTracker(backend=self._backend)
         director = Director(self.renderer.avatar, driving_rest=self._driving_rest, controls=self._controls)
-        captured: Place[tuple[Frame, float]] = Place(keep_all=keep_all)
-        seen: Place[_Seen] = Place(keep_all=keep_all)
-        told: Place[_Told] = Place(keep_all=keep_all)
+        captured: Place[_Passing[None]] = Place(keep_all=keep_all)
+        seen: Place[_Passing[_Seen]] = Place(keep_all=keep_all)
+        drawn: Place[_Passing[Any]] = Place(keep_all=keep_all)
+        inferred: Place[_Passing[Any]] = Place(keep_all=keep_all)
         ready: Place[LiveFrame] = Place(keep_all=keep_all)
-        places = (captured, seen, told, ready)
+        places: tuple[Place[Any], ...] = (captured, seen, drawn, inferred, ready)
         self._dropped = lambda: sum(place.dropped for place in places)
+        clock, infer = self._clock, self.renderer.runtime.infer
         threads = [
             _start(lambda: self._capture(frames, captured), captured),
             _start(lambda: self._track(tracker, captured, seen), seen),
-            _start(lambda: self._draw(director, seen, told), told),
-            _start(lambda: self._picture(told, ready), ready),
+            _start(
+                lambda: _each(seen, drawn, clock.draw, lambda item: item.to(self._drawn(director, item))),
+                drawn,
+            ),
+            _start(
+                lambda: _each(drawn, inferred, clock.network, lambda item: item.to(infer(item.value))),
+                inferred,
+            ),
+            _start(lambda: _each(inferred, ready, clock.compose, self._composed), ready),
         ]
         try:
             with one_blas_thread(), quick_turns():
@@ -213,60 +232,61 @@ class LivePipeline:
             fps=(len(ready) - 1) / seconds if seconds else 0.0,
             latency_p50_ms=float(np.percentile(latency, 50)),
             latency_p95_ms=float(np.percentile(latency, 95)),
-            motion_ms=1000 * float(np.median(clock.motion or [0.0])),
-            picture_ms=1000 * float(np.median(clock.picture or [0.0])),
+            track_ms=1000 * float(np.median(clock.track or [0.0])),
+            draw_ms=1000 * float(np.median(clock.draw or [0.0])),
+            network_ms=1000 * float(np.median(clock.network or [0.0])),
+            compose_ms=1000 * float(np.median(clock.compose or [0.0])),
             frames_in=clock.frames_in,
             frames_out=clock.frames_out,
             dropped=self._dropped(),
         )
 
-    def _capture(self, frames: Iterable[Frame], captured: Place[tuple[Frame, float]]) -> None:
+    def _capture(self, frames: Iterable[Frame], captured: Place[_Passing[None]]) -> None:
         for frame in frames:
             self._clock.frames_in += 1
-            if not captured.put((frame, time.monotonic())):
+            if not captured.put(_Passing(frame, time.monotonic(), False, None)):
                 return
 
     def _track(
-        self, tracker: OnlineTracker, captured: Place[tuple[Frame, float]], seen: Place[_Seen]
+        self, tracker: OnlineTracker, captured: Place[_Passing[None]], seen: Place[_Passing[_Seen]]
     ) -> None:
-        """Stage A: the driver's state."""
+        """The driver's state."""
+
+        def step(item: _Passing[None]) -> _Passing[_Seen]:
+            state, driving = tracker.step(item.frame), None
+            if tracker.camera is not None:
+                driving = concatenate([state], tracker.camera, tracker.subject)
+            return replace(item, is_tracked=state.is_tracked).to(_Seen(state, driving))
+
         with tracker.streaming():
-            for frame, arrived in captured:
-                start = time.monotonic()
-                state, driving = tracker.step(frame), None
-                if tracker.camera is not None:
-                    driving = concatenate([state], tracker.camera, tracker.subject)
-                self._clock.motion.append(time.monotonic() - start)
-                if not seen.put(_Seen(frame, arrived, state, driving)):
-                    return
+            _each(captured, seen, self._clock.track, step)
 
-    def _draw(self, director: Director, seen: Place[_Seen], told: Place[_Told]) -> None:
-        """Stage B: the avatar's state, drawn."""
-        for item in seen:
-            condition = self.renderer.avatar.conditioner.draw(director.step(item.state, item.driving))
-            if not told.put(_Told(item.frame, item.arrived_s, item.state.is_tracked, condition)):
-                return
+    def _drawn(self, director: Director, item: _Passing[_Seen]) -> Any:
+        """The avatar's state, drawn, and what the network is told of it."""
+        state = director.step(item.value.state, item.value.driving)
+        return self.renderer.runtime.look_up(self.renderer.avatar.conditioner.draw(state))
 
-    def _picture(self, told: Place[_Told], ready: Place[LiveFrame]) -> None:
-        """Stage C: network and composition."""
-        for item in told:
-            start = time.monotonic()
-            portrait = self.renderer.render_condition(item.condition)
-            now = time.monotonic()
-            self._clock.picture.append(now - start)
-            self._clock.latency.append(now - item.arrived_s)
-            self._clock.ready.append(now)
-            self._clock.frames_out += 1
-            picture = LiveFrame(
-                index=item.frame.index,
-                time_s=item.frame.time_s,
-                is_tracked=item.is_tracked,
-                portrait=portrait,
-                arrived_s=item.arrived_s,
-                latency_ms=1000 * (now - item.arrived_s),
-            )
-            if not ready.put(picture):
-                return
+    def _composed(self, item: _Passing[Any]) -> LiveFrame:
+        portrait = self.renderer.composed(self.renderer.runtime.finish(item.value))
+        now, clock = time.monotonic(), self._clock
+        clock.latency.append(now - item.arrived_s)
+        clock.ready.append(now)
+        clock.frames_out += 1
+        return LiveFrame(
+            index=item.frame.index,
+            time_s=item.frame.time_s,
+            is_tracked=item.is_tracked,
+            portrait=portrait,
+            arrived_s=item.arrived_s,
+            latency_ms=1000 * (now - item.arrived_s),
+        )
+
+
+def network_threads(size: int) -> int:
+    """Up to 256 pixels all cores, so that a picture is ready soon; above, half of them: there the stages keep all cores
+    busy, and a network on one of two cores never waits for its other half (side by side, 22 instead of 20 fps)."""
+    cores = os.cpu_count() or 1
+    return cores if size <= 256 else max(1, cores // 2)
 
 
 class Director:
@@ -325,6 +345,18 @@ def state_of(motion: Motion, row: int, detail: NDArray[np.float64] | None = None
     pose = Pose(motion.rotation[row], motion.translation[row], motion.sway[row].astype(np.float64))
     expression, gaze = motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
     return AvatarState(pose, expression, gaze, detail)
+
+
+def _each(
+    source: Place[Item], target: Place[Made], times: deque[float], work: Callable[[Item], Made]
+) -> None:
+    """One stage: `work` for every item, until either side is closed."""
+    for item in source:
+        start = time.monotonic()
+        made = work(item)
+        times.append(time.monotonic() - start)
+        if not target.put(made):
+            return
 
 
 def _start(work: Callable[[], None], output: Place[Any]) -> threading.Thread:

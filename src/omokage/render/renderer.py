@@ -18,12 +18,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.conditioning import AvatarState, Condition
@@ -32,7 +33,10 @@ from omokage.avatar.samples import avatar_state
 from omokage.errors import InputError, MissingDependencyError
 from omokage.media.clip import Image
 from omokage.render.export import ALL_OPERATIONS, CONVOLUTIONS, INPUTS, Feed, quantize, to_onnx
-from omokage.render.lookup import Texture, compose, pull_cells, pull_portrait
+from omokage.render.lookup import Texture, compose, pull_cells, pull_portrait, smooth_rims
+
+Ready = TypeVar("Ready")
+Answer = TypeVar("Answer")
 
 RUNTIMES = ("auto", "torch", "onnxruntime", "openvino")
 PRECISIONS = ("fp32", "int8")
@@ -60,15 +64,35 @@ class Portrait:
         return np.dstack([self.color, self.matte])
 
 
-class Runtime(Protocol):
-    """Computes the person without background: color and opacity, float32 (4, S, S). Several threads may call it."""
+class Runtime(Protocol[Ready, Answer]):
+    """Computes the person without background, in three steps that a live pipeline takes on different cores.
+
+    Several threads may call it. `Ready` and `Answer` are a runtime's own.
+    """
 
     name: str
 
-    def portrait(self, condition: Condition) -> NDArray[np.float32]: ...
+    def look_up(self, condition: Condition) -> Ready:
+        """What the network is told."""
+        ...
+
+    def infer(self, ready: Ready) -> Answer:
+        """The network."""
+        ...
+
+    def finish(self, answer: Answer) -> NDArray[np.float32]:
+        """Color (straight) and opacity in [0, 1], float32 (4, S, S)."""
+        ...
+
+    def portrait(self, condition: Condition) -> NDArray[np.float32]:
+        """All three."""
+        return self.finish(self.infer(self.look_up(condition)))
 
 
-class TorchRuntime:
+AnyRuntime: TypeAlias = Runtime[Any, Any]
+
+
+class TorchRuntime(Runtime[tuple[Tensor, ...], tuple[Tensor, Tensor]]):
     """The generator itself, in eager mode. It is the reference of the others."""
 
     name = "torch"
@@ -78,14 +102,39 @@ class TorchRuntime:
         self.generator = generator.eval().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._code = torch.zeros(1, generator.config.code_size, device=self.device)
 
-    @torch.inference_mode()
-    def portrait(self, condition: Condition) -> NDArray[np.float32]:
+    def look_up(self, condition: Condition) -> tuple[Tensor, ...]:
         inputs = (condition.warp, condition.drawing, condition.motion, condition.mixture)
-        tensors = [torch.from_numpy(array)[None].to(self.device) for array in inputs]
-        return np.ascontiguousarray(torch.cat(self.generator(*tensors, self._code), dim=1)[0].cpu().numpy())
+        return tuple(torch.from_numpy(array)[None].to(self.device) for array in inputs)
+
+    @torch.inference_mode()
+    def infer(self, ready: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        return torch.cat(self.generator(*ready, self._code), dim=1)[0], ready[0][0]
+
+    def finish(self, answer: tuple[Tensor, Tensor]) -> NDArray[np.float32]:
+        portrait, warp = (np.array(tensor.cpu().numpy(), order="C") for tensor in answer)
+        smooth_rims(portrait, warp)
+        return portrait
 
 
-class GraphRuntime:
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """A condition and its texture, mixed, with what the graph gets of them."""
+
+    condition: Condition
+    texture: Texture
+    feed: Feed
+
+
+@dataclass(frozen=True, slots=True)
+class GraphAnswer:
+    """What the graph made of its input: residual (1, K, G, G) and offset (1, 2, G, G)."""
+
+    given: GraphInput
+    residual: NDArray[np.float32]
+    offset: NDArray[np.float32]
+
+
+class GraphRuntime(Runtime[GraphInput, GraphAnswer]):
     """Texture look-ups of our own around an exported graph; `network` runs the graph."""
 
     def __init__(
@@ -96,10 +145,18 @@ class GraphRuntime:
     ) -> None:
         self.name, self.texture, self.network = name, texture, network
 
-    def portrait(self, condition: Condition) -> NDArray[np.float32]:
+    def look_up(self, condition: Condition) -> GraphInput:
         texture = self.texture.mixed(condition.mixture)
-        residual, offset = self.network(feed_of(texture, condition))
-        return pull_portrait(texture, condition.warp, offset[0], residual[0])
+        return GraphInput(condition, texture, feed_of(texture, condition))
+
+    def infer(self, ready: GraphInput) -> GraphAnswer:
+        return GraphAnswer(ready, *self.network(ready.feed))
+
+    def finish(self, answer: GraphAnswer) -> NDArray[np.float32]:
+        given, warp = answer.given, answer.given.condition.warp
+        portrait = pull_portrait(given.texture, warp, answer.offset[0], answer.residual[0])
+        smooth_rims(portrait, warp)
+        return portrait
 
 
 class Renderer:
@@ -124,7 +181,7 @@ class Renderer:
         if self.background.shape != avatar.plate.shape:
             got, need = ("x".join(map(str, p.shape)) for p in (self.background, avatar.plate))
             raise InputError(f"the background is {got}, this avatar needs {need}; use fit_background")
-        self.runtime = start_runtime(avatar, runtime, threads or os.cpu_count() or 1, device)
+        self.runtime: AnyRuntime = start_runtime(avatar, runtime, threads or os.cpu_count() or 1, device)
 
     @property
     def name(self) -> str:
@@ -132,11 +189,11 @@ class Renderer:
 
     def render(self, state: AvatarState) -> Portrait:
         """The picture of a state."""
-        return self.render_condition(self.avatar.conditioner.draw(state))
+        return self.composed(self.runtime.portrait(self.avatar.conditioner.draw(state)))
 
-    def render_condition(self, condition: Condition) -> Portrait:
-        """The picture of what `Conditioner.draw` gave (a live pipeline draws on another core)."""
-        image, color, matte = compose(self.runtime.portrait(condition), self.background)
+    def composed(self, portrait: NDArray[np.float32]) -> Portrait:
+        """A runtime's picture of the person (4, S, S) over the background."""
+        image, color, matte = compose(portrait, self.background)
         return Portrait(image=image, matte=matte, color=color)
 
 
@@ -155,7 +212,7 @@ def feed_of(texture: Texture, condition: Condition) -> Feed:
     return {"cells": pull_cells(texture, condition), "motion": condition.motion[None]}
 
 
-def start_runtime(avatar: Avatar, runtime: str, threads: int, device: str) -> Runtime:
+def start_runtime(avatar: Avatar, runtime: str, threads: int, device: str) -> AnyRuntime:
     """The runtime of a name, see `Renderer`."""
     engine, _, precision = runtime.partition("-")
     if engine not in RUNTIMES or (precision and (engine not in STARTERS or precision not in PRECISIONS)):
@@ -209,7 +266,7 @@ def recorded_conditions(avatar: Avatar, count: int) -> list[Condition]:
 
 
 def runtime_psnr(
-    runtime: Runtime, reference: Runtime, conditions: Sequence[Condition], plate: Image
+    runtime: AnyRuntime, reference: AnyRuntime, conditions: Sequence[Condition], plate: Image
 ) -> float:
     """PSNR in dB of the composed pictures of one runtime against another's."""
     errors = []
@@ -219,7 +276,7 @@ def runtime_psnr(
     return float(10 * np.log10(255**2 / max(float(np.mean(errors)), 1e-6)))
 
 
-def cost_per_picture(runtime: Runtime, condition: Condition) -> float:
+def cost_per_picture(runtime: AnyRuntime, condition: Condition) -> float:
     """Wall time and processor time, s, the least of a few runs after one to warm up.
 
     Both count: while a picture is computed, the next frame is tracked on the same cores, and an engine whose idle
