@@ -76,7 +76,9 @@ def stand_in(size: int, *, frame_count: int = 12, clip_side: int = CLIP_SIDE_PX,
 def untrained(explicit: ExplicitAvatar, seed: int = 0) -> Generator:
     """A generator with the explicit texture and small random weights where training starts from zero."""
     random = torch.Generator().manual_seed(seed)
-    generator = explicit.generator()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of all other layers
+        generator = explicit.generator()
     with torch.no_grad():
         for name, values in generator.named_parameters():
             if name.startswith(("head", "offset", "features")) or "film" in name:
