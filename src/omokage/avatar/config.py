@@ -81,7 +81,7 @@ def compact_512() -> AvatarConfig:
     return AvatarConfig(
         size=512,
         wavelet_levels=3,
-        widths=(48, 96, 128, 160),
+        widths=(40, 64, 96, 128),
         stem_kernel=1,
         head_kernel=1,
         texture_size=512,

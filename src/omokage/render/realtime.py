@@ -201,27 +201,30 @@ class LivePipeline:
         places: tuple[Place[Any], ...] = (captured, seen, drawn, inferred, ready)
         self._dropped = lambda: sum(place.dropped for place in places)
         clock, infer = self._clock, self.renderer.runtime.infer
-        threads = [
-            _start(lambda: self._capture(frames, captured), captured),
-            _start(lambda: self._track(tracker, captured, seen), seen),
-            _start(
-                lambda: _each(seen, drawn, clock.draw, lambda item: item.to(self._drawn(director, item))),
-                drawn,
-            ),
-            _start(
-                lambda: _each(drawn, inferred, clock.network, lambda item: item.to(infer(item.value))),
-                inferred,
-            ),
-            _start(lambda: _each(inferred, ready, clock.compose, self._composed), ready),
-        ]
-        try:
-            with one_blas_thread(), quick_turns():
+        # Networks have started before the first frame is asked for: nothing waits behind them.
+        with tracker.streaming(), one_blas_thread(), quick_turns():
+            threads = [
+                _start(lambda: self._capture(frames, captured), captured),
+                _start(
+                    lambda: _each(captured, seen, clock.track, lambda item: self._seen(tracker, item)), seen
+                ),
+                _start(
+                    lambda: _each(seen, drawn, clock.draw, lambda item: item.to(self._drawn(director, item))),
+                    drawn,
+                ),
+                _start(
+                    lambda: _each(drawn, inferred, clock.network, lambda item: item.to(infer(item.value))),
+                    inferred,
+                ),
+                _start(lambda: _each(inferred, ready, clock.compose, self._composed), ready),
+            ]
+            try:
                 yield from ready
-        finally:
-            for place in places:
-                place.close()
-            for thread in threads[1:]:
-                thread.join()
+            finally:
+                for place in places:
+                    place.close()
+                for thread in threads[1:]:
+                    thread.join()
 
     def statistics(self) -> LiveStatistics:
         """Of the last run."""
@@ -247,19 +250,12 @@ class LivePipeline:
             if not captured.put(_Passing(frame, time.monotonic(), False, None)):
                 return
 
-    def _track(
-        self, tracker: OnlineTracker, captured: Place[_Passing[None]], seen: Place[_Passing[_Seen]]
-    ) -> None:
+    def _seen(self, tracker: OnlineTracker, item: _Passing[None]) -> _Passing[_Seen]:
         """The driver's state."""
-
-        def step(item: _Passing[None]) -> _Passing[_Seen]:
-            state, driving = tracker.step(item.frame), None
-            if tracker.camera is not None:
-                driving = concatenate([state], tracker.camera, tracker.subject)
-            return replace(item, is_tracked=state.is_tracked).to(_Seen(state, driving))
-
-        with tracker.streaming():
-            _each(captured, seen, self._clock.track, step)
+        state, driving = tracker.step(item.frame), None
+        if tracker.camera is not None:
+            driving = concatenate([state], tracker.camera, tracker.subject)
+        return replace(item, is_tracked=state.is_tracked).to(_Seen(state, driving))
 
     def _drawn(self, director: Director, item: _Passing[_Seen]) -> Any:
         """The avatar's state, drawn, and what the network is told of it."""

@@ -63,12 +63,12 @@ class MediaPipeLandmarks:
 
     def detect(self, image: Image) -> list[Landmarks]:
         height, width = image.shape[:2]
-        # The native graph starts, and talks, at the first picture after a start or a reset.
+        # The native graph starts, and talks, at the first picture after a start or a reset, and at the first face.
         with quiet() if self._is_starting else contextlib.nullcontext():
             if self._network is None:
                 self._network = load_solution("face_mesh").FaceMesh(**self._settings)
             answer = self._network.process(reduced(image))
-        self._is_starting = False
+        self._is_starting = self._is_starting and not answer.multi_face_landmarks
         size = np.array([width, height, width], dtype=np.float32)
         return [
             Landmarks(np.array([(p.x, p.y, p.z) for p in face.landmark], dtype=np.float32) * size)

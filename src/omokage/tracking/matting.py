@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import cv2
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from omokage.media.clip import Image
@@ -78,12 +79,28 @@ def guided_filter(guide: NDArray[np.float32], target: Alpha, radius: int, epsilo
 
     guide_mean, target_mean = mean(guide), mean(target)
     covariance = mean(guide * target[..., None]) - guide_mean * target_mean[..., None]
-    outer = (guide[..., :, None] * guide[..., None, :]).reshape(*target.shape, 9)
-    spread = mean(outer[..., :4].copy()), mean(outer[..., 4:8].copy()), mean(outer[..., 8].copy())[..., None]
-    variance = np.concatenate(spread, axis=-1).reshape(*target.shape, 3, 3)
-    variance = (
-        variance - guide_mean[..., :, None] * guide_mean[..., None, :] + epsilon * np.eye(3, dtype=np.float32)
-    )
-    slope = np.linalg.solve(variance, covariance[..., None])[..., 0].astype(np.float32)
+    first, second = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]  # of a symmetric matrix, its upper half
+    halves = guide[..., first[:3]] * guide[..., second[:3]], guide[..., first[3:]] * guide[..., second[3:]]
+    variance = np.concatenate([mean(half) for half in halves], axis=-1)
+    variance -= guide_mean[..., first] * guide_mean[..., second]
+    slope = np.empty_like(covariance)
+    _solve(variance, covariance, epsilon, slope)
     offset = target_mean - (slope * guide_mean).sum(axis=-1)
     return np.asarray((mean(slope) * guide).sum(axis=-1) + mean(offset), dtype=np.float32)
+
+
+@njit(cache=True, nogil=True)
+def _solve(variance, covariance, epsilon, slope):  # type: ignore[no-untyped-def]
+    """(variance + epsilon) slope = covariance in every pixel, by Cramer's rule; variance (H, W, 6): the upper half."""
+    for y in range(slope.shape[0]):
+        for x in range(slope.shape[1]):
+            a, b, c = np.float64(variance[y, x, 0]) + epsilon, variance[y, x, 1], variance[y, x, 2]
+            d, e = np.float64(variance[y, x, 3]) + epsilon, variance[y, x, 4]
+            f = np.float64(variance[y, x, 5]) + epsilon
+            p, q, r = covariance[y, x, 0], covariance[y, x, 1], covariance[y, x, 2]
+            ca, cb, cc = d * f - e * e, c * e - b * f, b * e - c * d
+            cd, ce, cf = a * f - c * c, b * c - a * e, a * d - b * b
+            scale = 1 / (a * ca + b * cb + c * cc)
+            slope[y, x, 0] = (ca * p + cb * q + cc * r) * scale
+            slope[y, x, 1] = (cb * p + cd * q + ce * r) * scale
+            slope[y, x, 2] = (cc * p + ce * q + cf * r) * scale

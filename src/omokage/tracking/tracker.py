@@ -8,6 +8,7 @@ OnlineTracker   the same observation and the same fit, one frame at a time
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Su
 from omokage.tracking.fitting import FaceFit, FaceFitter
 from omokage.tracking.identity import key_frames, personalize, solve_identity
 from omokage.tracking.landmarks import LandmarkBackend, Landmarks, MediaPipeLandmarks
+from omokage.tracking.matting import MatteBackend, MediaPipeMatte
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.photometric import STEPS, FaceCrop, SkinFitter, SkinPattern, learn_skin
 from omokage.tracking.smoothing import CHANNELS, OneEuro, smooth_track
@@ -39,6 +41,7 @@ CALIBRATION_FRAMES = 30
 SETTLING_RUNS = 3
 MAX_WARM_JUMP = 0.15  # of the face's size: a face that moved farther is fitted afresh
 LEAST_VISIBLE = 0.3  # of the face: with less, the skin is no guide and the landmarks decide alone
+_NOBODY = np.zeros((64, 64, 3), dtype=np.uint8)
 _BAD_FIT = 0.03  # mean residual as a share of the face's size
 
 
@@ -62,14 +65,20 @@ class FaceState:
 class Observation:
     """What one frame shows before any model: `face` None when nobody is seen.
 
-    crop: the picture of the face; without it the state comes from the landmarks alone.
+    following: gives `zones` when they are found.  crop: the picture of the face; without it the state comes from the
+    landmarks alone.
     """
 
     frame_index: int
     time_s: float
     face: Landmarks | None
-    zones: ZonePlaces
+    following: Future[ZonePlaces]
     crop: FaceCrop | None = None
+
+    @property
+    def zones(self) -> ZonePlaces:
+        """Where hair and shoulders are; waits for it."""
+        return self.following.result()
 
 
 @one_blas_thread()
@@ -130,11 +139,16 @@ def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]
 
 
 class Observer:
-    """Landmarks, and zones of hair and shoulders, of frames in order."""
+    """Landmarks, and zones of hair and shoulders, of frames in order.
 
-    def __init__(self, backend: LandmarkBackend) -> None:
+    The zones are followed on a thread of their own: the face is fitted meanwhile.
+    """
+
+    def __init__(self, backend: LandmarkBackend, matting: MatteBackend | None = None) -> None:
         self._backend = backend
-        self._zones = ZoneTracker()
+        self._zones = ZoneTracker(matting)
+        self._worker = ThreadPoolExecutor(max_workers=1)
+        self._following: Future[ZonePlaces] | None = None
         self._has_face = False
         backend.reset()
 
@@ -147,7 +161,10 @@ class Observer:
         self._has_face = bool(faces)
         face = max(faces, key=_size) if faces else None
         crop = FaceCrop.of(frame.image, face.points) if face is not None else None
-        return Observation(frame.index, frame.time_s, face, self._zones.step(frame.image, face), crop)
+        if self._following is not None:
+            self._following.result()  # at most one frame waits
+        self._following = self._worker.submit(self._zones.step, frame.image, face)
+        return Observation(frame.index, frame.time_s, face, self._following, crop)
 
 
 class StateEstimator:
@@ -249,7 +266,7 @@ class OnlineTracker:
         calibration_frames: int = CALIBRATION_FRAMES,
     ) -> None:
         self._model = MorphableModel.load()
-        self._backend = backend or MediaPipeLandmarks()
+        self._backend, self._matting = backend or MediaPipeLandmarks(), MediaPipeMatte()
         self._smooth = smooth
         self._is_known = subject is not None
         self._calibration_frames = calibration_frames if skin is None else 0
@@ -259,7 +276,7 @@ class OnlineTracker:
         self._start()
 
     def _start(self) -> None:
-        self._observer = Observer(self._backend)
+        self._observer = Observer(self._backend, self._matting)
         self._estimator: StateEstimator | None = None
         self._seen: list[tuple[NDArray[np.float32], FaceCrop]] = []
         self._filters = {name: OneEuro(channel) for name, channel in CHANNELS.items()}
@@ -269,9 +286,12 @@ class OnlineTracker:
     def streaming(self) -> Iterator[OnlineTracker]:
         """A scope for one stream: what is remembered of the last stream is forgotten at its start.
 
-        Inside it linear algebra keeps to one core; `step` outside of it takes three times the processor time.
+        Inside it linear algebra keeps to one core; `step` outside of it takes three times the processor time. What
+        starts with a network's first picture, a quarter of a second, is done when the scope is entered.
         """
         self._start()
+        self._backend.detect(_NOBODY)
+        self._matting.matte(_NOBODY)
         with one_blas_thread():
             yield self
 
