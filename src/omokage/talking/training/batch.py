@@ -7,8 +7,8 @@ a context of speech, L hidden states of the speech encoder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Protocol
+from dataclasses import dataclass, fields, replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -45,10 +45,11 @@ class TrainingBatch:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> TrainingBatch:
         """The same on another device, and in another precision when `dtype` is given."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return TrainingBatch(
-            **{name: value if value is None else value.to(device, dtype) for name, value in values.items()}
-        )
+        moved: dict[str, Any] = {
+            field.name: None if (value := getattr(self, field.name)) is None else value.to(device, dtype)
+            for field in fields(self)
+        }
+        return replace(self, **moved)
 
 
 class Samples(Protocol):
@@ -64,10 +65,10 @@ class Samples(Protocol):
 
 def collate(samples: Sequence[TrainingBatch]) -> TrainingBatch:
     """Batches joined to one, in their order. Raises InternalError when one has what another lacks."""
-    joined: dict[str, Tensor | None] = {}
+    joined: dict[str, Any] = {}
     for field in fields(TrainingBatch):
         values = [getattr(sample, field.name) for sample in samples]
         if any(value is None for value in values) and not all(value is None for value in values):
             raise InternalError(f"some samples of a batch have '{field.name}' and some have not")
         joined[field.name] = None if values[0] is None else torch.cat(values)
-    return TrainingBatch(**joined)  # type: ignore[arg-type]
+    return replace(samples[0], **joined)
