@@ -14,6 +14,7 @@ from torch import nn
 
 from omokage.config import Config
 from omokage.errors import InputError
+from omokage.talking.scheduler import TIMESTEPS
 
 # Of a transformer's parameters. The published rule "attention" also meets the norm that is called post_attention in
 # the official names, and not the norm in front of attention.
@@ -23,19 +24,58 @@ AUDIO = r"(audio_tokens|blocks\.\d+\.audio|blocks\.\d+\.audio_norm)\..*"
 ALL = r".*"
 
 
-@dataclass(frozen=True)
-class StageConfig(Config):
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Config):
+    """How weights learn, whatever they are for.
+
+    steps: of the optimiser.  minutes: stop after this time at the latest, 0 for never; the learning rate falls along
+    whichever of both is spent faster.
+    learning_rate: its peak.  warmup: share of training until the peak.  final_rate: share of the peak at the end, a
+    straight line between.  betas, eps, weight_decay: of AdamW.  clip: largest norm of all gradients together.
+    ema: decay of the average of the weights that is the result; 0: the last weights are.
+    seed: of every draw.
+    """
+
+    steps: int
+    minutes: float
+    learning_rate: float
+    warmup: float
+    final_rate: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    clip: float
+    ema: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.learning_rate, self.clip) <= 0 or min(self.minutes, self.seed) < 0:
+            raise InputError(
+                "training needs steps, a learning rate and a gradient norm above 0, and minutes and seed of at least "
+                f"0; got {self.steps}, {self.learning_rate:g}, {self.clip:g}, {self.minutes:g} and {self.seed}"
+            )
+        if not all(0 <= share <= 1 for share in (self.warmup, self.final_rate, self.ema)):
+            raise InputError(
+                "warm-up, final rate and the decay of the average are shares from 0 to 1, got "
+                f"{self.warmup:g}, {self.final_rate:g} and {self.ema:g}"
+            )
+
+    def rate(self, share: float) -> float:
+        """Learning rate after this share of training: up in a straight line, then down in one (spec 4.1)."""
+        if share < self.warmup:
+            return self.learning_rate * share / self.warmup
+        down = (share - self.warmup) / max(1 - self.warmup, 1e-9)
+        return self.learning_rate * (1 - (1 - self.final_rate) * min(down, 1.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageConfig(OptimizerConfig):
     """One stage of training.
 
     denoiser, reference: patterns; a parameter learns when one matches its whole name.
     hears: whether the denoiser has its speech branch; without, all else is the same.
-    steps: of the optimiser.  minutes: stop after this time at the latest, 0 for never; the learning rate falls along
-    whichever of both is spent faster.
     batch: samples of a step, over all processes.  micro_batch: samples that a process computes at once; gradients of a
     step's micro-batches are added up.
-    learning_rate: its peak.  warmup: share of training until the peak.  final_rate: share of the peak at the end, a
-    straight line between.  betas, eps, weight_decay: of AdamW.  clip: largest norm of all gradients together.
-    ema: decay of the average of the weights that is the result; 0: the last weights are.
     text_dropout, condition_dropout, reference_dropout, audio_dropout: share of samples whose text embeddings, first
     condition latent, reference latents and speech features are zeros.
     recompute: activations inside layers are computed again for the gradient instead of kept.
@@ -46,49 +86,26 @@ class StageConfig(Config):
     denoiser: tuple[str, ...]
     reference: tuple[str, ...]
     hears: bool
-    steps: int
-    minutes: float
     batch: int
     micro_batch: int
-    learning_rate: float
-    warmup: float
-    final_rate: float
-    betas: tuple[float, float]
-    eps: float
-    weight_decay: float
-    clip: float
-    ema: float
     text_dropout: float
     condition_dropout: float
     reference_dropout: float
     audio_dropout: float
     recompute: bool
-    seed: int
     lora_rank: int = 0
     lora_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.micro_batch, self.learning_rate, self.clip) <= 0:
+        super().__post_init__()
+        if not 1 <= self.micro_batch <= self.batch <= TIMESTEPS or self.lora_rank < 0:
             raise InputError(
-                "training needs steps, batch, micro-batch, learning rate and gradient norm above 0, got "
-                f"{self.steps}, {self.batch}, {self.micro_batch}, {self.learning_rate:g} and {self.clip:g}"
+                f"a batch has 1 to {TIMESTEPS} samples, a micro-batch no more, and a LoRA a rank of 0 or more; got "
+                f"{self.batch}, {self.micro_batch} and {self.lora_rank}"
             )
-        shares = (
-            self.text_dropout, self.condition_dropout, self.reference_dropout, self.audio_dropout, self.warmup,
-            self.final_rate, self.ema,
-        )  # fmt: skip
-        if not all(0 <= share <= 1 for share in shares) or min(self.lora_rank, self.minutes, self.seed) < 0:
-            raise InputError(
-                "dropouts, warm-up, final rate and the decay of the average are shares from 0 to 1, and rank, minutes "
-                "and seed are at least 0; correct the configuration of the stage"
-            )
-
-    def rate(self, share: float) -> float:
-        """Learning rate after this share of training: up in a straight line, then down in one (spec 4.1)."""
-        if share < self.warmup:
-            return self.learning_rate * share / self.warmup
-        down = (share - self.warmup) / max(1 - self.warmup, 1e-9)
-        return self.learning_rate * (1 - (1 - self.final_rate) * min(down, 1.0))
+        dropouts = (self.text_dropout, self.condition_dropout, self.reference_dropout, self.audio_dropout)
+        if not all(0 <= share <= 1 for share in dropouts):
+            raise InputError(f"dropouts are shares of the samples, from 0 to 1, got {dropouts}")
 
 
 def learns(patterns: Iterable[str], name: str) -> bool:

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from omokage.errors import InputError
 from omokage.files import result_folder, saving
-from omokage.talking.training.config import StageConfig
-from omokage.talking.training.couple import Couple
+from omokage.talking.training.config import OptimizerConfig
 from omokage.talking.training.workers import Workers, local
 
 LATEST = "latest.json"
@@ -28,9 +27,9 @@ VERSION = 1
 
 @dataclass
 class Run:
-    """A couple that learns, its optimiser and its average, and how far it is."""
+    """A network that learns, its optimiser and its average, and how far it is."""
 
-    learning: dict[str, torch.nn.Parameter]
+    learning: dict[str, nn.Parameter]
     optimizer: torch.optim.Optimizer
     averages: dict[str, Tensor]
     step: int = 0
@@ -38,8 +37,8 @@ class Run:
     losses: list[float] = field(default_factory=list)
 
     @classmethod
-    def start(cls, couple: Couple, config: StageConfig) -> Run:
-        learning = {name: value for name, value in couple.named_parameters() if value.requires_grad}
+    def start(cls, network: nn.Module, config: OptimizerConfig) -> Run:
+        learning = {name: value for name, value in network.named_parameters() if value.requires_grad}
         on_card = next(iter(learning.values())).device.type == "cuda"
         optimizer = torch.optim.AdamW(
             learning.values(),
@@ -52,14 +51,14 @@ class Run:
         averages = {name: value.detach().clone() for name, value in learning.items()} if config.ema else {}
         return cls(learning, optimizer, averages)
 
-    def share(self, config: StageConfig) -> float:
+    def share(self, config: OptimizerConfig) -> float:
         """How much of the training will be over after the coming step, 0 to 1."""
         spent = self.seconds / (60 * config.minutes) if config.minutes else 0.0
         return max((self.step + 1) / config.steps, spent)
 
-    def update(self, rate: float, config: StageConfig) -> None:
+    def update(self, rate: float, config: OptimizerConfig) -> None:
         """One step of the optimiser with the gradients as they are, and of the average; young ones forget faster."""
-        torch.nn.utils.clip_grad_norm_(self.learning.values(), config.clip)
+        nn.utils.clip_grad_norm_(self.learning.values(), config.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

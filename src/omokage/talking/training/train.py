@@ -80,7 +80,7 @@ def train(
     and first weights.  on_step: hears the number of finished steps after each, such as for previews; it must change
     nothing. Raises InputError for a batch that cannot be shared out, or a checkpoint of another run; OutputError.
     """
-    workers = workers or Workers(0, 1, next(couple.parameters()).device)
+    workers = workers or Workers.alone(next(couple.parameters()).device)
     check_batch(config, workers)
     make_ready(couple, config)
     couple.to(workers.device).train()

@@ -40,11 +40,16 @@ class Workers:
     device: torch.device
 
     @classmethod
+    def alone(cls, device: torch.device | None = None) -> Self:
+        """The only process; on the processor unless told otherwise."""
+        return cls(0, 1, device or torch.device("cpu"))
+
+    @classmethod
     def join(cls, device: torch.device) -> Self:
         """Meet the other processes that `torchrun` started; alone without it. Each takes its own card."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         if world == 1:
-            return cls(0, 1, device)
+            return cls.alone(device)
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(device)
