@@ -72,7 +72,7 @@ def main(checkpoint: str, result: str) -> None:
     from safetensors.torch import save_file
 
     from omokage.talking.training.train import train
-    from omokage.talking.training.workers import Workers, whole_tensors
+    from omokage.talking.training.workers import Workers, whole
 
     torch.set_num_threads(1)
     workers, trained = Workers.join(torch.device("cpu")), couple()
@@ -84,7 +84,7 @@ def main(checkpoint: str, result: str) -> None:
         checkpoint=Path(checkpoint),
         checkpoint_seconds=0,
     )
-    tensors = {name: value.clone() for name, value in whole_tensors(trained)}
+    tensors = {name: whole(value).clone() for name, value in trained.state_dict().items()}
     if workers.is_first:
         save_file(tensors | {"losses": torch.tensor(done.losses, dtype=torch.float64)}, result)
 

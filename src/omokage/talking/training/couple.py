@@ -10,10 +10,10 @@ from torch.utils.checkpoint import checkpoint
 
 from omokage.errors import InternalError
 from omokage.talking.caches import Conditions
+from omokage.talking.lora import add_adapters
 from omokage.talking.scheduler import add_noise, velocity_loss
 from omokage.talking.training.batch import TrainingBatch
 from omokage.talking.training.config import StageConfig, freeze
-from omokage.talking.training.lora import add_adapters
 from omokage.talking.transformer import Transformer
 
 

@@ -7,13 +7,12 @@ starts. Everything here does nothing when there is one process.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
     MixedPrecisionPolicy,
@@ -108,13 +107,9 @@ class Workers:
         fully_shard(couple, mesh=mesh, mp_policy=precision)
 
 
-def whole_tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a network's state under its name, put together, one after the other.
-
-    All processes have to go through it together, whoever uses the tensors.
-    """
-    for name, value in network.state_dict().items():
-        yield name, value.full_tensor() if isinstance(value, DTensor) else value
+def whole(value: Tensor) -> Tensor:
+    """A tensor put together from what all processes hold; all of them call it together."""
+    return value.full_tensor() if isinstance(value, DTensor) else value
 
 
 def local(value: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ would take, and animation needs the sum of weights alone.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,14 @@ class Lora:
     tensors: Mapping[str, Tensor]
     scale: float
     base: str
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all values."""
+        found = hashlib.sha256(str(self.scale).encode())
+        for name, value in sorted(self.tensors.items()):
+            found.update(name.encode() + value.numpy().tobytes())
+        return found.hexdigest()
 
     def of(self, part: str) -> Mapping[str, Tensor]:
         """Those of one network, by the names of its own parameters."""
