@@ -31,8 +31,8 @@ from omokage.errors import (
 FLAGS = {
     "": ["--debug", "--help", "--version", "-h"],
     "animate": [
-        "--any-face", "--device", "--guidance", "--help", "--label", "--no-resume", "--output", "--plan", "--prompt",
-        "--quiet", "--resume", "--seed", "--steps", "-h", "-o", "PORTRAIT", "SPEECH",
+        "--any-face", "--device", "--guidance", "--help", "--label", "--lora", "--no-resume", "--output", "--plan",
+        "--prompt", "--quiet", "--resume", "--seed", "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
     ],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
@@ -47,6 +47,10 @@ FLAGS = {
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
     "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
+    "train-portrait": [
+        "--batch", "--device", "--help", "--lora", "--minutes", "--output", "--preset", "--quiet", "--seed", "--shards",
+        "--stage", "--steps", "--weights", "-h", "-o", "VIDEOS",
+    ],
     "weights": ["--help", "-h"],
     "weights add": ["--help", "--quiet", "-h", "NAME", "FOLDER"],
     "weights list": ["--help", "--json", "--quiet", "--verify", "-h"],

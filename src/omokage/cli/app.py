@@ -25,13 +25,14 @@ from omokage.cli.options import (
     size_option,
 )
 from omokage.cli.progress import ProgressBar
+from omokage.cli.train_portrait import train_portrait
 from omokage.cli.weights import weights
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 TERMINATED = 143
 STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
 STOPPED_CREATE = "stopped, and nothing half-written was left; the same command goes on from what was done"
-RESUMABLE = ("animate", "create", "demo", "weights")
+RESUMABLE = ("animate", "create", "demo", "train-portrait", "weights")
 
 
 @click.group(
@@ -262,6 +263,7 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
 
 
 app.add_command(animate)
+app.add_command(train_portrait)
 app.add_command(weights)
 
 

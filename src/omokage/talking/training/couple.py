@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -57,6 +58,15 @@ class Couple(nn.Module):
             if denoiser.audio_tokens is None or batch.audio is None
             else denoiser.in_all_layers(denoiser.audio_tokens(batch.audio)),
         )
+
+
+def without_speech(denoiser: Transformer) -> None:
+    """Take the speech branch out of a denoiser: in the published first stage there is none (spec 4.1)."""
+    denoiser.config = replace(denoiser.config, audio=None)
+    denoiser.audio_tokens = None
+    for block in denoiser.blocks:
+        if hasattr(block, "audio"):
+            del block.audio, block.audio_norm
 
 
 def is_learning(network: nn.Module) -> bool:

@@ -57,6 +57,20 @@ def adapters_of(couple: Couple) -> dict[str, Tensor]:
     return {name: whole(value.detach()).cpu() for name, value in learned.items()}
 
 
+def write_network(folder: Path, name: str, network: nn.Module) -> None:
+    """Write a network that is not from a model's folder, as one shard and its index. Raises OutputError."""
+    tensors = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
+    file = f"{name}-00001-of-00001.safetensors"
+    with saving(folder / file, SafetensorError) as part:
+        save_file(tensors, part)
+    index = ShardIndex(
+        dict.fromkeys(tensors, file),
+        {file: file_digest(folder / file)},
+        sum(value.nbytes for value in tensors.values()),
+    )
+    save_index(folder, name, index)
+
+
 def link(source: Path, folder: Path, pattern: str) -> None:
     """Give the files of `source` a second name in `folder`, or copy them. Raises OutputError."""
     for path in sorted(source.glob(pattern)):
