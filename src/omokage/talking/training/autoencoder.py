@@ -96,7 +96,7 @@ def train_autoencoder(
             f"the clip has {len(footage.frames)} frames to learn from and at least {config.frames} are needed; use a "
             "longer recording"
         )
-    alone = Workers.alone()
+    alone = Workers(0, 1, next(vae.parameters()).device)
     run, key = Run.start(vae, config), _run_key(run_key, config, footage)
     vae.train()
     if checkpoint is not None:
