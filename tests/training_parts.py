@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from omokage.talking.config import TransformerConfig, tiny
 from omokage.talking.training.batch import TrainingBatch
@@ -67,12 +70,17 @@ class NoiseWindows:
         )
 
 
-def main(checkpoint: str, result: str) -> None:
-    """Train as one of the processes that the environment names; the first one writes losses and weights."""
-    from safetensors.torch import save_file
+def main(checkpoint: str, result: str, killed_at: str = "0") -> None:
+    """Train as one of the processes that the environment names; the first one writes losses and weights.
 
+    killed_at: after this step the process kills itself as the system would, 0 for never.
+    """
     from omokage.talking.training.train import train
     from omokage.talking.training.workers import Workers, whole
+
+    def on_step(step: int) -> None:
+        if step == int(killed_at):
+            os.kill(os.getpid(), signal.SIGKILL)
 
     torch.set_num_threads(1)
     workers, trained = Workers.join(torch.device("cpu")), couple()
@@ -83,6 +91,7 @@ def main(checkpoint: str, result: str) -> None:
         workers=workers,
         checkpoint=Path(checkpoint),
         checkpoint_seconds=0,
+        on_step=on_step,
     )
     tensors = {name: whole(value).clone() for name, value in trained.state_dict().items()}
     if workers.is_first:

@@ -21,7 +21,8 @@ from omokage.files import result_folder, saving
 from omokage.pipelines.animate import AnimateConfig, face_file_of, identity_of
 from omokage.pipelines.training_data import TrainingData, find_videos, prepare_training_data
 from omokage.pipelines.training_plan import TrainingPlan, plan_training
-from omokage.pipelines.untrained import make_untrained
+from omokage.pipelines.untrained import make_untrained, tiny_architecture
+from omokage.talking.folder import Architecture, load_architecture, official_architecture
 from omokage.talking.lora import Lora, save_lora
 from omokage.talking.model import Machine, TalkingModel
 from omokage.talking.placement import resident
@@ -37,7 +38,7 @@ from omokage.talking.training.export import adapters_of, save_model
 from omokage.talking.training.train import TrainingResult, check_batch, train
 from omokage.talking.training.workers import Workers
 from omokage.threads import one_blas_thread
-from omokage.weights import installed
+from omokage.weights import find, installed
 
 STAGES: dict[str, tuple[Callable[[], StageConfig], Callable[[], StageConfig]]] = {
     "official": (stage_one, stage_two),
@@ -116,16 +117,17 @@ def train_portrait(
     machine = replace(machine, device=workers.device)
     on_progress = on_progress if workers.is_first else ignore_progress
     check_batch(stage, workers)
-    _check_output(output, videos)
+    check_output(output, videos)
     clips, captions = find_videos(videos)
-    with _working(output, workers) as work:
-        model = TalkingModel.open(_first_weights(config, work, workers), machine)
 
-        # What will it cost?
-        plan = plan_training(model.sizes, stage, machine, workers.world)
-        on_progress(Progress("plan", 1, 1, plan.sentence()))
-        if plan.shortage:
-            raise MemoryShortageError(plan.shortage)
+    # What will it cost?
+    plan = plan_training(first_sizes(config), stage, machine, workers.world)
+    on_progress(Progress("plan", 1, 1, plan.sentence()))
+    if plan.shortage:
+        raise MemoryShortageError(plan.shortage)
+
+    with working(output, workers) as work:
+        model = TalkingModel.open(_first_weights(config, work, workers), machine)
 
         # Encode every clip once: latents, speech, face and caption.
         identity = identity_of(model, face_file_of(AnimateConfig(weights=config.weights)))
@@ -175,6 +177,19 @@ def save_result(
         return path
 
 
+def first_sizes(config: TrainConfig) -> Architecture:
+    """Sizes of the networks that training begins with; the published ones while none are installed.
+
+    Raises WeightsError for a folder that holds no model.
+    """
+    folder = config.weights
+    if folder is None:
+        if config.preset == "tiny":
+            return tiny_architecture()
+        folder = find("hallo3")
+    return official_architecture() if folder is None else load_architecture(folder)
+
+
 def _first_weights(config: TrainConfig, work: Path, workers: Workers) -> Path:
     if config.weights is not None:
         return config.weights
@@ -187,7 +202,7 @@ def _first_weights(config: TrainConfig, work: Path, workers: Workers) -> Path:
     return folder
 
 
-def _check_output(output: Path, videos: Path) -> None:
+def check_output(output: Path, videos: Path) -> None:
     """Raises OutputError before any work for a folder that is not a result of training."""
     if output.exists() and videos.exists() and output.samefile(videos):
         raise OutputError(f"{output} holds the videos; give -o another folder")
@@ -199,7 +214,7 @@ def _check_output(output: Path, videos: Path) -> None:
 
 
 @contextmanager
-def _working(output: Path, workers: Workers) -> Iterator[Path]:
+def working(output: Path, workers: Workers) -> Iterator[Path]:
     """The folder of a run that is under way; it goes away when the run is done, or has nothing to go on from."""
     work = output.with_name(output.name + ".work")
     marker, is_done = work / MARKER, False

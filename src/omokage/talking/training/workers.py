@@ -20,6 +20,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import register_dataclass
 
 from omokage.talking.blocks import Block, Tokens
 from omokage.talking.caches import Modulation
@@ -92,7 +93,7 @@ class Workers:
         if self.world == 1:
             return
         for record in (Tokens, Modulation):  # so that gradients are noticed inside of them
-            torch.export.register_dataclass(record)
+            register_dataclass(record)
         mesh = init_device_mesh(self.device.type, (self.world,))
         precision = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16 if self.device.type == "cuda" else None,
