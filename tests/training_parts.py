@@ -33,7 +33,7 @@ def smallest() -> TransformerConfig:
 
 def stage(**changes: object) -> StageConfig:
     """A few steps of everything at once."""
-    few = replace(from_scratch(), steps=6, batch=4, micro_batch=2, ema=0.9, learning_rate=1e-2)
+    few = replace(from_scratch(), steps=4, batch=4, micro_batch=2, ema=0.9, learning_rate=1e-2)
     return replace(few, **changes)  # type: ignore[arg-type]
 
 

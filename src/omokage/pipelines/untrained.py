@@ -38,7 +38,7 @@ def tiny_architecture() -> Architecture:
         patch=2,
         audio=AudioTokensConfig(window=5, layers=3, channels=80, hidden=16, tokens=4, width=16),
     )
-    vae = replace(small_vae(), widths=(8, 16, 16), latent_channels=8)
+    vae = replace(small_vae(), widths=(8, 16, 16), latent_channels=8, grid=(4, 4))
     return Architecture(transformer, vae, is_small=True, caution=UNTRAINED)
 
 

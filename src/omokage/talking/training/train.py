@@ -69,7 +69,7 @@ def train(
     workers: Workers | None = None,
     checkpoint: Path | None = None,
     run_key: str = "",
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: float | None = None,
     on_progress: ProgressCallback = ignore_progress,
     on_step: Callable[[int], None] | None = None,
 ) -> TrainingResult:
@@ -88,6 +88,7 @@ def train(
     run, key = Run.start(couple, config), _run_key(run_key, config, len(samples))
     if checkpoint is not None:
         run.load(checkpoint, key, workers)
+    every = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
     started, saved = time.monotonic() - run.seconds, time.monotonic()
     while run.step < config.steps and (share := run.share(config)) <= 1:
         loss = workers.mean(_gradients(couple, samples, config, workers, run.step))
@@ -99,7 +100,7 @@ def train(
         on_progress(Progress("training", min(share, 1.0), 1.0, note))
         if on_step is not None:
             on_step(run.step)
-        if checkpoint is not None and since >= checkpoint_seconds:
+        if checkpoint is not None and since >= every:
             run.save(checkpoint, key, workers)
             saved = time.monotonic()
     if checkpoint is not None:
