@@ -93,8 +93,19 @@ class TrainingPlan:
         )
 
 
-def plan_training(sizes: Architecture, stage: StageConfig, machine: Machine, world: int = 1) -> TrainingPlan:
-    """Plan a stage with networks of these sizes, shared by `world` devices like this machine's."""
+def plan_training(
+    sizes: Architecture,
+    stage: StageConfig,
+    machine: Machine,
+    world: int = 1,
+    *,
+    rate: float | None = None,
+    free: float | None = None,
+) -> TrainingPlan:
+    """Plan a stage with networks of these sizes, shared by `world` devices like this machine's.
+
+    rate, free: see `TrainingPlan`; measured on this machine when they are None.
+    """
     config = sizes.transformer if stage.hears else replace(sizes.transformer, audio=None)
     with torch.device("meta"):
         couple = Couple(Transformer(config), Transformer(config.reference))
@@ -115,9 +126,11 @@ def plan_training(sizes: Architecture, stage: StageConfig, machine: Machine, wor
         average=AVERAGE_BYTES * learning / world if stage.ema else 0.0,
         activations=activation_bytes(config, stage, machine.dtype),
         flops=stage.batch * passes * forward,
-        rate=matmul_rate(machine),
+        rate=matmul_rate(machine) if rate is None else rate,
         # Where processes share one processor, they share its memory, too.
-        free=free_bytes(machine.device) / (world if machine.device.type == "cpu" else 1),
+        free=free_bytes(machine.device) / (world if machine.device.type == "cpu" else 1)
+        if free is None
+        else free,
         steps=stage.steps,
     )
 
