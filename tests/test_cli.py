@@ -41,7 +41,9 @@ FLAGS = {
         "--quiet", "--resume", "--seed", "--size", "-h", "-o", "VIDEO",
     ],
     "demo": ["--help", "--minutes", "--output", "--quiet", "-h", "-o"],
-    "evaluate": ["--help", "--json", "--output", "--quiet", "--recording", "-h", "-o", "AVATAR"],
+    "evaluate": [
+        "--help", "--json", "--output", "--quiet", "--recording", "--speech", "--window-frames", "-h", "-o", "AVATAR",
+    ],
     "reenact": [
         "--background", "--blink", "--expression-strength", "--gaze", "--help", "--label", "--mouth-only", "--output",
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",

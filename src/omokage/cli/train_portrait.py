@@ -23,10 +23,10 @@ from omokage.cli.progress import ProgressBar
 )
 @click.option(
     "--preset",
-    type=click.Choice(["official", "tiny"]),
+    type=click.Choice(["official", "tiny", "small"]),
     default="official",
     show_default=True,
-    help="The published training, or a small one to try it out anywhere.",
+    help="The published training; one to try out the way; or a small model of one person, from scratch.",
 )
 @click.option(
     "--weights", type=FilePath, help="Folder of the model to begin with (default: the installed one)."
@@ -60,7 +60,13 @@ def train_portrait(videos: Path, output: Path, quiet: bool, **choices: Any) -> N
     VIDEOS is a folder of clips of one talking person each, with sound, and `captions.txt` if there are captions (a line
     a clip: file name, tab, text), or a single clip. What it takes is said first, and refused where it cannot be done.
     `torchrun` shares it between cards. A stopped training goes on when the same command is given again.
+
+    With --preset small, VIDEOS is one clip of one person: everything is learned from it, on a processor, in --minutes
+    (60), and measured on its end, which is not learned from.
     """
+    if choices["preset"] == "small":
+        _train_small(videos, output, choices["minutes"] or 60.0, choices["seed"], is_quiet=quiet)
+        return
     from omokage.pipelines.train_portrait import TrainConfig
     from omokage.pipelines.train_portrait import train_portrait as train_pipeline
 
@@ -73,3 +79,16 @@ def train_portrait(videos: Path, output: Path, quiet: bool, **choices: Any) -> N
             click.echo(f"note: {record.name} was left out: {record.skipped}", err=True)
     option = "--lora" if trained.path.is_file() else "--weights"
     click.echo(f"model: {trained.path}\nuse it with: omokage animate {option} {trained.path} ...")
+
+
+def _train_small(clip: Path, output: Path, minutes: float, seed: int, *, is_quiet: bool) -> None:
+    from omokage.pipelines.small_portrait import PORTRAIT_FILE, small_portrait, train_small_portrait
+
+    with ProgressBar(is_quiet=is_quiet) as on_progress:
+        made = train_small_portrait(
+            clip, output=output, config=small_portrait(minutes, seed), on_progress=on_progress
+        )
+    click.echo(made.evaluation.to_text())
+    click.echo(f"note: {made.evaluation.caution}", err=True)
+    click.echo(f"report: {output / 'report.html'}\nmodel: {output}")
+    click.echo(f"use it with: omokage animate --weights {output} {output / PORTRAIT_FILE} ... --any-face")

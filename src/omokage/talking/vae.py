@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class VaeConfig(Config):
     stem: side of the pixel squares that become channels before the first convolution; 1 is the released network.
     scale: what latents are multiplied by, so that they have about unit deviation.
     is_small: encoder and decoder are those of `small_vae` instead of the released ones.
+    grid: rows and columns of the latents that small networks are for, see `SmallDecoder`; None for any.
     """
 
     widths: tuple[int, ...]
@@ -49,11 +51,19 @@ class VaeConfig(Config):
     stem: int
     scale: float
     is_small: bool = False
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.widths) < 3:
             raise InputError(
                 f"the video autoencoder halves time twice and so needs at least 3 widths, got {len(self.widths)}"
+            )
+        if self.is_small and any(
+            4 * width % wider or wider % width for width, wider in pairwise(self.widths)
+        ):
+            raise InputError(
+                "between two levels of the small video autoencoder the width must grow 1, 2 or 4 times, got "
+                f"{self.widths}"
             )
         if any(width % self.norm_groups for width in self.widths):
             raise InputError(
@@ -75,12 +85,19 @@ def official_vae() -> VaeConfig:
 
 
 def small_vae() -> VaeConfig:
-    """Learns one person at 96 x 96 pixels from scratch: 6 x 6 cells of 32 channels, 2.5 million parameters.
+    """Learns one person at 96 x 96 pixels from scratch: 6 x 6 cells of 32 channels, 5 million parameters.
 
     Its scale is measured when it has learned.
     """
     return VaeConfig(
-        widths=(48, 96, 160), blocks=1, latent_channels=32, norm_groups=1, stem=4, scale=1.0, is_small=True
+        widths=(48, 96, 192),
+        blocks=1,
+        latent_channels=32,
+        norm_groups=1,
+        stem=4,
+        scale=1.0,
+        is_small=True,
+        grid=(6, 6),
     )
 
 
@@ -150,7 +167,7 @@ class CausalVae(nn.Module):
         self.encoder: nn.Module
         self.decoder: nn.Module
         if config.is_small:
-            sizes = (colors, config.widths, config.blocks, config.latent_channels)
+            sizes = (colors, config.widths, config.blocks, config.latent_channels, config.grid)
             self.encoder, self.decoder = SmallEncoder(*sizes), SmallDecoder(*sizes)
             return
         network = _autoencoder_class()(

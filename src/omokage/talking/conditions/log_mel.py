@@ -74,7 +74,7 @@ class LogMelEncoder:
             piece = samples[start * SAMPLES_PER_FRAME : stop * SAMPLES_PER_FRAME + 2 * margin]
             windows = piece.unfold(0, WINDOW_SAMPLES, HOP_SAMPLES) * torch.hann_window(WINDOW_SAMPLES)
             energy = torch.fft.rfft(windows, n=SPECTRUM_SAMPLES).abs().square() @ self._filters
-            parts.append(torch.log(energy + FLOOR).unflatten(0, (-1, 4)).mean(dim=1))
+            parts.append(torch.log(energy + FLOOR).reshape(stop - start, 4, -1).mean(dim=1))
         return (torch.cat(parts) - MIDDLE) / SPREAD
 
 

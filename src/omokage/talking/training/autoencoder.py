@@ -11,53 +11,68 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from omokage.config import Config, Progress, ProgressCallback, ignore_progress
+from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError
 from omokage.media.clip import Image
 from omokage.talking.config import FRAMES_PER_LATENT
+from omokage.talking.small_vae import SmallDecoder, SmallEncoder, begin_with, stacked
+from omokage.talking.training.config import OptimizerConfig
 from omokage.talking.training.state import Run
 from omokage.talking.training.workers import Workers
 from omokage.talking.vae import CausalVae, Posterior
 
 CHECKPOINT_SECONDS = 60.0
+STACKS = 500  # of four frames, at most, for the principal components
 
 
-@dataclass(frozen=True)
-class AutoencoderConfig(Config):
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(OptimizerConfig):
     """How an autoencoder is trained.
 
-    steps, minutes, learning_rate, warmup, final_rate, betas, eps, weight_decay, clip, ema, seed: as in `StageConfig`.
-    frames: of a window, a multiple of 4 plus 1.  shift: largest shift of a window in pixels, so that the network learns
-    more than the places of one clip.  edges, divergence: weights of the two losses beside L1.
+    frames: of a window, a multiple of 4 plus 1.  shift: largest shift of a window in pixels, for a decoder to which
+    every place is alike.  edges, divergence: weights of the two losses beside L1.
     """
 
-    steps: int = 6000
-    minutes: float = 15.0
-    learning_rate: float = 1e-3
-    warmup: float = 0.02
-    final_rate: float = 0.02
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    clip: float = 1.0
-    ema: float = 0.995
-    seed: int = 0
-    frames: int = 17
-    shift: int = 6
-    edges: float = 1.0
-    divergence: float = 1e-6
+    frames: int
+    shift: int
+    edges: float
+    divergence: float
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.frames % FRAMES_PER_LATENT != 1:
             raise InputError(
                 f"windows must have a multiple of {FRAMES_PER_LATENT} frames plus one, got {self.frames}"
             )
+
+
+def small_autoencoder() -> AutoencoderConfig:
+    """For one person at 96 x 96 pixels (specification 7.1)."""
+    return AutoencoderConfig(
+        steps=2000,
+        minutes=0,
+        learning_rate=4e-4,
+        warmup=0.02,
+        final_rate=0.02,
+        betas=(0.9, 0.99),
+        eps=1e-8,
+        weight_decay=0.0,
+        clip=1.0,
+        ema=0.99,
+        seed=0,
+        frames=17,
+        shift=0,
+        edges=1.0,
+        divergence=1e-4,
+    )
 
 
 @dataclass(frozen=True)
@@ -84,6 +99,7 @@ def train_autoencoder(
     *,
     checkpoint: Path | None = None,
     run_key: str = "",
+    checkpoint_seconds: float = CHECKPOINT_SECONDS,
     on_progress: ProgressCallback = ignore_progress,
 ) -> float:
     """Train in place, by time or by steps; gives the seconds spent in all runs together.
@@ -96,6 +112,7 @@ def train_autoencoder(
             f"the clip has {len(footage.frames)} frames to learn from and at least {config.frames} are needed; use a "
             "longer recording"
         )
+    begin_linear(vae, footage, config)
     alone = Workers(0, 1, next(vae.parameters()).device)
     run, key = Run.start(vae, config), _run_key(run_key, config, footage)
     vae.train()
@@ -107,13 +124,13 @@ def train_autoencoder(
         noise = torch.Generator().manual_seed(config.seed + run.step)
         loss = reconstruction_loss(vae, video, weight, config, noise)
         loss.backward()  # type: ignore[no-untyped-call]
-        run.update(rate(share, config), config)
+        run.update(config.rate(share), config)
         run.step += 1
         run.losses.append(float(loss.detach()))
         run.seconds = time.monotonic() - started
         note = f"step {run.step}, loss {run.losses[-1]:.4f}"
         on_progress(Progress("autoencoder", min(share, 1.0), 1.0, note))
-        if checkpoint is not None and time.monotonic() - saved >= CHECKPOINT_SECONDS:
+        if checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds:
             run.save(checkpoint, key, alone)
             saved = time.monotonic()
     if checkpoint is not None:
@@ -137,9 +154,33 @@ def reconstruction_loss(
 
 
 def _divergence(posterior: Posterior) -> Tensor:
-    """KL divergence from the unit Gaussian (Kingma & Welling 2014, appendix B), sum over the latents of a clip."""
+    """KL divergence from the unit Gaussian (Kingma & Welling 2014, appendix B), mean over the latents."""
     mean, logvar = posterior.mean, posterior.logvar
-    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(dim=1).mean()
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+def begin_linear(vae: CausalVae, footage: Footage, config: AutoencoderConfig) -> None:
+    """Let a small autoencoder begin with the mean frame and the principal components of four frames in a latent cell.
+
+    The latents keep the roots of the components' deviations: small details are not made as large as all else, nor lost.
+    """
+    encoder, decoder = vae.encoder, vae.decoder
+    if not isinstance(encoder, SmallEncoder) or not isinstance(decoder, SmallDecoder):
+        return
+    random = np.random.default_rng(config.seed)
+    video = to_video(footage.frames)
+    mean = video.mean(dim=0, keepdim=True)
+    starts = random.permutation(len(video) - FRAMES_PER_LATENT + 1)[:STACKS]
+    clips = torch.stack([video[start : start + FRAMES_PER_LATENT] - mean for start in starts])
+    cells = F.pixel_unshuffle(clips, vae.config.stem).transpose(1, 2)
+    rows = stacked(cells, encoder.scale).movedim(1, -1).flatten(0, -2)  # (stacks and cells, values)
+    count = vae.config.latent_channels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        _, lengths, components = torch.svd_lowrank(rows, q=min(2 * count, *rows.shape), niter=4)
+    deviations = (lengths[:count] / len(rows) ** 0.5).clamp(min=1e-6)
+    picture = F.pixel_unshuffle(mean, vae.config.stem)[0]
+    begin_with(encoder, decoder, picture, components[:, :count].T * deviations[:, None].sqrt())
 
 
 @torch.no_grad()
@@ -163,19 +204,11 @@ def to_frames(video: Tensor) -> Image:
     return np.asarray(levels.to(torch.uint8).permute(0, 2, 3, 1).numpy())
 
 
-def shifted(values: NDArray[np.generic], x: int, y: int) -> NDArray[np.generic]:
+def shifted(values: NDArray[Any], x: int, y: int) -> NDArray[Any]:
     """Frames (T, H, W, ...) moved by whole pixels; edges are repeated."""
     rows, columns = np.arange(values.shape[1]) - y, np.arange(values.shape[2]) - x
     moved = values[:, rows.clip(0, len(rows) - 1)]
     return moved[:, :, columns.clip(0, len(columns) - 1)]
-
-
-def rate(share: float, config: AutoencoderConfig) -> float:
-    """Learning rate after this share of training: up, then down, each in a straight line."""
-    if share < config.warmup:
-        return config.learning_rate * share / config.warmup
-    down = (share - config.warmup) / (1 - config.warmup)
-    return config.learning_rate * (1 - (1 - config.final_rate) * min(down, 1.0))
 
 
 def _run_key(key: str, config: AutoencoderConfig, footage: Footage) -> str:

@@ -88,6 +88,11 @@ class SubjectConfig(Config):
     shift: int
 
 
+def small_subject() -> SubjectConfig:
+    """For seconds to minutes of one voice."""
+    return SubjectConfig(draws=6, decoded=0.5, mouth_weight=5.0, gain=0.2, tilt=0.2, noise=0.2, shift=2)
+
+
 class SubjectSamples:
     """All windows of a clip as `Samples`. What does not change is encoded when it is built."""
 
@@ -153,10 +158,9 @@ class SubjectSamples:
 
     def _weight(self, index: int) -> Tensor:
         """(1, t, 1, h, w): of a latent frame the mean over its frames, of which the first has one."""
-        first, *rest = self._weights[index : index + self._frames].split(
-            [1] + [FRAMES_PER_LATENT] * (self._frames // FRAMES_PER_LATENT)
-        )
-        return torch.cat([first, *(frames.mean(dim=0, keepdim=True) for frames in rest)])[None, :, None]
+        first, *later = self._weights[index : index + self._frames]
+        rest = torch.stack(later).reshape(-1, FRAMES_PER_LATENT, *first.shape).mean(dim=1)
+        return torch.cat([first[None], rest])[None, :, None]
 
 
 def vary_speech(windows: Tensor, config: SubjectConfig, random: np.random.Generator) -> Tensor:
