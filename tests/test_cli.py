@@ -31,8 +31,8 @@ from omokage.errors import (
 FLAGS = {
     "": ["--debug", "--help", "--version", "-h"],
     "animate": [
-        "--any-face", "--device", "--guidance", "--help", "--label", "--no-resume", "--output", "--plan", "--prompt",
-        "--quiet", "--resume", "--seed", "--steps", "-h", "-o", "PORTRAIT", "SPEECH",
+        "--any-face", "--device", "--guidance", "--help", "--label", "--lora", "--no-resume", "--output", "--plan",
+        "--prompt", "--quiet", "--resume", "--seed", "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
     ],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
@@ -41,12 +41,18 @@ FLAGS = {
         "--quiet", "--resume", "--seed", "--size", "-h", "-o", "VIDEO",
     ],
     "demo": ["--help", "--minutes", "--output", "--quiet", "-h", "-o"],
-    "evaluate": ["--help", "--json", "--output", "--quiet", "--recording", "-h", "-o", "AVATAR"],
+    "evaluate": [
+        "--help", "--json", "--output", "--quiet", "--recording", "--speech", "--window-frames", "-h", "-o", "AVATAR",
+    ],
     "reenact": [
         "--background", "--blink", "--expression-strength", "--gaze", "--help", "--label", "--mouth-only", "--output",
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
     "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
+    "train-portrait": [
+        "--batch", "--device", "--help", "--lora", "--minutes", "--output", "--preset", "--quiet", "--seed", "--shards",
+        "--stage", "--steps", "--weights", "-h", "-o", "VIDEOS",
+    ],
     "weights": ["--help", "-h"],
     "weights add": ["--help", "--quiet", "-h", "NAME", "FOLDER"],
     "weights list": ["--help", "--json", "--quiet", "--verify", "-h"],
@@ -76,11 +82,13 @@ class Calls:
         names = {
             "check": "check", "create": "create_avatar", "reenact": "reenact", "evaluate": "evaluate_avatar",
             "rehearse": "rehearse", "bench": "bench", "demo": "demo", "animate": "animate",
+            "train_portrait": "train_portrait",
         }  # fmt: skip
         for module_name, function in names.items():
             module = ModuleType(f"omokage.pipelines.{module_name}")
             setattr(module, function, self)
             module.CreateConfig = module.ReenactConfig = Config  # type: ignore[attr-defined]
+            module.TrainConfig = Config  # type: ignore[attr-defined]
             module.AnimateConfig, module.plan = Config, self.plan  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -216,7 +224,7 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert calls.keywords["output"] == Path("out.mp4")
     assert calls.keywords["config"].values == {
         "prompt": "a person talks to the camera", "seed": 0, "steps": 50, "guidance": 3.5, "any_face": False,
-        "label": None, "device": "auto", "resume": True,
+        "label": None, "device": "auto", "resume": True, "weights": None, "lora": None,
     }  # fmt: skip
     run(
         "animate p s -o o --prompt sea --seed 7 --steps 20 --guidance 1 --any-face --device cpu --no-resume",
@@ -225,6 +233,27 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     values = calls.keywords["config"].values
     assert (values["prompt"], values["seed"], values["steps"], values["guidance"]) == ("sea", 7, 20, 1)
     assert (values["any_face"], values["device"], values["resume"]) == (True, "cpu", False)
+
+
+def test_train_portrait(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    clip, good = (
+        SimpleNamespace(name="a.mp4", skipped="it shows 2 faces"),
+        SimpleNamespace(name="b.mp4", skipped=""),
+    )
+    calls.result = SimpleNamespace(path=Path("out"), data=SimpleNamespace(records=(clip, good)))
+    code, out, err = run("train-portrait clips -o out --stage 2 --preset tiny --lora --quiet", capsys)
+    assert (code, out) == (0, "model: out\nuse it with: omokage animate --weights out ...\n")
+    assert err == "note: a.mp4 was left out: it shows 2 faces\n"
+    assert calls.arguments == (Path("clips"),) and calls.keywords["output"] == Path("out")
+    assert calls.keywords["config"].values == {
+        "stage": 2, "preset": "tiny", "weights": None, "lora": 16, "steps": None, "minutes": None, "batch": None,
+        "seed": 0, "shards": None, "device": "auto",
+    }  # fmt: skip
+    run("train-portrait a -o b --lora 4 --weights w --steps 3 --minutes 2 --batch 8 --shards s", capsys)
+    values = calls.keywords["config"].values
+    assert (values["lora"], values["stage"], values["preset"]) == (4, 1, "official")
+    assert (values["steps"], values["minutes"], values["batch"]) == (3, 2, 8)
+    assert (values["weights"], values["shards"]) == (Path("w"), Path("s"))
 
 
 def test_a_plan_needs_no_output(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

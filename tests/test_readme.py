@@ -31,6 +31,7 @@ class AnyResult(SimpleNamespace):
     verdict = "good"
     warnings = notes = ("yaw was limited",)
     files = (Path("report.html"),)
+    path, data = Path("folder"), SimpleNamespace(records=())
 
     def to_text(self) -> str:
         return "text"
@@ -45,12 +46,14 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         return AnyResult()
 
     class AnyModule(ModuleType):
-        CreateConfig = ReenactConfig = AnimateConfig = staticmethod(lambda **_: None)
+        CreateConfig = ReenactConfig = AnimateConfig = TrainConfig = staticmethod(lambda **_: None)
 
         def __getattr__(self, name: str) -> Any:
             return pipeline
 
-    for name in ("check", "create", "reenact", "evaluate", "rehearse", "bench", "demo", "weights", "animate"):
+    for name in (
+        "check", "create", "reenact", "evaluate", "rehearse", "bench", "demo", "weights", "animate", "train_portrait",
+    ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
     assert code == 0, capsys.readouterr().err
@@ -58,7 +61,7 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
 
 def test_every_command_is_in_the_table() -> None:
-    told = set(re.findall(r"^\| `omokage (\w+)", README, flags=re.MULTILINE))
+    told = set(re.findall(r"^\| `omokage ([\w-]+)", README, flags=re.MULTILINE))
     assert told == set(cli.app.commands)
 
 

@@ -48,6 +48,12 @@ from omokage.cli.progress import ProgressBar
     help="What computes.",
 )
 @click.option(
+    "--weights", type=FilePath, help="Folder of a model, such as a trained one (default: the installed one)."
+)
+@click.option(
+    "--lora", type=FilePath, help="A file of `omokage train-portrait --lora` that is added to the weights."
+)
+@click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
 )
 @click.option(

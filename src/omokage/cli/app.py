@@ -25,13 +25,14 @@ from omokage.cli.options import (
     size_option,
 )
 from omokage.cli.progress import ProgressBar
+from omokage.cli.train_portrait import train_portrait
 from omokage.cli.weights import weights
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 TERMINATED = 143
 STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
 STOPPED_CREATE = "stopped, and nothing half-written was left; the same command goes on from what was done"
-RESUMABLE = ("animate", "create", "demo", "weights")
+RESUMABLE = ("animate", "create", "demo", "train-portrait", "weights")
 
 
 @click.group(
@@ -182,20 +183,45 @@ def reenact(avatar: Path, driver: Path, output: Path, quiet: bool, **controls: A
 @app.command()
 @click.argument("avatar", type=FilePath)
 @click.option("--recording", type=FilePath, help="The recording it was made from; needed when it was moved.")
+@click.option("--speech", type=FilePath, help="What is said, when AVATAR is a video that `animate` made.")
+@click.option("--window-frames", type=click.IntRange(min=3), help="Of such a video (default: 49).")
 @output_option("Folder for the report (default: <avatar>-report beside it).", is_required=False)
 @json_option
 @quiet_option
-def evaluate(avatar: Path, recording: Path | None, output: Path | None, as_json: bool, quiet: bool) -> None:
+def evaluate(
+    avatar: Path,
+    recording: Path | None,
+    speech: Path | None,
+    window_frames: int | None,
+    output: Path | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Measure AVATAR on held-out frames.
 
     The report has numbers, pictures and plots of the part of the recording that was never trained on. It takes a
     little longer than the training did, since a plain network is trained as long for comparison.
-    """
-    from omokage.pipelines.evaluate import evaluate_avatar
 
+    With --speech, AVATAR is a video that `omokage animate` made: do the lips follow the speech, does the picture stay
+    as it began? --recording is then the true video of the same speech, if there is one.
+    """
     folder = output or avatar.with_name(f"{avatar.stem}-report")
     with ProgressBar(is_quiet=quiet) as on_progress:
-        result = evaluate_avatar(avatar, recording=recording, output=folder, on_progress=on_progress)
+        if speech is not None:
+            from omokage.pipelines.evaluate_video import evaluate_video
+
+            result: Any = evaluate_video(
+                avatar,
+                speech,
+                output=folder,
+                recording=recording,
+                window_frames=window_frames,
+                on_progress=on_progress,
+            )
+        else:
+            from omokage.pipelines.evaluate import evaluate_avatar
+
+            result = evaluate_avatar(avatar, recording=recording, output=folder, on_progress=on_progress)
     click.echo(
         json.dumps(result.to_json(), indent=2)
         if as_json
@@ -262,6 +288,7 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
 
 
 app.add_command(animate)
+app.add_command(train_portrait)
 app.add_command(weights)
 
 

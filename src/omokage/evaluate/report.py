@@ -137,21 +137,27 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cell:
+class Cell:
+    """One number as text."""
+
     text: str
     is_best: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
+class Table:
+    """Methods, below them controls, each a name and a cell for every metric."""
+
     title: str
     metrics: tuple[Metric, ...]
-    rows: tuple[tuple[str, tuple[_Cell, ...]], ...]
-    controls: tuple[tuple[str, tuple[_Cell, ...]], ...]
+    rows: tuple[tuple[str, tuple[Cell, ...]], ...]
+    controls: tuple[tuple[str, tuple[Cell, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
-class _Strip:
+class Strip:
+    """Pictures of one method at the report's times, as data URIs."""
+
     name: str
     is_generated: bool
     tiles: tuple[str, ...]
@@ -170,16 +176,16 @@ def render_report(evaluation: Evaluation, *, held_out: HeldOut, predictions: Map
         (m.name, predictions[m.name], m.name == avatar) for m in evaluation.methods if m.name in predictions
     ]
     strips = tuple(
-        _Strip(name, made, tuple(_tile(frames[t]) for t in columns)) for name, frames, made in sources
+        Strip(name, made, tuple(tile(frames[t]) for t in columns)) for name, frames, made in sources
     )
     worst = [
-        (frame, _tile(held_out.test_frames[frame.row]), _tile(predictions[avatar][frame.row]))
+        (frame, tile(held_out.test_frames[frame.row]), tile(predictions[avatar][frame.row]))
         for frame in evaluation.worst
         if avatar in predictions
     ]
     repairs = Counter(frame.repair for frame in evaluation.worst).most_common()
-    environment = Environment(loader=PackageLoader("omokage.evaluate"), autoescape=True, trim_blocks=True)
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         evaluation=evaluation,
         verdict=_verdict(evaluation),
         strip_times=[f"{evaluation.time_s[t]:.2f} s" for t in columns],
@@ -194,29 +200,36 @@ def render_report(evaluation: Evaluation, *, held_out: HeldOut, predictions: Map
     )
 
 
+def render_page(template: str, **values: Any) -> str:
+    """One of the package's templates, filled; every text in it is escaped."""
+    environment = Environment(loader=PackageLoader("omokage.evaluate"), autoescape=True, trim_blocks=True)
+    return environment.get_template(template).render(**values)
+
+
 def _verdict(evaluation: Evaluation) -> Verdict:
     return judge(evaluation.methods, evaluation.controls)
 
 
-def _table(
+def table_of(
     title: str,
     region: Region,
     metrics: tuple[Metric, ...],
     methods: tuple[MethodScores, ...],
     controls: tuple[MethodScores, ...] = (),
-) -> _Table:
+) -> Table:
+    """The metrics that any method has in a region; the best method of each is marked."""
     metrics = tuple(m for m in metrics if any(method.find(m.key, region) for method in methods))
     best = {metric.key: _best_value(metric, region, methods) for metric in metrics}
 
-    def cells(scores: MethodScores) -> tuple[_Cell, ...]:
+    def cells(scores: MethodScores) -> tuple[Cell, ...]:
         made = []
         for metric in metrics:
             value = scores.mean(metric.key, region)
             text = "–" if not np.isfinite(value) else f"{value:.{metric.digits}f}"
-            made.append(_Cell(text, text != "–" and text == f"{best[metric.key]:.{metric.digits}f}"))
+            made.append(Cell(text, text != "–" and text == f"{best[metric.key]:.{metric.digits}f}"))
         return tuple(made)
 
-    return _Table(
+    return Table(
         title=title,
         metrics=metrics,
         rows=tuple((method.name, cells(method)) for method in methods),
@@ -224,15 +237,15 @@ def _table(
     )
 
 
-def _tables(evaluation: Evaluation) -> list[_Table]:
+def _tables(evaluation: Evaluation) -> list[Table]:
     methods, controls = evaluation.methods, evaluation.controls
     pictures = tuple(metric for metric in METRICS if metric.key not in MOVEMENT)
     movement = tuple(metric for metric in METRICS if metric.key in MOVEMENT)
-    tables = [_table(title, region, pictures, methods, controls) for region, title in TABLES.items()]
-    tables.append(_table("Movement and steadiness", "whole", movement, methods, controls))
+    tables = [table_of(title, region, pictures, methods, controls) for region, title in TABLES.items()]
+    tables.append(table_of("Movement and steadiness", "whole", movement, methods, controls))
     for part in evaluation.other_splits:
         title = f"Whole portrait, split '{part.split.kind}': the last {part.frame_count} frames with a face"
-        tables.append(_table(title, "whole", METRICS, part.methods))
+        tables.append(table_of(title, "whole", METRICS, part.methods))
     return tables
 
 
@@ -257,7 +270,7 @@ def _plots(evaluation: Evaluation) -> list[Plot]:
     return plots
 
 
-def _tile(image: NDArray[np.uint8]) -> str:
+def tile(image: NDArray[np.uint8]) -> str:
     """A picture as a data URI, JPEG, at most 256 px."""
     picture = PillowImage.fromarray(image)
     picture.thumbnail((TILE_PX, TILE_PX))

@@ -20,7 +20,12 @@ from omokage.pipelines.animate_plan import AnimationPlan, plan_animation
 from omokage.pipelines.portrait_gate import read_portrait
 from omokage.pipelines.speech_track import SpeechTrack, VocalSeparator, read_speech
 from omokage.pipelines.window_files import WindowFiles
-from omokage.talking.conditions.identity import IdentityEncoder, OnnxIdentity, ZeroIdentity
+from omokage.talking.conditions.identity import (
+    IdentityEncoder,
+    OnnxIdentity,
+    ThumbnailIdentity,
+    ZeroIdentity,
+)
 from omokage.talking.conditions.speech import FRAME_RATE
 from omokage.talking.config import SamplerConfig, official_sampler
 from omokage.talking.folder import load_architecture, official_architecture
@@ -53,7 +58,7 @@ class AnimateConfig(Config):
     prompt: what the video shows, in English.  seed: of every random choice.  steps, guidance: of the sampler.
     any_face: take painted faces, and other pictures that would be refused.  label: visible text on every picture.
     device: 'auto', 'cpu' or 'cuda'.  resume: go on from a stopped run.  weights: folder of the model, None for the
-    installed one.
+    installed one.  lora: file of updates that are added to these weights.
     """
 
     prompt: str = "a person talks to the camera"
@@ -65,6 +70,7 @@ class AnimateConfig(Config):
     device: str = "auto"
     resume: bool = True
     weights: Path | None = None
+    lora: Path | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0 or not 2 <= self.steps <= 1000 or not 1 <= self.guidance <= 20:
@@ -107,7 +113,7 @@ def animate(
     config = config or AnimateConfig()
     portrait, speech, output = Path(portrait), Path(speech), Path(output)
     check_writable(output, CLIP_SUFFIXES, inputs=[portrait, speech])
-    model = TalkingModel.open(config.weights or installed("hallo3"), Machine.choose(config.device))
+    model = TalkingModel.open(config.weights or installed("hallo3"), Machine.choose(config.device), config.lora)
     face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
     check_label(config.label, face.shown_width(model.height, model.width), model.height)
     track, face_file = read_speech(speech, separator), face_file_of(config)
@@ -148,12 +154,13 @@ def animate(
                 output,
                 frame_rate=Fraction(FRAME_RATE),
                 audio=track.sound,
-                config=ReleaseConfig(label=config.label),
+                config=ReleaseConfig(label=config.label, title=model.sizes.caution),
             )
 
         released = falling_back(with_memory_of, plan.options, said.append)
     blind = (NO_IDENTITY,) if identity.is_blind else ()
-    return Animation(released, plan, (*face.notes, *track.notes, *said, *blind))
+    caution = (model.sizes.caution,) if model.sizes.caution else ()
+    return Animation(released, plan, (*caution, *face.notes, *track.notes, *said, *blind))
 
 
 def plan(
@@ -193,6 +200,8 @@ def face_file_of(config: AnimateConfig) -> Path | None:
 
 def identity_of(model: TalkingModel, face_file: Path | None) -> IdentityEncoder:
     """The face embedding of this file, or that of nobody."""
+    if model.sizes.is_small:
+        return ThumbnailIdentity()
     face = model.sizes.transformer.face
     width = face.embedding if face is not None else 0
     return OnnxIdentity(face_file, width) if face_file is not None else ZeroIdentity(width)

@@ -175,7 +175,7 @@ def needs_of(
 ) -> Needs:
     """What the choice of a memory profile has to know. Raises InputError for damaged weights in `folder`."""
     layers = sizes.transformer.layers
-    text, speech = _encoder_bytes(folder)
+    text, speech = _encoder_bytes(sizes, folder)
     heard, is_card = speech + _hearing_bytes(frames), machine.device.type == "cuda"
     return Needs(
         layers=layers,
@@ -223,7 +223,7 @@ def stages_of(
     is_guided = sampler.guidance_scale != 1
     denoise = costs.denoise if is_guided and sampler.together else costs.denoise_half
     work = windows * sampler.steps * (costs.denoise if is_guided else costs.denoise_half).flops
-    text_bytes, speech_bytes = _encoder_bytes(folder)
+    text_bytes, speech_bytes = _encoder_bytes(sizes, folder)
     tokens = config.layers * config.tokens_per_frame * config.width * size
     caches = cache_bytes(config, sampler, size)
     resident = costs.kept + costs.autoencoder
@@ -295,8 +295,10 @@ def duration(minutes: float) -> str:
     return f"{minutes / 60 / 24:.0f} days"
 
 
-def _encoder_bytes(folder: Path | None) -> tuple[float, float]:
+def _encoder_bytes(sizes: Architecture, folder: Path | None) -> tuple[float, float]:
     """Weights of the text encoder in bfloat16 and of the speech encoder in float32."""
+    if sizes.is_small:
+        return 0.0, 0.0
     published = (2.0 * TEXT_WEIGHTS, 4.0 * SPEECH_WEIGHTS)
     if folder is None:
         return published

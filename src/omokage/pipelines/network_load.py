@@ -46,16 +46,24 @@ def loads_of(network: nn.Module, parts: Iterable[Any]) -> list[Load]:
 class _Attention(TorchFunctionMode):
     """Stands in for attention, which on the meta device would hold the whole matrix as no real kernel does."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps: bool = False) -> None:
         super().__init__()
-        self.flops = 0.0
+        self.flops, self._keeps = 0.0, keeps
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
         queries, keys, values = args[:3]
         self.flops += 2.0 * queries.numel() * keys.shape[-2] + 2.0 * queries.numel() * values.shape[-2]
+        if self._keeps:
+            # Keeps all three and gives a result of the right shape, which is kept by what follows.
+            return queries * values.sum(dim=-2, keepdim=True) * keys.sum(dim=-2, keepdim=True)
         return torch.empty_like(queries)
+
+
+def stand_in_attention() -> TorchFunctionMode:
+    """Where it is entered, attention keeps its inputs and its result for a gradient, as real kernels do."""
+    return _Attention(keeps=True)
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

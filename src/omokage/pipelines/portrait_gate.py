@@ -84,14 +84,28 @@ def read_portrait(
 
 
 def frame(portrait: Portrait, height: int, width: int) -> Portrait:
-    """Cut a picture beforehand where the video's own cut, around the middle, would lose some of the face.
+    """Cut a picture beforehand to what a video of `height` x `width` pixels shows of it, see `shown_part`."""
+    rows, columns = portrait.picture.shape[:2]
+    part = shown_part(rows, columns, portrait.face, height, width)
+    if part == FaceRectangle(0, rows, 0, columns):
+        return portrait
+    landmarks = portrait.landmarks
+    if landmarks is not None:
+        landmarks = landmarks - np.array([part.left, part.top, 0], dtype=np.float32)
+    picture = np.ascontiguousarray(portrait.picture[part.top : part.bottom, part.left : part.right])
+    return Portrait(picture, within(portrait.face, part), landmarks)
+
+
+def shown_part(rows: int, columns: int, face: FaceRectangle, height: int, width: int) -> FaceRectangle:
+    """The part of a picture of `rows` x `columns` to cut out where the video's own cut, around the middle, would lose
+    some of the face; else the whole.
 
     A square one is shown whole. One that is higher than wide becomes a square: cut to a landscape it would lose half of
     itself. A wider one keeps all of its shorter side.
     """
-    rows, columns = portrait.picture.shape[:2]
+    whole = FaceRectangle(0, rows, 0, columns)
     if rows == columns:
-        return portrait
+        return whole
     if rows > columns:
         target = (columns, columns)
     elif columns * height > rows * width:
@@ -99,23 +113,23 @@ def frame(portrait: Portrait, height: int, width: int) -> Portrait:
     else:
         target = (columns * height // width, columns)
     top, left = (rows - target[0]) // 2, (columns - target[1]) // 2
-    face = portrait.face
     is_inside = left <= face.left and face.right <= left + target[1]
     if rows < columns and is_inside and top <= face.top and face.bottom <= top + target[0]:
-        return portrait
+        return whole
     top = _shifted(face.top, face.bottom, target[0], rows)
     left = _shifted(face.left, face.right, target[1], columns)
-    moved = FaceRectangle(
-        max(face.top - top, 0),
-        min(face.bottom - top, target[0]),
-        max(face.left - left, 0),
-        min(face.right - left, target[1]),
+    return FaceRectangle(top, top + target[0], left, left + target[1])
+
+
+def within(face: FaceRectangle, part: FaceRectangle) -> FaceRectangle:
+    """A rectangle of a picture as one of a part of it."""
+    rows, columns = part.bottom - part.top, part.right - part.left
+    return FaceRectangle(
+        max(face.top - part.top, 0),
+        min(face.bottom - part.top, rows),
+        max(face.left - part.left, 0),
+        min(face.right - part.left, columns),
     )
-    landmarks = portrait.landmarks
-    if landmarks is not None:
-        landmarks = landmarks - np.array([left, top, 0], dtype=np.float32)
-    picture = np.ascontiguousarray(portrait.picture[top : top + target[0], left : left + target[1]])
-    return Portrait(picture, moved, landmarks)
 
 
 def _shifted(start: int, stop: int, length: int, limit: int) -> int:

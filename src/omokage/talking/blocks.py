@@ -104,8 +104,12 @@ class Block(nn.Module):
             tokens = self.attend_to_audio(tokens, turns, audio)
         return self.feed_forward(tokens, signals)
 
+    def export(self, tokens: Tokens, modulation: Tensor) -> Tensor:
+        """What a reference network hands to the denoiser's same layer: (B, P, D), from what enters this one."""
+        return self.attention_input(tokens, BlockSignals.of(modulation)).video
+
     def attention_input(self, tokens: Tokens, signals: BlockSignals) -> Tokens:
-        """Normalised and modulated tokens; the video part is what a reference network exports."""
+        """Normalised and modulated tokens."""
         return Tokens(
             signals.text_attention.modulate(self.attention_norm(tokens.text)),
             signals.video_attention.modulate(self.attention_norm(tokens.video)),

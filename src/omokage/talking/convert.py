@@ -155,7 +155,7 @@ def convert_checkpoint(
                 done += _bytes([shard], dtype)
             where = {key: shard.file for shard in plan for key in shard.tensors}
             index = ShardIndex(where, digests, _bytes(plan, dtype))
-            _write_json(index_path(folder, part.name), index.to_json())
+            save_index(folder, part.name, index)
             indices.append(index)
     progress(Progress("converting", total, total))
     return indices
@@ -164,6 +164,11 @@ def convert_checkpoint(
 def index_path(folder: Path, name: str) -> Path:
     """The index of a converted network."""
     return folder / f"{name}.safetensors.index.json"
+
+
+def save_index(folder: Path, name: str, index: ShardIndex) -> None:
+    """Write the index of a network, when all of its shards are there. Raises OutputError."""
+    _write_json(index_path(folder, name), index.to_json())
 
 
 def read_index(folder: Path, name: str) -> ShardIndex:

@@ -8,29 +8,37 @@ text/, speech/                                  the encoders, as `transformers` 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from omokage.errors import WeightsError
 from omokage.files import saving
-from omokage.talking.config import TransformerConfig, official
-from omokage.talking.vae import VaeConfig, official_vae
+from omokage.talking.config import TransformerConfig, official, small
+from omokage.talking.vae import VaeConfig, official_vae, small_vae
 
 DENOISER, REFERENCE, VAE = "denoiser", "reference", "vae"
 TEXT_FOLDER, SPEECH_FOLDER = "text", "speech"
 ARCHITECTURE_FILE = "architecture.json"
+TOY = "single-subject toy, trained from scratch"
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Sizes of the networks of one folder: the denoiser, whose reference network follows from it, and the VAE."""
+    """Sizes of the networks of one folder: the denoiser, whose reference network follows from it, and the VAE.
+
+    is_small: speech, prompt and face are read without trained encoders, see `TalkingModel`; the folder holds none.
+    caution: a sentence that goes with everything these networks make, empty for none.
+    """
 
     transformer: TransformerConfig
     vae: VaeConfig
+    is_small: bool = False
+    caution: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        return {"transformer": self.transformer.to_json(), "vae": self.vae.to_json()}
+        networks = {"transformer": self.transformer.to_json(), "vae": self.vae.to_json()}
+        return networks | {"is_small": self.is_small, "caution": self.caution}
 
     @classmethod
     def from_json(cls, values: Any) -> Self:
@@ -38,12 +46,19 @@ class Architecture:
         return cls(
             TransformerConfig.from_json(values["transformer"]),
             VaeConfig.from_json(values["vae"]),
+            bool(values.get("is_small", False)),
+            str(values.get("caution", "")),
         )
 
 
 def official_architecture() -> Architecture:
     """The published networks."""
     return Architecture(official(), official_vae())
+
+
+def small_architecture(scale: float) -> Architecture:
+    """The networks that learn one person from scratch; `scale` of the autoencoder's latents is measured."""
+    return Architecture(small(), replace(small_vae(), scale=scale), is_small=True, caution=TOY)
 
 
 def save_architecture(folder: Path, architecture: Architecture) -> Path:

@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import nn
 
 from omokage.errors import MissingDependencyError, WeightsError
+from omokage.talking.conditions.log_mel import LogMelEncoder
 from omokage.talking.conditions.speech import SpeechEncoder
-from omokage.talking.conditions.text import TextEncoder
+from omokage.talking.conditions.text import TextEncoder, Unread
 from omokage.talking.convert import load_weights, read_index
 from omokage.talking.folder import (
     DENOISER,
@@ -29,6 +30,7 @@ from omokage.talking.folder import (
     Architecture,
     load_architecture,
 )
+from omokage.talking.lora import Lora, load_lora, merge
 from omokage.talking.placement import Profile, place, place_vae
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
@@ -67,17 +69,22 @@ class Machine:
 
 @dataclass(frozen=True)
 class TalkingModel:
-    """A folder of weights, the sizes that it declares, and where to compute. Holds no network itself."""
+    """A folder of weights, the sizes that it declares, and where to compute. Holds no network itself.
+
+    lora: low-rank updates that are added to the weights when they are loaded.
+    """
 
     folder: Path
     sizes: Architecture
     machine: Machine
+    lora: Lora | None = None
 
     @classmethod
-    def open(cls, folder: Path, machine: Machine) -> Self:
-        """Read the sizes, and look whether every part is there and of this model; loads nothing.
+    def open(cls, folder: Path, machine: Machine, lora: Path | None = None) -> Self:
+        """Read the sizes, and look whether every part is there and of this model; loads no network.
 
-        Raises InputError, or its kind WeightsError, for a folder that is not such a model.
+        lora: a file of updates that were trained beside these weights. Raises InputError, or its kind WeightsError, for
+        a folder that is not such a model, or a file that belongs to other weights.
         """
         model = cls(folder, load_architecture(folder), machine)
         for name, network in skeletons(model.sizes).items():
@@ -87,12 +94,20 @@ class TalkingModel:
                     f"{folder} holds another model than it says: {len(strange)} tensors of its {name} are missing or "
                     f"unknown, such as '{strange[0]}'; run 'omokage weights add hallo3' again"
                 )
-        for part in (TEXT_FOLDER, SPEECH_FOLDER):
+        for part in () if model.sizes.is_small else (TEXT_FOLDER, SPEECH_FOLDER):
             if not (folder / part / "config.json").is_file():
                 raise WeightsError(
                     f"{folder} lacks the {part} encoder; run 'omokage weights add hallo3' again"
                 )
-        return model
+        if lora is None:
+            return model
+        updates = load_lora(lora)
+        if updates.base != model.digest:
+            raise WeightsError(
+                f"{lora} was trained beside other weights than those in {folder}; use it with the model it was trained "
+                "from"
+            )
+        return replace(model, lora=updates)
 
     @property
     def height(self) -> int:
@@ -108,7 +123,9 @@ class TalkingModel:
     def digest(self) -> str:
         """SHA-256 over the digests of all shards: equal when the weights are equal."""
         names = (DENOISER, REFERENCE, VAE)
-        shards = [[name, sorted(read_index(self.folder, name).digests.items())] for name in names]
+        shards: list[Any] = [[name, sorted(read_index(self.folder, name).digests.items())] for name in names]
+        if self.lora is not None:
+            shards.append(["lora", self.lora.digest])
         return hashlib.sha256(json.dumps(shards).encode()).hexdigest()
 
     def denoiser(self, profile: Profile) -> Transformer:
@@ -124,11 +141,16 @@ class TalkingModel:
         place_vae(network, profile, self.machine.device)
         return network
 
-    def text_encoder(self, device: torch.device) -> TextEncoder:
-        tokens = self.sizes.transformer.text_tokens
-        return TextEncoder.load(self.folder / TEXT_FOLDER, tokens, device=device)
+    def text_encoder(self, device: torch.device) -> TextEncoder | Unread:
+        sizes = self.sizes.transformer
+        if self.sizes.is_small:
+            return Unread(sizes.text_tokens, sizes.text_width)
+        return TextEncoder.load(self.folder / TEXT_FOLDER, sizes.text_tokens, device=device)
 
-    def speech_encoder(self, device: torch.device) -> SpeechEncoder:
+    def speech_encoder(self, device: torch.device) -> SpeechEncoder | LogMelEncoder:
+        audio = self.sizes.transformer.audio
+        if self.sizes.is_small and audio is not None:
+            return LogMelEncoder(audio.channels)
         return SpeechEncoder.load(self.folder / SPEECH_FOLDER, device)
 
     def _placed(self, network: Transformer, name: str, profile: Profile) -> Transformer:
@@ -140,6 +162,8 @@ class TalkingModel:
 
     def _filled(self, network: Network, name: str, device: torch.device) -> Network:
         load_weights(network, self.folder, name, device=device, dtype=self.machine.dtype)
+        if self.lora is not None:
+            merge(network, self.lora.of(name), self.lora.scale)
         return network.eval().requires_grad_(False)
 
 

@@ -125,13 +125,17 @@ def add_noise(clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     return alpha * clean + sigma * noise
 
 
-def velocity_loss(velocity: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+def velocity_loss(
+    velocity: Tensor, clean: Tensor, noise: Tensor, timesteps: Tensor, weight: Tensor | None = None
+) -> Tensor:
     """Mean squared error of a predicted velocity (B, ...), of each sample: (B,), in float32.
 
     The same as the error of the clean estimate weighted by 1 / (1 - alpha^2), which the official code writes.
+    `weight`: of every squared error, of a shape that spreads to the velocity's; None is 1 everywhere, as published.
     """
     alpha, sigma = _levels(timesteps, clean)
-    return (velocity.float() - (alpha * noise - sigma * clean)).square().flatten(1).mean(dim=1)
+    errors = (velocity.float() - (alpha * noise - sigma * clean)).square()
+    return (errors if weight is None else weight * errors).flatten(1).mean(dim=1)
 
 
 def _levels(timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from omokage.errors import InputError, InternalError
 from omokage.talking.attention import Rotaries, rotaries
-from omokage.talking.blocks import NORM_EPS, Block, BlockSignals, Tokens
+from omokage.talking.blocks import NORM_EPS, Block, Tokens
 from omokage.talking.caches import ConditionCache, Conditions, Modulation, Source
 from omokage.talking.config import TransformerConfig
 from omokage.talking.projections import AudioProjection, FaceProjection, TimestepModulation
@@ -126,7 +126,7 @@ class Transformer(nn.Module):
         modulation = self.modulation(latents.new_zeros(1)).blocks
         exported = []
         for index, block in enumerate(self._layers):
-            exported.append(block.attention_input(tokens, BlockSignals.of(modulation[index])).video)
+            exported.append(block.export(tokens, modulation[index]))
             if index + 1 < len(self.blocks):
                 tokens = block(tokens, modulation[index], turns)
         return tuple(exported)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from omokage.config import Config
 from omokage.errors import InputError, MissingDependencyError
 from omokage.talking.checkpoint import KeyMap
 from omokage.talking.config import FRAMES_PER_LATENT
+from omokage.talking.small_vae import SmallDecoder, SmallEncoder
 
 NORM_EPS = 1e-6
 VAE_PREFIX = "first_stage_model."
@@ -38,6 +40,8 @@ class VaeConfig(Config):
     latent_channels: of the latent video.  norm_groups: of every group norm.
     stem: side of the pixel squares that become channels before the first convolution; 1 is the released network.
     scale: what latents are multiplied by, so that they have about unit deviation.
+    is_small: encoder and decoder are those of `small_vae` instead of the released ones.
+    grid: rows and columns of the latents that small networks are for, see `SmallDecoder`; None for any.
     """
 
     widths: tuple[int, ...]
@@ -46,11 +50,20 @@ class VaeConfig(Config):
     norm_groups: int
     stem: int
     scale: float
+    is_small: bool = False
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if len(self.widths) < 3:
             raise InputError(
                 f"the video autoencoder halves time twice and so needs at least 3 widths, got {len(self.widths)}"
+            )
+        if self.is_small and any(
+            4 * width % wider or wider % width for width, wider in pairwise(self.widths)
+        ):
+            raise InputError(
+                "between two levels of the small video autoencoder the width must grow 1, 2 or 4 times, got "
+                f"{self.widths}"
             )
         if any(width % self.norm_groups for width in self.widths):
             raise InputError(
@@ -68,6 +81,23 @@ def official_vae() -> VaeConfig:
     """The released network: 215.6 million parameters."""
     return VaeConfig(
         widths=(128, 256, 256, 512), blocks=3, latent_channels=16, norm_groups=32, stem=1, scale=0.7
+    )
+
+
+def small_vae() -> VaeConfig:
+    """Learns one person at 96 x 96 pixels from scratch: 6 x 6 cells of 32 channels, 5 million parameters.
+
+    Its scale is measured when it has learned.
+    """
+    return VaeConfig(
+        widths=(48, 96, 192),
+        blocks=1,
+        latent_channels=32,
+        norm_groups=1,
+        stem=4,
+        scale=1.0,
+        is_small=True,
+        grid=(6, 6),
     )
 
 
@@ -127,12 +157,19 @@ def chunk_lengths(count: int) -> tuple[int, ...]:
 
 
 class CausalVae(nn.Module):
-    """Video <-> scaled latents. Raises MissingDependencyError when `diffusers` is not installed."""
+    """Video <-> scaled latents. Raises MissingDependencyError when `diffusers`, which has the released networks, is not
+    installed."""
 
     def __init__(self, config: VaeConfig) -> None:
         super().__init__()
         self.config = config
         colors = 3 * config.stem**2
+        self.encoder: nn.Module
+        self.decoder: nn.Module
+        if config.is_small:
+            sizes = (colors, config.widths, config.blocks, config.latent_channels, config.grid)
+            self.encoder, self.decoder = SmallEncoder(*sizes), SmallDecoder(*sizes)
+            return
         network = _autoencoder_class()(
             in_channels=colors,
             out_channels=colors,
@@ -146,8 +183,7 @@ class CausalVae(nn.Module):
             temporal_compression_ratio=float(FRAMES_PER_LATENT),
         )
         # Its own encode() and decode() cut clips in another way than the released pipeline does.
-        self.encoder: nn.Module = network.encoder
-        self.decoder: nn.Module = network.decoder
+        self.encoder, self.decoder = network.encoder, network.decoder
 
     def posterior(self, video: Tensor) -> Posterior:
         """Encode (B, T, 3, H, W) in [-1, 1] in one pass; t is `latent_frames(T)`, unscaled.

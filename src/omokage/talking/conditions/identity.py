@@ -55,6 +55,25 @@ class ZeroIdentity:
         return torch.zeros(1, self._width)
 
 
+class ThumbnailIdentity:
+    """The aligned face at 6 x 6 pixels, as 108 numbers in [-1, 1].
+
+    A stand-in for a trained embedding, for networks that learn one person from scratch: it says how this face is lit
+    and colored, and does not tell persons apart.
+    """
+
+    is_blind = False
+    side = 6
+
+    def embed(self, picture: Image, landmarks: NDArray[np.floating] | None) -> Tensor:
+        if landmarks is None:
+            return torch.zeros(1, 3 * self.side**2)
+        grid = cv2.resize(
+            aligned_crop(picture, landmarks), (self.side, self.side), interpolation=cv2.INTER_AREA
+        )
+        return torch.from_numpy(grid.astype(np.float32).ravel() / 127.5 - 1)[None]
+
+
 class OnnxIdentity:
     """An ArcFace network in ONNX format that takes RGB crops (1, 3, 112, 112) in [-1, 1].
 

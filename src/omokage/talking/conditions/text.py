@@ -15,6 +15,17 @@ from omokage.errors import InputError, MissingDependencyError
 Tokenizer = Callable[[str, int], Sequence[int]]
 
 
+class Unread:
+    """In the place of an encoder, for networks that read no prompt: zeros, and so what their text tokens learned."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        self._shape = (1, tokens, width)
+
+    def encode(self, prompt: str) -> Tensor:
+        """Zeros (1, tokens, width), whatever the prompt."""
+        return torch.zeros(self._shape)
+
+
 class TextEncoder:
     """A prompt to the embeddings of exactly `tokens` tokens; longer prompts lose their end.
 
