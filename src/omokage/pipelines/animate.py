@@ -113,7 +113,9 @@ def animate(
     config = config or AnimateConfig()
     portrait, speech, output = Path(portrait), Path(speech), Path(output)
     check_writable(output, CLIP_SUFFIXES, inputs=[portrait, speech])
-    model = TalkingModel.open(config.weights or installed("hallo3"), Machine.choose(config.device), config.lora)
+    model = TalkingModel.open(
+        config.weights or installed("hallo3"), Machine.choose(config.device), config.lora
+    )
     face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
     check_label(config.label, face.shown_width(model.height, model.width), model.height)
     track, face_file = read_speech(speech, separator), face_file_of(config)
