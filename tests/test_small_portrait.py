@@ -120,7 +120,7 @@ def test_the_scale_goes_in_and_out(vae: CausalVae) -> None:
     torch.testing.assert_close(decoded(vae, vae.encode(video)), decoded(plain, plain.encode(video)))
 
 
-@pytest.mark.parametrize("frames", [1, 5, 17])
+@pytest.mark.parametrize("frames", [1, 9, 17])
 def test_what_is_stacked_is_unstacked(frames: int) -> None:
     cells = torch.randn(1, 3, frames, 4, 8, generator=torch.Generator().manual_seed(0))
     joined = stacked(cells, 4)
@@ -134,7 +134,8 @@ def test_what_is_stacked_is_unstacked(frames: int) -> None:
 
 
 def test_training_begins_with_principal_components() -> None:
-    """A clip that sways between few pictures is given back before anything is learned, the first frame as well."""
+    """A clip that sways between few pictures is given back before anything is learned; a first frame
+    stands still in its latent frame, and these pictures never do."""
     random = np.random.default_rng(0)
     pictures, shares = random.normal(0, 12, (3, 32, 32, 3)), np.sin(np.arange(40)[:, None] * [0.3, 0.7, 1.1])
     frames = np.clip(128 + np.tensordot(shares, pictures, axes=1), 0, 255).astype(np.uint8)

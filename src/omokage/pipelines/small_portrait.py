@@ -6,11 +6,13 @@ about other people: a single-subject toy. MAIN: `train_small_portrait`.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from omokage.config import Config, ProgressCallback, ignore_progress
 from omokage.errors import InputError
@@ -147,7 +149,7 @@ def train_small_portrait(
             samples,
             config.stage,
             checkpoint=checkpoint / "denoiser",
-            run_key=key,
+            run_key=f"{key} {digest_of(vae)}",
             on_progress=on_progress,
         )
         timing["denoiser"] = result.seconds
@@ -198,6 +200,14 @@ def learn_autoencoder(
     vae = CausalVae(replace(config.sizes.vae, scale=scale))
     vae.load_state_dict(learning.state_dict())
     return vae.eval().requires_grad_(False), seconds
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of all weights: latents of another autoencoder mean something else."""
+    found = hashlib.sha256()
+    for value in network.state_dict().values():
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def untrained_couple(config: SmallPortraitConfig) -> Couple:

@@ -71,7 +71,7 @@ class SmallBlock(nn.Module):
         self.first_norm, self.second_norm = CellNorm(width), CellNorm(width)
         self.first = CausalConvolution(width, width)
         self.second = FrameConvolution(width, width)
-        nn.init.zeros_(self.second.conv.weight)  # at first nothing is added
+        _silence(self.second.conv)
 
     def forward(self, features: Tensor, past: Tensor | None) -> tuple[Tensor, Tensor]:
         inner, tail = self.first(F.silu(self.first_norm(features)), past)
@@ -106,8 +106,7 @@ class SmallEncoder(nn.Module):
         )
         self.norm = CellNorm(widths[-1])
         self.outlet = nn.Conv3d(widths[-1], 2 * latent_channels, kernel_size=1)
-        nn.init.zeros_(self.outlet.weight)
-        nn.init.zeros_(self.outlet.bias)  # type: ignore[arg-type]
+        _silence(self.outlet)
         # Noise as large as the latents would teach nothing at first.
         nn.init.constant_(self.outlet.bias[latent_channels:], FIRST_LOGVAR)  # type: ignore[index]
 
@@ -160,7 +159,7 @@ class SmallDecoder(nn.Module):
         )
         self.norm = CellNorm(widths[0])
         self.outlet = FrameConvolution(widths[0], channels)
-        nn.init.zeros_(self.outlet.conv.weight)
+        _silence(self.outlet.conv)
 
     def forward(self, values: Tensor, conv_cache: Tails | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """A chunk (B, latent channels, t, h', w') and what the one before left -> cells, and what the next needs."""
@@ -217,6 +216,13 @@ def unstacked(features: Tensor, scale: int) -> Tensor:
         pairs = torch.stack([first[:, :, single:], second[:, :, single:]], dim=3).flatten(2, 3)
         features = torch.cat([alone, pairs], dim=2)
     return _finer(features, scale)
+
+
+def _silence(layer: nn.Conv2d | nn.Conv3d) -> None:
+    """Let a layer add nothing before it has learned."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
 
 
 def _picture(channels: int, grid: tuple[int, int] | None, scale: int) -> nn.Parameter:
