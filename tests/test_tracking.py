@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 
@@ -304,11 +303,7 @@ def test_a_lost_face_is_found_again_elsewhere(performance: Performance) -> None:
     first = backend.detect(performance.frames[0].image)[0]
     moved = Landmarks(first.points + np.array([60, 30, 0], dtype=np.float32))
     zones = ZonePlaces.unknown()
-    following: Future[ZonePlaces] = Future()
-    following.set_result(zones)
-    states = [
-        estimator.step(Observation(i, i / 25, face, following)) for i, face in enumerate((first, moved))
-    ]
+    states = [estimator.step(Observation(i, i / 25, face, zones)) for i, face in enumerate((first, moved))]
     assert min(state.confidence for state in states) > 0.5
 
 

@@ -65,20 +65,23 @@ class FaceState:
 class Observation:
     """What one frame shows before any model: `face` None when nobody is seen.
 
-    following: gives `zones` when they are found.  crop: the picture of the face; without it the state comes from the
-    landmarks alone.
+    following: `zones`, or what gives them when they are found.  crop: without it the state comes from landmarks alone.
     """
 
     frame_index: int
     time_s: float
     face: Landmarks | None
-    following: Future[ZonePlaces]
+    following: ZonePlaces | Future[ZonePlaces]
     crop: FaceCrop | None = None
 
     @property
     def zones(self) -> ZonePlaces:
         """Where hair and shoulders are; waits for it."""
-        return self.following.result()
+        return self.following if isinstance(self.following, ZonePlaces) else self.following.result()
+
+    def settled(self) -> Observation:
+        """The same with its zones found: what gives them takes 2 kB, too much for every frame of half an hour."""
+        return replace(self, following=self.zones)
 
 
 @one_blas_thread()
@@ -139,10 +142,7 @@ def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]
 
 
 class Observer:
-    """Landmarks, and zones of hair and shoulders, of frames in order.
-
-    The zones are followed on a thread of their own: the face is fitted meanwhile.
-    """
+    """Landmarks, and zones of hair and shoulders, of frames in order; the zones on a thread of their own."""
 
     def __init__(self, backend: LandmarkBackend, matting: MatteBackend | None = None) -> None:
         self._backend = backend
@@ -353,7 +353,10 @@ def _observe_all(
     observations: list[Observation] = []
     for frame in frames:
         camera = camera or Camera.for_image(frame.image.shape[1], frame.image.shape[0])
-        observations.append(observer.step(frame))
+        observation = observer.step(frame)
+        if observations:
+            observations[-1] = observations[-1].settled()
+        observations.append(observation)
         on_progress(Progress("landmarks", len(observations), 0))
     return observations, camera
 
@@ -395,5 +398,5 @@ def _closeness(fit: FaceFit, size: float) -> float:
 
 def _turned_share(fit: FaceFit) -> float:
     """1 for a face seen from the front; falls beyond 45 degrees of yaw."""
-    yaw = abs(float(yaw_pitch_roll(fit.rotation)[0]))
-    return float(np.clip((np.radians(75) - yaw) / np.radians(30), 0.1, 1))
+    yaw = abs(np.degrees(yaw_pitch_roll(fit.rotation)[0]))
+    return float(np.clip((75 - yaw) / 30, 0.1, 1))
