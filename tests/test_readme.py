@@ -32,6 +32,7 @@ class AnyResult(SimpleNamespace):
     warnings = notes = ("yaw was limited",)
     files = (Path("report.html"),)
     path, data = Path("folder"), SimpleNamespace(records=())
+    evaluation = SimpleNamespace(to_text=lambda: "text", caution="a toy")
 
     def to_text(self) -> str:
         return "text"
@@ -47,12 +48,14 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     class AnyModule(ModuleType):
         CreateConfig = ReenactConfig = AnimateConfig = TrainConfig = staticmethod(lambda **_: None)
+        small_portrait, PORTRAIT_FILE = staticmethod(lambda *_: None), "portrait.png"
 
         def __getattr__(self, name: str) -> Any:
             return pipeline
 
     for name in (
-        "check", "create", "reenact", "evaluate", "rehearse", "bench", "demo", "weights", "animate", "train_portrait",
+        "check", "create", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo", "weights", "animate",
+        "train_portrait", "small_portrait",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
