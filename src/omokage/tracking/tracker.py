@@ -8,7 +8,6 @@ OnlineTracker   the same observation and the same fit, one frame at a time
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,23 +64,14 @@ class FaceState:
 class Observation:
     """What one frame shows before any model: `face` None when nobody is seen.
 
-    following: `zones`, or what gives them when they are found.  crop: without it the state comes from landmarks alone.
+    crop: the picture of the face; without it the state comes from the landmarks alone.
     """
 
     frame_index: int
     time_s: float
     face: Landmarks | None
-    following: ZonePlaces | Future[ZonePlaces]
+    zones: ZonePlaces
     crop: FaceCrop | None = None
-
-    @property
-    def zones(self) -> ZonePlaces:
-        """Where hair and shoulders are; waits for it."""
-        return self.following if isinstance(self.following, ZonePlaces) else self.following.result()
-
-    def settled(self) -> Observation:
-        """The same with its zones found: what gives them takes 2 kB, too much for every frame of half an hour."""
-        return replace(self, following=self.zones)
 
 
 @one_blas_thread()
@@ -142,13 +132,11 @@ def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]
 
 
 class Observer:
-    """Landmarks, and zones of hair and shoulders, of frames in order; the zones on a thread of their own."""
+    """Landmarks, and zones of hair and shoulders, of frames in order."""
 
     def __init__(self, backend: LandmarkBackend, matting: MatteBackend | None = None) -> None:
         self._backend = backend
         self._zones = ZoneTracker(matting)
-        self._worker = ThreadPoolExecutor(max_workers=1)
-        self._following: Future[ZonePlaces] | None = None
         self._has_face = False
         backend.reset()
 
@@ -161,10 +149,7 @@ class Observer:
         self._has_face = bool(faces)
         face = max(faces, key=_size) if faces else None
         crop = FaceCrop.of(frame.image, face.points) if face is not None else None
-        if self._following is not None:
-            self._following.result()  # at most one frame waits
-        self._following = self._worker.submit(self._zones.step, frame.image, face)
-        return Observation(frame.index, frame.time_s, face, self._following, crop)
+        return Observation(frame.index, frame.time_s, face, self._zones.step(frame.image, face), crop)
 
 
 class StateEstimator:
@@ -353,10 +338,7 @@ def _observe_all(
     observations: list[Observation] = []
     for frame in frames:
         camera = camera or Camera.for_image(frame.image.shape[1], frame.image.shape[0])
-        observation = observer.step(frame)
-        if observations:
-            observations[-1] = observations[-1].settled()
-        observations.append(observation)
+        observations.append(observer.step(frame))
         on_progress(Progress("landmarks", len(observations), 0))
     return observations, camera
 
