@@ -36,11 +36,10 @@ from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
 from omokage.tracking.landmarks import Landmarks, MediaPipeLandmarks
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.observation import Observation, Observer
 from omokage.tracking.smoothing import smooth_track
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import (
-    Observation,
-    Observer,
     OnlineTracker,
     StateEstimator,
     concatenate,

@@ -41,9 +41,10 @@ from omokage.tracking.face_track import FRAME_ARRAYS
 from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.observation import Observer
 from omokage.tracking.photometric import learn_skin
 from omokage.tracking.synthetic import SyntheticSubject
-from omokage.tracking.tracker import FaceState, Observer, OnlineTracker, track_clip
+from omokage.tracking.tracker import FaceState, OnlineTracker, track_clip
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
-from dataclasses import replace
+from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,12 +11,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from omokage.config import Progress
 from omokage.media.clip import Frame
 from omokage.pipelines import predict, recording
 from omokage.pipelines.predict import BYTES_PER_TRACKED_FRAME, UnitCosts, predict_create, tracking_gb
 from omokage.pipelines.recording import Recording
 from omokage.tracking.face_track import FaceTrack
+from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import Landmarks
+from omokage.tracking.observation import BLOCK_FRAMES, Observation, ObservationLog
+from omokage.tracking.photometric import FaceCrop, learn_skin
+from omokage.tracking.sway import ZONE_COUNT, ZonePlaces
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip
 
@@ -50,17 +55,36 @@ def test_tracking_takes_what_is_predicted_for_a_frame() -> None:
     person = SyntheticSubject(3)
     truth = person.performance(2.0, frame_rate=25.0, size=64)
     images = [frame.image for frame in person.render_clip(truth)]
+    landmarks = KnownLandmarks(person, truth)
+    fitter = FaceFitter(person.model, person.subject, truth.camera)
+    crops = [FaceCrop.of(*seen) for seen in zip(images, landmarks.points, strict=True)]
+    _, skin = learn_skin(fitter, np.array(landmarks.points[::4]), crops[::4], with_shape=False)
 
-    def peak(count: int) -> int:
+    def peaks(count: int) -> dict[str, int]:
+        """The most that is held in every stage."""
         frames = (Frame(i, i / 25, images[i % len(images)]) for i in range(count))
+        top, stage = dict[str, int](), ""
+
+        def note(stage: str) -> None:
+            top[stage] = max(top.get(stage, 0), tracemalloc.get_traced_memory()[1])
+            tracemalloc.reset_peak()
+
+        def watch(progress: Progress) -> None:
+            nonlocal stage
+            if progress.stage != stage:
+                note(stage)
+                stage = progress.stage
+
         tracemalloc.start()
-        track_clip(frames, subject=person.subject, backend=KnownLandmarks(person, truth))
-        top = tracemalloc.get_traced_memory()[1]
+        track_clip(frames, subject=person.subject, skin=skin, backend=landmarks, on_progress=watch)
+        note(stage)  # with all that follows the last frame
         tracemalloc.stop()
         return top
 
-    peak(20)  # what is loaded once
-    bytes_per_frame = (peak(400) - peak(200)) / 200
+    peaks(20)  # what is loaded once
+    short, long = peaks(60), peaks(160)
+    bytes_per_frame = max(long[stage] - short[stage] for stage in short) / 100
+    assert set(short) == {"", "landmarks", "identity", "fitting"}
     assert 0.5 * BYTES_PER_TRACKED_FRAME < bytes_per_frame < BYTES_PER_TRACKED_FRAME
     assert tracking_gb(HALF_AN_HOUR) < 1.5
 
@@ -93,3 +117,31 @@ def test_the_prediction_knows_the_length_of_the_clip(monkeypatch: pytest.MonkeyP
     minute, half_hour, hour = (predict_create(60.0 * m, 30, 128, 10).memory_gb for m in (1, 30, 60))
     assert minute < half_hour < 1.5 < hour
     assert hour - half_hour == pytest.approx(HALF_AN_HOUR * BYTES_PER_TRACKED_FRAME / 1e9, abs=0.01)
+
+
+def test_the_log_gives_back_what_was_seen() -> None:
+    """Over the border of a block, with frames that show nobody among them."""
+    random, log, put = np.random.default_rng(0), ObservationLog(), []
+    origin = random.random((ZONE_COUNT, 2), np.float32)
+    for index in range(BLOCK_FRAMES + 40):
+        places = ZonePlaces(
+            random.random((ZONE_COUNT, 2), np.float32), random.random(ZONE_COUNT, np.float32), origin
+        )
+        crop = FaceCrop(random.integers(0, 256, 3 + index % 5, np.uint8), 0.5 + index, random.random(2))
+        seen = Observation(
+            index + 10, index / 30, Landmarks(random.random((478, 3), np.float32)), places, crop
+        )
+        nobody = Observation(index + 10, index / 30, None, ZonePlaces.unknown())
+        put.append(nobody if index % 50 in (0, 1) else seen)
+        log.add(put[-1])
+    assert len(log) == len(put) and len(log.seen) == sum(one.face is not None for one in put)
+    points, crop = log.face(log.seen[-1])
+    assert np.array_equal(points, put[-1].face.points) and crop.jpeg.tobytes() == put[-1].crop.jpeg.tobytes()
+    for one, other in zip(put, log.drain(), strict=True):
+        assert (one.frame_index, one.time_s) == (other.frame_index, other.time_s)
+        np.testing.assert_equal(flat(one), flat(other))
+
+
+def flat(value: object) -> object:
+    """All numbers of nested records, comparable."""
+    return [flat(getattr(value, f.name)) for f in fields(value)] if is_dataclass(value) else value

@@ -19,13 +19,12 @@ from omokage.tracking.fitting import FREE, FaceFitter
 from omokage.tracking.landmarks import Landmarks, MediaPipeLandmarks, count_faces
 from omokage.tracking.matting import matte, refine_against_background
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.observation import Observation, Observer
 from omokage.tracking.photometric import FaceCrop, SkinPattern, learn_skin
 from omokage.tracking.smoothing import CHANNELS, OneEuro, smooth_signal
 from omokage.tracking.sway import ZONE_COUNT, SwayModel, ZonePlaces, ZoneTracker, similar_shoulders
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import (
-    Observation,
-    Observer,
     OnlineTracker,
     StateEstimator,
     concatenate,

@@ -21,7 +21,7 @@ from omokage.render.lookup import Texture, compose, pull_portrait
 from omokage.render.renderer import Renderer
 from omokage.tracking.detail import SKIN_COUNT, displacement, lips_share
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
-from omokage.tracking.tracker import SETTLING_RUNS
+from omokage.tracking.observation import SETTLING_RUNS
 
 GAIN = 0.5  # of the difference: more costs pixels for landmarks
 

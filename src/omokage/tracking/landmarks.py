@@ -29,6 +29,11 @@ class Landmarks:
 
     points: NDArray[np.float32]
 
+    @property
+    def size_px(self) -> float:
+        """The larger side of the face's box."""
+        return float(np.ptp(self.points[:, :2], axis=0).max())
+
 
 class LandmarkBackend(Protocol):
     """Detects faces. In a stream, pictures follow each other in time and a face may be followed between them."""

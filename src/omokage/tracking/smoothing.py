@@ -18,6 +18,7 @@ from omokage.tracking.face_track import FaceTrack
 Float = NDArray[np.float64]
 
 WINDOW_S = 0.3  # span of the zero-phase filter
+COLUMNS_AT_ONCE = 16  # half an hour of hair and shoulders would fill most of a gigabyte
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,10 @@ def smooth_track(track: FaceTrack) -> FaceTrack:
             continue
         step_s = (track.time_s[last - 1] - track.time_s[first]) / (last - 1 - first)
         for name, channel in CHANNELS.items():
-            raw = changed[name][first:last].astype(np.float64)
-            changed[name][first:last] = smooth_signal(raw, step_s, channel.fast)
+            columns = changed[name].reshape(len(track), -1)[first:last]  # a view: what is written stays
+            for start in range(0, columns.shape[1], COLUMNS_AT_ONCE):
+                some = columns[:, start : start + COLUMNS_AT_ONCE]
+                some[:] = smooth_signal(some.astype(np.float64), step_s, channel.fast)
     changed["expression"] = np.clip(changed["expression"], 0, 1)
     return replace(track, **changed)
 

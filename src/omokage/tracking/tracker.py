@@ -23,12 +23,13 @@ from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.fitting import FaceFit, FaceFitter
 from omokage.tracking.identity import key_frames, personalize, solve_identity
-from omokage.tracking.landmarks import LandmarkBackend, Landmarks, MediaPipeLandmarks
-from omokage.tracking.matting import MatteBackend, MediaPipeMatte
+from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
+from omokage.tracking.matting import MediaPipeMatte
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.observation import Observation, ObservationLog, Observer
 from omokage.tracking.photometric import STEPS, FaceCrop, SkinFitter, SkinPattern, learn_skin
 from omokage.tracking.smoothing import CHANNELS, OneEuro, smooth_track
-from omokage.tracking.sway import ZONE_COUNT, SwayModel, ZonePlaces, ZoneTracker
+from omokage.tracking.sway import ZONE_COUNT, SwayModel
 
 KEY_FRAMES = 32
 PERSONALIZE_FRAMES = 400
@@ -37,7 +38,6 @@ MIN_PERSONALIZE_FRAMES = 40
 SKIN_FRAMES = 120
 MIN_SKIN_FRAMES = 10
 CALIBRATION_FRAMES = 30
-SETTLING_RUNS = 3
 MAX_WARM_JUMP = 0.15  # of the face's size: a face that moved farther is fitted afresh
 LEAST_VISIBLE = 0.3  # of the face: with less, the skin is no guide and the landmarks decide alone
 _NOBODY = np.zeros((64, 64, 3), dtype=np.uint8)
@@ -60,20 +60,6 @@ class FaceState:
     landmarks: NDArray[np.float32]
 
 
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """What one frame shows before any model: `face` None when nobody is seen.
-
-    crop: the picture of the face; without it the state comes from the landmarks alone.
-    """
-
-    frame_index: int
-    time_s: float
-    face: Landmarks | None
-    zones: ZonePlaces
-    crop: FaceCrop | None = None
-
-
 @one_blas_thread()
 def track_clip(
     frames: Iterable[Frame],
@@ -91,7 +77,7 @@ def track_clip(
     Raises NoFaceError when no frame shows a face.
     """
     observations, camera = _observe_all(frames, backend or MediaPipeLandmarks(), on_progress)
-    seen = [(o.face.points, o.crop) for o in observations if o.face is not None and o.crop is not None]
+    seen = observations.seen
     if camera is None or not seen:
         raise NoFaceError(
             f"No face was found in any of the {len(observations)} frames; record one person, the face toward the "
@@ -101,24 +87,24 @@ def track_clip(
     on_progress(Progress("identity", 0, 2))
     if subject is None:
         # Two thousand frames say who it is; more would only cost memory.
-        subject = identify(model, camera, np.array([p for p, _ in seen[:: -(-len(seen) // IDENTITY_FRAMES)]]))
+        some = seen[:: -(-len(seen) // IDENTITY_FRAMES)]
+        subject = identify(model, camera, np.array([observations.face(place)[0] for place in some]))
     on_progress(Progress("identity", 1, 2))
     if skin is None and len(seen) >= MIN_SKIN_FRAMES:
         rows = np.unique(np.linspace(0, len(seen) - 1, SKIN_FRAMES).astype(int))
-        points, crops = np.array([seen[row][0] for row in rows]), [seen[row][1] for row in rows]
+        faces = [observations.face(seen[row]) for row in rows]
         with_shape = not is_known and len(seen) >= MIN_PERSONALIZE_FRAMES
         fitter = FaceFitter(model, subject, camera)
+        points, crops = np.array([points for points, _ in faces]), [crop for _, crop in faces]
         subject, skin = learn_skin(fitter, points, crops, with_shape=with_shape)
     on_progress(Progress("identity", 2, 2))
     estimator, total = StateEstimator(model, subject, camera, skin), len(observations)
     states: list[FaceState] = []
-    # In half an hour the pictures of the face are half a gigabyte: each one goes as soon as it was used.
-    del seen
-    observations.reverse()
-    while observations:
-        states.append(estimator.step(observations.pop()))
+    for observation in observations.drain():
+        states.append(estimator.step(observation))
         on_progress(Progress("fitting", len(states), total))
     track = concatenate(_held_backwards(states), camera, subject)
+    del states
     return smooth_track(track) if smooth else track
 
 
@@ -129,27 +115,6 @@ def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]
         return subject
     rows = np.unique(np.linspace(0, len(points) - 1, PERSONALIZE_FRAMES).astype(int))
     return personalize(model, camera, subject, points[rows])
-
-
-class Observer:
-    """Landmarks, and zones of hair and shoulders, of frames in order."""
-
-    def __init__(self, backend: LandmarkBackend, matting: MatteBackend | None = None) -> None:
-        self._backend = backend
-        self._zones = ZoneTracker(matting)
-        self._has_face = False
-        backend.reset()
-
-    def step(self, frame: Frame) -> Observation:
-        faces = self._backend.detect(frame.image)
-        if faces and not self._has_face:
-            # The network centers on where the face was: let it settle on a new one before trusting it.
-            for _ in range(SETTLING_RUNS):
-                faces = self._backend.detect(frame.image) or faces
-        self._has_face = bool(faces)
-        face = max(faces, key=_size) if faces else None
-        crop = FaceCrop.of(frame.image, face.points) if face is not None else None
-        return Observation(frame.index, frame.time_s, face, self._zones.step(frame.image, face), crop)
 
 
 class StateEstimator:
@@ -189,7 +154,7 @@ class StateEstimator:
                 is_tracked=False,
                 confidence=0.0,
             )
-        points, size = observation.face.points, _size(observation.face)
+        points, size = observation.face.points, observation.face.size_px
         start = self._warm_start(points, size)
         fit = self._fitter.fit(points, start)
         if fit.residual_px > _BAD_FIT * size and self._last is not None:
@@ -333,12 +298,12 @@ def concatenate(states: Sequence[FaceState], camera: Camera, subject: Subject) -
 
 def _observe_all(
     frames: Iterable[Frame], backend: LandmarkBackend, on_progress: ProgressCallback
-) -> tuple[list[Observation], Camera | None]:
+) -> tuple[ObservationLog, Camera | None]:
     observer, camera = Observer(backend), None
-    observations: list[Observation] = []
+    observations = ObservationLog()
     for frame in frames:
         camera = camera or Camera.for_image(frame.image.shape[1], frame.image.shape[0])
-        observations.append(observer.step(frame))
+        observations.add(observer.step(frame))
         on_progress(Progress("landmarks", len(observations), 0))
     return observations, camera
 
@@ -355,11 +320,6 @@ def _held_backwards(states: list[FaceState]) -> list[FaceState]:
             confidence=0.0,
         )
     return states
-
-
-def _size(face: Landmarks) -> float:
-    """The larger side of the face's box, in pixels."""
-    return float((face.points[:, :2].max(axis=0) - face.points[:, :2].min(axis=0)).max())
 
 
 def _carried(fit: FaceFit, last: FaceFit, refined: FaceFit) -> FaceFit:
