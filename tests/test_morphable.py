@@ -6,7 +6,9 @@ from functools import cache
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
+from omokage.geometry.camera import rotation_matrix, turned_further
 from omokage.geometry.mesh import boundary_loops, edges, vertex_normals
 from omokage.geometry.rasterize import rasterize
 from omokage.tracking import face_regions as region
@@ -145,3 +147,17 @@ def test_the_open_mouth_is_filled() -> None:
     inside = (np.abs(x) < 0.5 * high[0]) & (y > low[1]) & (y < high[1])
     assert inside.sum() > 500
     assert (seen[inside] >= 0).all()
+
+
+def test_one_turn_is_like_many() -> None:
+    """The quick way for a single turn against the plain one, and turns after one another against SciPy."""
+    rng = np.random.default_rng(0)
+    turns = np.concatenate(
+        [rng.normal(0, 1, (20, 3)), np.zeros((1, 3)), [[1e-10, 0, 0], [0, np.pi - 1e-6, 0]]]
+    )
+    assert np.abs(rotation_matrix(turns) - [rotation_matrix(turn) for turn in turns]).max() < 1e-12
+    before = rng.normal(0, 1, turns.shape)
+    both = np.array([turned_further(turn, first) for turn, first in zip(turns, before, strict=True)])
+    expected = Rotation.from_rotvec(turns) * Rotation.from_rotvec(before)
+    assert (Rotation.from_rotvec(both).inv() * expected).magnitude().max() < 1e-12
+    assert (np.linalg.norm(both, axis=1) <= np.pi + 1e-12).all()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
@@ -42,6 +43,8 @@ class Camera:
 def rotation_matrix(axis_angle: Float) -> Float:
     """Axis-angle (..., 3) in radians -> rotation matrices (..., 3, 3) (Rodrigues)."""
     axis_angle = np.asarray(axis_angle, dtype=np.float64)
+    if axis_angle.ndim == 1:
+        return np.asarray(_turn_matrix(axis_angle))
     angle = np.linalg.norm(axis_angle, axis=-1)[..., None, None]
     x, y, z = np.moveaxis(axis_angle, -1, 0)
     zero = np.zeros_like(x)
@@ -74,3 +77,35 @@ def yaw_pitch_roll(rotation: Float) -> Float:
     pitch = np.arcsin(np.clip(-forward[..., 1], -1, 1))
     roll = np.arctan2(right[..., 1], np.hypot(right[..., 0], right[..., 2]))
     return np.stack([yaw, pitch, roll], axis=-1)
+
+
+@njit(cache=True, nogil=True)
+def _turn_matrix(turn):  # type: ignore[no-untyped-def]
+    """Of one axis-angle (3,), as tracking needs dozens for a picture."""
+    angle = np.sqrt(turn[0] ** 2 + turn[1] ** 2 + turn[2] ** 2)
+    first = np.sin(angle) / angle if angle > 1e-8 else 1.0
+    second = (1 - np.cos(angle)) / angle**2 if angle > 1e-8 else 0.5
+    x, y, z = turn
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + first * cross + second * (cross @ cross)
+
+
+@njit(cache=True, nogil=True)
+def turned_further(turn, rotation):  # type: ignore[no-untyped-def]
+    """The axis-angle (3,) of `rotation` (3,) followed by `turn` (3,), by their quaternions."""
+    first, second = _quaternion(turn), _quaternion(rotation)
+    real = first[0] * second[0] - first[1:] @ second[1:]
+    rest = first[0] * second[1:] + second[0] * first[1:] + np.cross(first[1:], second[1:])
+    if real < 0.0:
+        real, rest = -real, -rest
+    sine = np.sqrt(rest @ rest)
+    return rest * (2 * np.arctan2(sine, real) / sine if sine > 1e-12 else 2.0)
+
+
+@njit(cache=True, nogil=True)
+def _quaternion(turn):  # type: ignore[no-untyped-def]
+    half = 0.5 * np.sqrt(turn @ turn)
+    result = np.empty(4)
+    result[0] = np.cos(half)
+    result[1:] = turn * (0.5 * (np.sin(half) / half if half > 1e-9 else 1.0))
+    return result

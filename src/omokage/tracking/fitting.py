@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from omokage.geometry.camera import Camera, axis_angle
+from omokage.geometry.camera import Camera, axis_angle, rotation_matrix, turned_further
 from omokage.geometry.mesh import vertex_normals
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, Subject
@@ -31,6 +31,15 @@ FREE = np.array([i for i, name in enumerate(BLENDSHAPES) if i not in EYE_LOOK an
 BLINK = tuple(
     BLENDSHAPES.index(name) for name in ("eyeBlinkRight", "eyeBlinkLeft")
 )  # picture's left eye first
+
+# For the picture's left eye, then the right: looking out, in, up, down, and the sign of yaw or pitch that this is.
+_EYE_LOOK_ROWS = np.array(
+    [
+        [BLENDSHAPES.index(f"eyeLook{name}{side}") for name in ("Out", "In", "Up", "Down")]
+        for side in ("Right", "Left")
+    ]
+)
+_EYE_LOOK_SIGNS = np.array([[-1.0, 1.0, 1.0, -1.0], [1.0, -1.0, 1.0, -1.0]])
 
 # Cost of weight 1, in landmarks at the expected error: high for what pictures hardly show, and for expressions that
 # others can imitate.
@@ -67,11 +76,11 @@ class FaceFitter:
         skin = slice(0, region.SKIN_COUNT)
         self.neutral = subject.neutral[skin].astype(np.float64)
         fields = subject.blendshapes[:, skin].astype(np.float64)
-        self._fixed_fields = fields[list(EYE_LOOK)]
         self.free_fields = np.ascontiguousarray(fields[FREE].transpose(1, 0, 2))
-        self._flat_fields = fields[FREE].reshape(len(FREE), -1)
+        self._flat_fields = fields.reshape(len(fields), -1)
         self.normals = vertex_normals(subject.neutral, model.triangles[: model.skin_triangle_count])[skin]
         self._weights = landmark_weights(model)
+        self._ahead = subject.neutral[list(region.IRIS_CENTERS)].astype(np.float64)
         self._cost = np.array([_COST.get(BLENDSHAPES[i], _DEFAULT_COST) for i in FREE])
 
     def fit(self, points: NDArray[np.floating], start: FaceFit | None = None) -> FaceFit:
@@ -131,15 +140,15 @@ class FaceFitter:
         self, observed: NDArray[np.floating], state: FaceFit, fields: Float | None = None
     ) -> tuple[Float32, Float32]:
         """Derivatives (936, M + 6) of the weighted errors of x and y of each landmark, and the errors (936,)."""
-        matrix = turn_matrix(state.rotation)
-        facing = np.clip(-(self.normals @ matrix.T)[:, 2] / 0.3, 0.08, 1.0)
+        matrix = rotation_matrix(state.rotation)
         jacobian, error = _landmark_errors(
             self.free_fields if fields is None else fields,
             self.posed_skin(state.expression) @ matrix.T,
             matrix,
             state.translation,
             np.asarray(observed[: region.SKIN_COUNT], dtype=np.float64),
-            np.sqrt(self._weights * facing) / NOISE_CM,
+            self._weights,
+            self.normals,
             np.array([self.camera.focal_px, self.camera.width / 2, self.camera.height / 2]),
         )
         return jacobian, error
@@ -156,19 +165,12 @@ class FaceFitter:
 
     def posed_skin(self, expression: Float) -> Float:
         """Skin (468, 3) in head space."""
-        moved = expression[FREE] @ self._flat_fields
-        moved = moved.reshape(region.SKIN_COUNT, 3)
-        look = expression[list(EYE_LOOK)]
-        if look.any():
-            moved = moved + np.tensordot(look, self._fixed_fields, 1)
-        return np.asarray(self.neutral + moved)
+        return np.asarray(self.neutral + (expression @ self._flat_fields).reshape(region.SKIN_COUNT, 3))
 
     def advance(self, state: FaceFit, hessian: Float, gradient: Float) -> FaceFit:
         """One Gauss-Newton step on a joint quadratic: expressions stay in [0, 1]."""
-        hessian, gradient, turn, follow = _without_pose(*self.with_cost(state, hessian, gradient))
         weights = state.expression[FREE]
-        change = _descend(hessian, gradient, weights)
-        turn = turn - follow @ change
+        change, turn = _step(*self.with_cost(state, hessian, gradient), weights)
         expression = state.expression.copy()
         expression[FREE] = weights + change
         rotation = turned_further(turn[:3], state.rotation)
@@ -181,41 +183,23 @@ class FaceFitter:
 
         lids: the state that says which eyes are closed; by default `state`.
         """
-        matrix = turn_matrix(state.rotation)
-        gaze = state.gaze.copy()
-        for eye, first in enumerate(region.IRIS_CENTERS):
-            if (lids or state).expression[BLINK[eye]] > 0.65:
-                continue  # the iris of a closed eye is a guess: keep looking where it looked
-            ahead = self.subject.neutral[first].astype(np.float64)
-            center = ahead + np.array([0, 0, EYE_RADIUS_CM])
-            pixel = observed[first : first + 5, :2].mean(axis=0)
-            direction = np.append(
-                (pixel - [self.camera.width / 2, self.camera.height / 2]) / self.camera.focal_px, 1
-            )
-            ray = matrix.T @ direction
-            origin = -matrix.T @ state.translation - center  # the camera, seen from the eyeball
-            along = origin @ ray
-            discriminant = along**2 - (ray @ ray) * (origin @ origin - EYE_RADIUS_CM**2)
-            distance = (-along - np.sqrt(max(discriminant, 0.0))) / (ray @ ray)
-            x, y, z = origin + distance * ray
-            gaze[eye] = np.arctan2(x, -z), np.arctan2(-y, np.hypot(x, z))
-        gaze = np.clip(gaze, -MAX_GAZE_RAD, MAX_GAZE_RAD)
+        gaze = _gaze(
+            observed,
+            rotation_matrix(state.rotation),
+            state.translation,
+            state.gaze,
+            (lids or state).expression[list(BLINK)],
+            self._ahead,
+            np.array([self.camera.focal_px, self.camera.width / 2, self.camera.height / 2]),
+        )
         return replace(state, gaze=gaze, expression=with_eye_look(state.expression, gaze))
 
 
 def with_eye_look(expression: Float, gaze: Float) -> Float:
     """The expression with its eight eyeLook weights set from gaze (2, 2)."""
     result = np.array(expression, dtype=np.float64)
-    share = np.clip(np.asarray(gaze) / MAX_GAZE_RAD, -1, 1)
-    for side, eye, outwards in (("Right", 0, -1.0), ("Left", 1, 1.0)):
-        yaw, pitch = share[eye]
-        for name, value in (
-            ("Out", outwards * yaw),
-            ("In", -outwards * yaw),
-            ("Up", pitch),
-            ("Down", -pitch),
-        ):
-            result[BLENDSHAPES.index(f"eyeLook{name}{side}")] = max(value, 0.0)
+    share = np.clip(np.asarray(gaze, dtype=np.float64) / MAX_GAZE_RAD, -1, 1)
+    result[_EYE_LOOK_ROWS] = np.maximum(_EYE_LOOK_SIGNS * share[:, [0, 0, 1, 1]], 0)
     return result
 
 
@@ -239,18 +223,31 @@ def quadratic(jacobian: Float32, error: Float32) -> tuple[Float, Float]:
     return (jacobian.T @ jacobian).astype(np.float64), (jacobian.T @ error).astype(np.float64)
 
 
-def _without_pose(hessian: Float, gradient: Float) -> tuple[Float, Float, Float, Float]:
+@njit(cache=True, nogil=True)
+def _without_pose(hessian, gradient):  # type: ignore[no-untyped-def]
     """A joint quadratic (M + 6) -> hessian (M, M), gradient (M,), and pose as `turn - follow @ change of weights`."""
     count = len(gradient) - 6
     pose = hessian[count:, count:] + 1e-6 * np.eye(6)
-    shared = np.linalg.solve(pose, np.column_stack([hessian[count:, :count], gradient[count:]]))
-    follow, turn = np.asarray(shared[:, :-1]), np.asarray(shared[:, -1])
-    across = hessian[:count, count:]
+    known = np.empty((6, count + 1))
+    known[:, :count], known[:, count] = hessian[count:, :count], gradient[count:]
+    shared = np.linalg.solve(pose, known)
+    follow, turn = np.ascontiguousarray(shared[:, :count]), np.ascontiguousarray(shared[:, count])
+    across = np.ascontiguousarray(hessian[:count, count:])
     return hessian[:count, :count] - across @ follow, gradient[:count] - across @ turn, turn, follow
 
 
 @njit(cache=True, nogil=True)
-def _landmark_errors(fields, turned, matrix, translation, observed, weights, camera):  # type: ignore[no-untyped-def]
+def _step(hessian, gradient, weights):  # type: ignore[no-untyped-def]
+    """Change (M,) of expressions that stay in [0, 1], and of the pose (6,), at the least of a joint quadratic."""
+    inner, slope, turn, follow = _without_pose(hessian, gradient)
+    change = _descend(inner, slope, weights)
+    return change, turn - follow @ change
+
+
+@njit(cache=True, nogil=True)
+def _landmark_errors(  # type: ignore[no-untyped-def]
+    fields, turned, matrix, translation, observed, weights, normals, camera
+):
     """Weighted errors (2 N,) of x and y in cm on the face, and their derivatives (2 N, M + 6); pose comes last."""
     count, shapes = fields.shape[0], fields.shape[1]
     rows = np.zeros((2 * count, shapes + 6), dtype=np.float32)
@@ -259,7 +256,9 @@ def _landmark_errors(fields, turned, matrix, translation, observed, weights, cam
         x, y, h = turned[v, 0], turned[v, 1], turned[v, 2]
         z = h + translation[2]
         ray_x, ray_y = (x + translation[0]) / z, (y + translation[1]) / z
-        flat = weights[v] * translation[2] / z
+        ahead = normals[v, 0] * matrix[2, 0] + normals[v, 1] * matrix[2, 1] + normals[v, 2] * matrix[2, 2]
+        weight = np.sqrt(weights[v] * min(max(-ahead / 0.3, 0.08), 1.0)) / NOISE_CM
+        flat = weight * translation[2] / z
         for axis in range(2):
             row, ray = rows[2 * v + axis], (ray_x, ray_y)[axis]
             a = flat * (matrix[axis, 0] - ray * matrix[2, 0])
@@ -269,45 +268,13 @@ def _landmark_errors(fields, turned, matrix, translation, observed, weights, cam
                 row[k] = a * fields[v, k, 0] + b * fields[v, k, 1] + c * fields[v, k, 2]
             row[shapes + 3 + axis], row[shapes + 5] = flat, -flat * ray
             error = (observed[v, axis] - camera[1 + axis]) / camera[0] - ray
-            errors[2 * v + axis] = weights[v] * error * translation[2]
+            errors[2 * v + axis] = weight * error * translation[2]
         # The point turned a little about x, y and z moves by the axes' cross products with it.
         first, second = rows[2 * v], rows[2 * v + 1]
         first[shapes], second[shapes] = -flat * ray_x * y, -flat * (h + ray_y * y)
         first[shapes + 1], second[shapes + 1] = flat * (h + ray_x * x), flat * ray_y * x
         first[shapes + 2], second[shapes + 2] = -flat * y, flat * x
     return rows, errors
-
-
-@njit(cache=True, nogil=True)
-def turn_matrix(turn):  # type: ignore[no-untyped-def]
-    """`rotation_matrix` of one axis-angle (3,), quickly."""
-    angle = np.sqrt(turn[0] ** 2 + turn[1] ** 2 + turn[2] ** 2)
-    first = np.sin(angle) / angle if angle > 1e-8 else 1.0
-    second = (1 - np.cos(angle)) / angle**2 if angle > 1e-8 else 0.5
-    x, y, z = turn
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
-    return np.eye(3) + first * cross + second * (cross @ cross)
-
-
-@njit(cache=True, nogil=True)
-def turned_further(turn, rotation):  # type: ignore[no-untyped-def]
-    """The axis-angle (3,) of `rotation` (3,) followed by `turn` (3,), by their quaternions."""
-    first, second = _quaternion(turn), _quaternion(rotation)
-    real = first[0] * second[0] - first[1:] @ second[1:]
-    rest = first[0] * second[1:] + second[0] * first[1:] + np.cross(first[1:], second[1:])
-    if real < 0.0:
-        real, rest = -real, -rest
-    sine = np.sqrt(rest @ rest)
-    return rest * (2 * np.arctan2(sine, real) / sine if sine > 1e-12 else 2.0)
-
-
-@njit(cache=True, nogil=True)
-def _quaternion(turn):  # type: ignore[no-untyped-def]
-    half = 0.5 * np.sqrt(turn @ turn)
-    result = np.empty(4)
-    result[0] = np.cos(half)
-    result[1:] = turn * (0.5 * (np.sin(half) / half if half > 1e-9 else 1.0))
-    return result
 
 
 @njit(cache=True, nogil=True)
@@ -329,3 +296,27 @@ def _descend(hessian, gradient, weights):  # type: ignore[no-untyped-def]
         if largest < 1e-4:
             break
     return change
+
+
+@njit(cache=True, nogil=True)
+def _gaze(observed, matrix, translation, before, blinks, ahead, camera):  # type: ignore[no-untyped-def]
+    """Yaw and pitch (2, 2) of the eyes whose irises are seen at landmarks (478, 3); `ahead` (2, 3), irises at rest."""
+    gaze = before.copy()
+    for eye, first in enumerate(region.IRIS_CENTERS):
+        if blinks[eye] > 0.65:
+            continue  # the iris of a closed eye is a guess: keep looking where it looked
+        pixel = np.zeros(2)
+        for row in range(first, first + 5):
+            pixel += observed[row, :2] / 5
+        seen = np.array([(pixel[0] - camera[1]) / camera[0], (pixel[1] - camera[2]) / camera[0], 1.0])
+        ray = matrix.T @ seen
+        # The camera, seen from the eyeball.
+        origin = -(matrix.T @ translation) - ahead[eye]
+        origin[2] -= EYE_RADIUS_CM
+        along, length = origin @ ray, ray @ ray
+        discriminant = along**2 - length * (origin @ origin - EYE_RADIUS_CM**2)
+        distance = (-along - np.sqrt(max(discriminant, 0.0))) / length
+        x, y, z = origin + distance * ray
+        gaze[eye, 0] = np.arctan2(x, -z)
+        gaze[eye, 1] = np.arctan2(-y, np.hypot(x, z))
+    return np.minimum(np.maximum(gaze, -MAX_GAZE_RAD), MAX_GAZE_RAD)

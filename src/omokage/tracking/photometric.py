@@ -20,10 +20,11 @@ from numba import njit
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from omokage.geometry.camera import rotation_matrix
 from omokage.media.clip import Image
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import Subject
-from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, quadratic, turn_matrix
+from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, quadratic
 from omokage.tracking.morphable import MorphableModel
 
 Float = NDArray[np.float64]
@@ -215,7 +216,7 @@ class SkinFitter:
 
     def _posed(self, state: FaceFit) -> tuple[Float, Float]:
         moved = (state.expression @ self._flat_fields).reshape(-1, 3)
-        matrix = turn_matrix(state.rotation)
+        matrix = rotation_matrix(state.rotation)
         return (self._neutral + moved) @ matrix.T, matrix
 
     def _facing(self, matrix: Float) -> Float:

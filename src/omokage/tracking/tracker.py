@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import NoFaceError
-from omokage.geometry.camera import Camera, axis_angle, rotation_matrix, yaw_pitch_roll
+from omokage.geometry.camera import Camera, turned_further, yaw_pitch_roll
 from omokage.media.clip import Frame
 from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
@@ -324,10 +324,9 @@ def _held_backwards(states: list[FaceState]) -> list[FaceState]:
 
 def _carried(fit: FaceFit, last: FaceFit, refined: FaceFit) -> FaceFit:
     """The landmarks' state with the correction that the skin made to their last one."""
-    turn = rotation_matrix(refined.rotation) @ rotation_matrix(last.rotation).T
     return replace(
         fit,
-        rotation=axis_angle(turn @ rotation_matrix(fit.rotation)),
+        rotation=turned_further(refined.rotation, turned_further(-last.rotation, fit.rotation)),
         translation=fit.translation + refined.translation - last.translation,
         expression=np.clip(fit.expression + refined.expression - last.expression, 0, 1),
     )
