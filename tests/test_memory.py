@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from dataclasses import fields, is_dataclass, replace
 from fractions import Fraction
@@ -18,7 +19,8 @@ from omokage.pipelines.predict import BYTES_PER_TRACKED_FRAME, UnitCosts, predic
 from omokage.pipelines.recording import Recording
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.fitting import FaceFitter
-from omokage.tracking.landmarks import Landmarks
+from omokage.tracking.landmarks import FaceCounter, Landmarks, MediaPipeLandmarks
+from omokage.tracking.matting import MediaPipeMatte
 from omokage.tracking.observation import BLOCK_FRAMES, Observation, ObservationLog
 from omokage.tracking.photometric import FaceCrop, learn_skin
 from omokage.tracking.sway import ZONE_COUNT, ZonePlaces
@@ -145,3 +147,15 @@ def test_the_log_gives_back_what_was_seen() -> None:
 def flat(value: object) -> object:
     """All numbers of nested records, comparable."""
     return [flat(getattr(value, f.name)) for f in fields(value)] if is_dataclass(value) else value
+
+
+def test_networks_give_their_memory_back() -> None:
+    """MediaPipe's networks keep theirs until they are closed, whoever forgets them."""
+    picture = np.zeros((64, 64, 3), np.uint8)
+    landmarks, counter, matting = MediaPipeLandmarks(), FaceCounter(), MediaPipeMatte()
+    landmarks.detect(picture), counter.count(picture), matting.matte(picture)
+    networks = [owner._network for owner in (landmarks, counter, matting)]
+    assert all(network._graph is not None for network in networks)
+    del landmarks, counter, matting
+    gc.collect()
+    assert all(network._graph is None for network in networks)

@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from omokage.media.clip import Image
-from omokage.tracking.landmarks import load_solution, quiet, reduced
+from omokage.tracking.landmarks import closed_with, load_solution, quiet, reduced
 
 Alpha = NDArray[np.float32]
 
@@ -39,7 +39,8 @@ class MediaPipeMatte:
         small = reduced(image)
         if self._network is None:
             with quiet():
-                self._network = load_solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
+                selfie = load_solution("selfie_segmentation").SelfieSegmentation(model_selection=0)
+                self._network = closed_with(self, selfie)
                 coarse = self._network.process(small).segmentation_mask
         else:
             coarse = self._network.process(small).segmentation_mask
