@@ -1,6 +1,7 @@
 """Quality of avatars on the held-out tail of clips, beside the four baselines, and what it cost.
 
     python benchmarks/quality.py CLIP... --minutes 10 --size 256 --output benchmarks/results/quality-256.json
+    python benchmarks/quality.py CLIP --minutes 1 3 10 30 --passes 1000 ...      quality against training time
 
 A clip is named by its file name only; no picture is kept. Every clip is trained alone, one after the other.
 """
@@ -8,6 +9,7 @@ A clip is named by its file name only; no picture is kept. Every clip is trained
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -46,13 +48,13 @@ class Stopwatch:
         return {stage: round(last - first, 1) for stage, (first, last) in self.stages.items()}
 
 
-def measure(clip: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(clip: Path, minutes: float, arguments: argparse.Namespace) -> dict[str, Any]:
     """Create and evaluate one avatar in a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         avatar = Path(folder) / "clip.avatar"
         watch = Stopwatch(avatar.with_name("clip.avatar.work") / "preview.png")
         config = CreateConfig(
-            minutes=arguments.minutes,
+            minutes=minutes,
             passes=arguments.passes,
             size=arguments.size,
             force=True,
@@ -69,11 +71,12 @@ def measure(clip: Path, arguments: argparse.Namespace) -> dict[str, Any]:
             clip_seconds,
             eval_rate(made.provenance.frame_rate),
             arguments.size,
-            arguments.minutes,
+            minutes,
             arguments.passes,
         )
         return {
             "clip": clip.name,
+            "minutes": minutes,
             "steps": made.provenance.steps,
             "training_minutes": round(made.provenance.minutes, 2),
             "create_seconds": round(seconds, 1),
@@ -99,7 +102,9 @@ def eval_rate(text: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("clips", nargs="+", type=Path)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--minutes", type=float, nargs="+", default=[10.0], help="of training at most, in turn"
+    )
     parser.add_argument("--passes", type=float, default=CreateConfig.passes, help="over the frames at most")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
@@ -120,15 +125,14 @@ def main() -> None:
             "python": platform.python_version(),
         },
         "versions": {name: version(name) for name in PACKAGES},
-        "minutes": arguments.minutes,
         "passes": arguments.passes,
         "size": arguments.size,
         "clips": [],
     }
-    for clip in arguments.clips:
+    for clip, minutes in itertools.product(arguments.clips, arguments.minutes):
         before = os.getloadavg()[0]
         result["clips"].append(
-            measure(clip, arguments) | {"load_before": before, "load_after": os.getloadavg()[0]}
+            measure(clip, minutes, arguments) | {"load_before": before, "load_after": os.getloadavg()[0]}
         )
         arguments.output.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result["clips"][-1], indent=1))
