@@ -17,11 +17,12 @@ from omokage.media.clip import Frame
 from omokage.pipelines import predict, recording
 from omokage.pipelines.predict import BYTES_PER_TRACKED_FRAME, UnitCosts, predict_create, tracking_gb
 from omokage.pipelines.recording import Recording
-from omokage.tracking.face_track import FaceTrack
+from omokage.tracking import observation
+from omokage.tracking.face_track import FRAME_ARRAYS, FaceTrack
 from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import FaceCounter, Landmarks, MediaPipeLandmarks
 from omokage.tracking.matting import MediaPipeMatte
-from omokage.tracking.observation import BLOCK_FRAMES, Observation, ObservationLog
+from omokage.tracking.observation import Observation, ObservationLog
 from omokage.tracking.photometric import FaceCrop, learn_skin
 from omokage.tracking.sway import ZONE_COUNT, ZonePlaces
 from omokage.tracking.synthetic import SyntheticSubject
@@ -53,7 +54,10 @@ class KnownLandmarks:
         self.calls = 0
 
 
-def test_tracking_takes_what_is_predicted_for_a_frame() -> None:
+def test_tracking_takes_what_is_predicted_for_a_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Blocks are taken whole, whatever of them is written: here nearly all is.
+    monkeypatch.setattr(observation, "BLOCK_FRAMES", 5)
+    monkeypatch.setattr(observation, "CHUNK_BYTES", 20_000)
     person = SyntheticSubject(3)
     truth = person.performance(2.0, frame_rate=25.0, size=64)
     images = [frame.image for frame in person.render_clip(truth)]
@@ -63,7 +67,7 @@ def test_tracking_takes_what_is_predicted_for_a_frame() -> None:
     _, skin = learn_skin(fitter, np.array(landmarks.points[::4]), crops[::4], with_shape=False)
 
     def peaks(count: int) -> dict[str, int]:
-        """The most that is held in every stage."""
+        """The most that is held in every stage, and by the track that comes out."""
         frames = (Frame(i, i / 25, images[i % len(images)]) for i in range(count))
         top, stage = dict[str, int](), ""
 
@@ -78,16 +82,18 @@ def test_tracking_takes_what_is_predicted_for_a_frame() -> None:
                 stage = progress.stage
 
         tracemalloc.start()
-        track_clip(frames, subject=person.subject, skin=skin, backend=landmarks, on_progress=watch)
+        track = track_clip(frames, subject=person.subject, skin=skin, backend=landmarks, on_progress=watch)
         note(stage)  # with all that follows the last frame
         tracemalloc.stop()
-        return top
+        return top | {"track": sum(getattr(track, name).nbytes for name in FRAME_ARRAYS)}
 
     peaks(20)  # what is loaded once
     short, long = peaks(60), peaks(160)
-    bytes_per_frame = max(long[stage] - short[stage] for stage in short) / 100
-    assert set(short) == {"", "landmarks", "identity", "fitting"}
-    assert 0.5 * BYTES_PER_TRACKED_FRAME < bytes_per_frame < BYTES_PER_TRACKED_FRAME
+    growth = {stage: (long[stage] - short[stage]) / 100 for stage in short}
+    assert set(growth) == {"", "landmarks", "identity", "fitting", "track"}
+    assert 0.5 * BYTES_PER_TRACKED_FRAME < growth["landmarks"] < BYTES_PER_TRACKED_FRAME
+    # The track counts whole from its first row; in truth it fills while the observations are given back.
+    assert growth["fitting"] < growth["landmarks"] + 1.1 * growth["track"]
     assert tracking_gb(HALF_AN_HOUR) < 1.5
 
 
@@ -121,11 +127,13 @@ def test_the_prediction_knows_the_length_of_the_clip(monkeypatch: pytest.MonkeyP
     assert hour - half_hour == pytest.approx(HALF_AN_HOUR * BYTES_PER_TRACKED_FRAME / 1e9, abs=0.01)
 
 
-def test_the_log_gives_back_what_was_seen() -> None:
-    """Over the border of a block, with frames that show nobody among them."""
+def test_the_log_gives_back_what_was_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over borders of blocks and of chunks, with frames that show nobody among them."""
+    monkeypatch.setattr(observation, "BLOCK_FRAMES", 64)
+    monkeypatch.setattr(observation, "CHUNK_BYTES", 100)
     random, log, put = np.random.default_rng(0), ObservationLog(), []
     origin = random.random((ZONE_COUNT, 2), np.float32)
-    for index in range(BLOCK_FRAMES + 40):
+    for index in range(200):
         places = ZonePlaces(
             random.random((ZONE_COUNT, 2), np.float32), random.random(ZONE_COUNT, np.float32), origin
         )

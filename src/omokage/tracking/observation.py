@@ -15,7 +15,9 @@ from omokage.tracking.photometric import FaceCrop
 from omokage.tracking.sway import ZONE_COUNT, ZonePlaces, ZoneTracker
 
 SETTLING_RUNS = 3
-BLOCK_FRAMES = 256
+# Blocks so large get memory of their own from any system, and give it back at once; only what is written counts.
+BLOCK_FRAMES = 8192
+CHUNK_BYTES = 64_000_000
 _ROW = np.dtype(
     [
         ("frame_index", np.int64),
@@ -25,10 +27,9 @@ _ROW = np.dtype(
         ("certainty", np.float32, (ZONE_COUNT,)),
         ("scale", np.float64),
         ("offset", np.float64, (2,)),
-        ("end", np.int64),  # of its picture, in the block's
+        ("jpeg", np.int64, (3,)),  # number of the chunk, start, end: nothing of a frame that shows nobody
     ]
 )
-
 
 SeenFace = tuple[NDArray[np.float32], FaceCrop]
 
@@ -71,14 +72,15 @@ class Observer:
 class ObservationLog:
     """What an `Observer` saw of a long recording, in order.
 
-    They are written into a few large blocks at once. A small array that stayed would lie where one of the recording's
+    It is written into a few large blocks at once. A small array that stayed would lie where one of the recording's
     pictures was, and the next picture would have to lie elsewhere: half an hour of 1080p took half a gigabyte more than
     was in it.
     """
 
     def __init__(self) -> None:
         self._rows: list[NDArray[np.void]] = []
-        self._jpegs: list[bytearray] = []
+        self._jpegs: list[NDArray[np.uint8]] = []
+        self._room = (0, 0)  # start and end of what is free of the last chunk
         self._origin = ZonePlaces.unknown().origin
         self._seen: list[int] = []
         self._count = 0
@@ -94,18 +96,26 @@ class ObservationLog:
     def add(self, observation: Observation) -> None:
         block, row = divmod(self._count, BLOCK_FRAMES)
         if row == 0:
-            self._rows.append(np.zeros(BLOCK_FRAMES, _ROW))
-            self._jpegs.append(bytearray())
-        value, jpegs = self._rows[block][row], self._jpegs[block]
+            self._rows.append(np.empty(BLOCK_FRAMES, _ROW))
+        value = self._rows[block][row]
         value["frame_index"], value["time_s"] = observation.frame_index, observation.time_s
         value["pixels"], value["certainty"] = observation.zones.pixels, observation.zones.certainty
+        value["jpeg"] = 0
         if observation.face is not None and observation.crop is not None:
             value["points"], self._origin = observation.face.points, observation.zones.origin
             value["scale"], value["offset"] = observation.crop.scale, observation.crop.offset
-            jpegs += observation.crop.jpeg.tobytes()
+            value["jpeg"] = self._keep(observation.crop.jpeg)
             self._seen.append(self._count)
-        value["end"] = len(jpegs)
         self._count += 1
+
+    def _keep(self, jpeg: NDArray[np.uint8]) -> tuple[int, int, int]:
+        start, end = self._room
+        if start + len(jpeg) > end:
+            self._jpegs.append(np.empty(max(CHUNK_BYTES, len(jpeg)), np.uint8))
+            start, end = 0, len(self._jpegs[-1])
+        self._jpegs[-1][start : start + len(jpeg)] = jpeg
+        self._room = (start + len(jpeg), end)
+        return len(self._jpegs) - 1, start, start + len(jpeg)
 
     def face(self, place: int) -> SeenFace:
         """The landmarks and the picture at one of the places of `seen`."""
@@ -116,21 +126,28 @@ class ObservationLog:
     def __getitem__(self, place: int) -> Observation:
         block, row = divmod(place, BLOCK_FRAMES)
         value = self._rows[block][row]
-        start, end = int(self._rows[block]["end"][row - 1]) if row else 0, int(value["end"])
+        index, time_s = int(value["frame_index"]), float(value["time_s"])
+        chunk, start, end = value["jpeg"].tolist()
         if start == end:
-            return Observation(int(value["frame_index"]), float(value["time_s"]), None, ZonePlaces.unknown())
-        jpeg = np.frombuffer(bytes(self._jpegs[block][start:end]), dtype=np.uint8)
+            return Observation(index, time_s, None, ZonePlaces.unknown())
         return Observation(
-            int(value["frame_index"]),
-            float(value["time_s"]),
+            index,
+            time_s,
             Landmarks(value["points"].copy()),
             ZonePlaces(value["pixels"].copy(), value["certainty"].copy(), self._origin),
-            FaceCrop(jpeg, float(value["scale"]), value["offset"].copy()),
+            FaceCrop(self._jpegs[chunk][start:end].copy(), float(value["scale"]), value["offset"].copy()),
         )
 
     def drain(self) -> Iterator[Observation]:
-        """All in order; each block is forgotten when it was used."""
-        for block in range(len(self._rows)):
-            for place in range(BLOCK_FRAMES * block, min(BLOCK_FRAMES * (block + 1), self._count)):
-                yield self[place]
-            self._rows[block], self._jpegs[block] = np.zeros(0, _ROW), bytearray()
+        """All in order; what was used is forgotten block by block."""
+        for place in range(self._count):
+            yield self[place]
+            block, row = divmod(place, BLOCK_FRAMES)
+            chunk = int(self._rows[block][row]["jpeg"][0])
+            for used in range(chunk):
+                self._jpegs[used] = _NOTHING
+            if row == BLOCK_FRAMES - 1:
+                self._rows[block] = np.empty(0, _ROW)
+
+
+_NOTHING = np.empty(0, np.uint8)

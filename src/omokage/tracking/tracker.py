@@ -7,7 +7,7 @@ OnlineTracker   the same observation and the same fit, one frame at a time
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +41,14 @@ CALIBRATION_FRAMES = 30
 MAX_WARM_JUMP = 0.15  # of the face's size: a face that moved farther is fitted afresh
 LEAST_VISIBLE = 0.3  # of the face: with less, the skin is no guide and the landmarks decide alone
 _NOBODY = np.zeros((64, 64, 3), dtype=np.uint8)
+_TYPES = {
+    "frame_index": np.int64,
+    "time_s": np.float64,
+    "is_tracked": np.bool_,
+    "confidence": np.float32,
+    "rotation": np.float64,
+    "translation": np.float64,
+}
 _BAD_FIT = 0.03  # mean residual as a share of the face's size
 
 
@@ -99,12 +107,13 @@ def track_clip(
         subject, skin = learn_skin(fitter, points, crops, with_shape=with_shape)
     on_progress(Progress("identity", 2, 2))
     estimator, total = StateEstimator(model, subject, camera, skin), len(observations)
-    states: list[FaceState] = []
-    for observation in observations.drain():
-        states.append(estimator.step(observation))
-        on_progress(Progress("fitting", len(states), total))
-    track = concatenate(_held_backwards(states), camera, subject)
-    del states
+
+    def states() -> Iterator[FaceState]:
+        for done, observation in enumerate(observations.drain(), 1):
+            yield estimator.step(observation)
+            on_progress(Progress("fitting", done, total))
+
+    track = _held_backwards(concatenate(states(), camera, subject, count=total))
     return smooth_track(track) if smooth else track
 
 
@@ -280,19 +289,20 @@ class OnlineTracker:
         return replace(state, **values)
 
 
-def concatenate(states: Sequence[FaceState], camera: Camera, subject: Subject) -> FaceTrack:
-    """States in order -> a track."""
-    types: dict[str, Any] = {
-        "frame_index": np.int64,
-        "time_s": np.float64,
-        "is_tracked": np.bool_,
-        "confidence": np.float32,
-    }
-    types |= {"rotation": np.float64, "translation": np.float64}
-    arrays: dict[str, Any] = {
-        name: np.array([getattr(s, name) for s in states], types.get(name, np.float32))
-        for name in FRAME_ARRAYS
-    }
+def concatenate(
+    states: Iterable[FaceState], camera: Camera, subject: Subject, *, count: int | None = None
+) -> FaceTrack:
+    """States in order -> a track. `count`: how many, for states that are not all there yet; none is kept."""
+    if count is None:
+        states = list(states)
+        count = len(states)
+    arrays: dict[str, Any] = {}
+    for row, state in enumerate(states):
+        for name in FRAME_ARRAYS:
+            value = getattr(state, name)
+            if row == 0:
+                arrays[name] = np.empty((count, *np.shape(value)), _TYPES.get(name, np.float32))
+            arrays[name][row] = value
     return FaceTrack(**arrays, camera=camera, subject=subject)
 
 
@@ -308,18 +318,13 @@ def _observe_all(
     return observations, camera
 
 
-def _held_backwards(states: list[FaceState]) -> list[FaceState]:
+def _held_backwards(track: FaceTrack) -> FaceTrack:
     """Frames before the first face take its state."""
-    first = next(i for i, state in enumerate(states) if state.is_tracked)
-    for i in range(first):
-        states[i] = replace(
-            states[first],
-            frame_index=states[i].frame_index,
-            time_s=states[i].time_s,
-            is_tracked=False,
-            confidence=0.0,
-        )
-    return states
+    first = int(np.argmax(track.is_tracked))
+    for name in set(FRAME_ARRAYS) - {"frame_index", "time_s", "is_tracked", "confidence"}:
+        values = getattr(track, name)
+        values[:first] = values[first]
+    return track
 
 
 def _carried(fit: FaceFit, last: FaceFit, refined: FaceFit) -> FaceFit:
