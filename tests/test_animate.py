@@ -579,8 +579,8 @@ def test_windows_in_eight_bits_are_kept_apart_and_told(
     monkeypatch.setattr("omokage.talking.rollout.denoise_window", fail_once)
     planned = pipeline.plan_animation
 
-    def with_small(*given: Any) -> Any:
-        plan = planned(*given)
+    def with_small(*given: Any, **named: Any) -> Any:
+        plan = planned(*given, **named)
         return replace(plan, options=(plan.options[0], replace(plan.options[0], profile=small)))
 
     monkeypatch.setattr(pipeline, "plan_animation", with_small)
@@ -590,6 +590,41 @@ def test_windows_in_eight_bits_are_kept_apart_and_told(
     assert any("'small' keeps weights in 8 bits" in note for note in result.notes)
     assert output.read_bytes() != made.read_bytes()
     assert [place.name for place in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_a_memory_profile_can_be_chosen(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    """Layers that wait are of no use on a processor, so only who asks for them gets them; the pictures are the same."""
+    output = tmp_path / "o.mp4"
+    result = animate(portrait, speech, output=output, config=settings(weights, memory="layerwise"))
+    assert result.plan.options[0].profile == layerwise()
+    pairs = zip(read_frames(output), read_frames(made), strict=True)
+    assert max(np.abs(a.image.astype(int) - b.image.astype(int)).max() for a, b in pairs) <= 3
+    with pytest.raises(InputError, match="no memory profile 'huge'; choose one of resident, resident-lean, "):
+        settings(weights, memory="huge")
+
+
+def test_savings_reach_the_sampler(
+    weights: Path, portrait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up, seen = Scene.set_up, list[Any]()
+
+    def noticed(*given: Any) -> Scene:
+        seen.append(given[4])
+        return set_up(*given)
+
+    monkeypatch.setattr(Scene, "set_up", noticed)
+    short = save_sound(tmp_path / "s.wav", beep(0, 0.1))
+    config = settings(weights, guidance_interval=(0.5, 1.0), reuse=0.25, compile=True)
+    compiled: list[Any] = []
+    monkeypatch.setattr(pipeline, "compile_layers", lambda network, say: compiled.append(network))
+    result = animate(portrait, short, output=tmp_path / "o.mp4", config=config)
+    assert len(compiled) == 1
+    assert seen == [replace(sampler(), guidance_interval=(0.5, 1.0), reuse_threshold=0.25)]
+    assert result.plan.passes == 3 and len(result.plan.savings) == 3
+    with pytest.raises(InputError, match="reuse below a threshold, all from 0 to 1"):
+        settings(weights, reuse=1.5)
 
 
 def test_a_shortage_while_the_portrait_is_prepared_falls_back(

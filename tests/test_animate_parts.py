@@ -503,6 +503,40 @@ def test_the_plan_of_the_published_model(published: Architecture) -> None:
     assert (short.windows, short.passes) == (1, 100)
 
 
+def test_the_plan_tells_what_savings_cost(published: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 64e9)
+    sampler, machine = official_sampler(), Machine(torch.device("cuda"), torch.bfloat16)
+    plan = planning.plan_animation(published, 250, sampler, machine, None)
+    assert plan.savings == () and "option" not in plan.to_text()
+    between = replace(sampler, guidance_interval=(0.2, 0.8))
+    some = planning.plan_animation(published, 250, between, machine, None)
+    # 30 of 50 steps take two passes.
+    assert some.passes == 6 * 80 and some.flops == pytest.approx(0.8 * plan.flops, rel=0.01)
+    assert "option    guidance works in 30 of 50 steps; the others take half" in some.to_text()
+    # Both halves keep what 17550 tokens of width 3072 became in the first layer and in the rest, 2 bytes a number.
+    caches = [
+        planning.cache_bytes(published.transformer, replace(given, reuse_threshold=value), 2)
+        for given, value in ((sampler, 0.0), (sampler, 0.1), (between, 0.0), (between, 0.1))
+    ]
+    assert caches[1] - caches[0] == 2 * 2 * 17550 * 3072 * 2
+    assert caches[3] - caches[2] == 2 * 3 * 17550 * 3072 * 2
+    reusing = planning.plan_animation(published, 250, replace(sampler, reuse_threshold=0.1), machine, None)
+    assert reusing.flops == plan.flops and "changes by less than 0.1 of itself reuse" in reusing.to_text()
+
+
+def test_a_named_profile_is_taken_or_refused(
+    published: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 30e9)
+    plan = planning.plan_animation(published, 250, official_sampler(), machine, None, memory="grouped")
+    assert [option.profile.name for option in plan.options] == ["grouped", "layerwise", "grouped-8bit"]
+    plan = planning.plan_animation(published, 250, official_sampler(), machine, None, memory="resident")
+    assert plan.options == () and plan.shortage.startswith(
+        "the chosen memory profile does not fit: 'resident' takes"
+    )
+
+
 def test_the_plan_chooses_a_profile_for_a_card(
     published: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,8 +31,9 @@ from omokage.errors import (
 FLAGS = {
     "": ["--debug", "--help", "--version", "-h"],
     "animate": [
-        "--any-face", "--device", "--guidance", "--help", "--label", "--lora", "--no-resume", "--output", "--plan",
-        "--prompt", "--quiet", "--resume", "--seed", "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
+        "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
+        "--memory", "--no-resume", "--output", "--plan", "--prompt", "--quiet", "--resume", "--reuse", "--seed",
+        "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
     ],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
@@ -224,8 +225,13 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert calls.keywords["output"] == Path("out.mp4")
     assert calls.keywords["config"].values == {
         "prompt": "a person talks to the camera", "seed": 0, "steps": 50, "guidance": 3.5, "any_face": False,
-        "label": None, "device": "auto", "resume": True, "weights": None, "lora": None,
+        "label": None, "device": "auto", "resume": True, "weights": None, "lora": None, "memory": "auto",
+        "guidance_interval": (0.0, 1.0), "reuse": 0.0, "compile": False,
     }  # fmt: skip
+    run("animate p s -o o --memory grouped --guidance-interval 0.2 0.8 --reuse 0.1 --compile", capsys)
+    values = calls.keywords["config"].values
+    assert values["compile"]
+    assert (values["memory"], values["guidance_interval"], values["reuse"]) == ("grouped", (0.2, 0.8), 0.1)
     run(
         "animate p s -o o --prompt sea --seed 7 --steps 20 --guidance 1 --any-face --device cpu --no-resume",
         capsys,
@@ -233,6 +239,13 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     values = calls.keywords["config"].values
     assert (values["prompt"], values["seed"], values["steps"], values["guidance"]) == ("sea", 7, 20, 1)
     assert (values["any_face"], values["device"], values["resume"]) == (True, "cpu", False)
+
+
+def test_memory_profiles_are_those_of_the_library() -> None:
+    from omokage.cli.animate import PROFILES
+    from omokage.talking.placement import profiles
+
+    assert ("auto", *(profile.name for profile in profiles())) == PROFILES
 
 
 def test_train_portrait(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

@@ -87,7 +87,7 @@ def test_the_first_two_commands_are_the_two_make_targets() -> None:
 def test_python_runs_with_the_real_signatures(
     block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("check_recording", "create_avatar", "reenact"):
+    for name in ("animate", "check_recording", "create_avatar", "reenact"):
         stand_in = create_autospec(getattr(omokage, name), return_value=AnyResult())
         monkeypatch.setattr(omokage, name, stand_in)
     exec(compile(block, "README.md", "exec"), {})

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from omokage.pipelines.bench import machine
 from omokage.talking.caches import Conditions
+from omokage.talking.compiling import compile_layers
 from omokage.talking.config import SamplerConfig, TransformerConfig, official, official_sampler, tiny
 from omokage.talking.placement import (
     Profile,
@@ -170,8 +171,7 @@ def run(
     network = filled(Transformer, config, dtype, device if not setting.profile.group else torch.device("cpu"))
     place(network, setting.profile, device)
     if setting.is_compiled:
-        for block in network.blocks:
-            block.compile()
+        compile_layers(network, lambda sentence: print(sentence, file=sys.stderr))
     given = Inputs.draw(config, device, dtype)
     shape = (1, config.latent_frames, config.latent_channels, config.latent_height, config.latent_width)
     noise = [draw_noise(shape, 1, step).to(device) for step in range(count)]

@@ -10,6 +10,8 @@ import click
 from omokage.cli.options import FilePath, output_option, quiet_option, refuse_same_file
 from omokage.cli.progress import ProgressBar
 
+PROFILES = ("auto", "resident", "resident-lean", "grouped", "layerwise", "grouped-8bit")
+
 
 @click.command()
 @click.argument("portrait", type=FilePath)
@@ -38,6 +40,20 @@ from omokage.cli.progress import ProgressBar
     show_default=True,
     help="How strongly voice and prompt are followed; 1 takes half the time.",
 )
+@click.option(
+    "--guidance-interval",
+    type=(click.FloatRange(0, 1), click.FloatRange(0, 1)),
+    default=(0.0, 1.0),
+    metavar="FROM TO",
+    help="Shares of the steps between which guidance works, such as 0.2 0.8; all others take half the time.",
+)
+@click.option(
+    "--reuse",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    metavar="CHANGE",
+    help="Steps that change by less than this share, such as 0.1, reuse the work of the one before; coarser.",
+)
 @click.option("--any-face", is_flag=True, help="Take painted faces, and pictures that would be refused.")
 @click.option("--label", help="A visible text on every picture.")
 @click.option(
@@ -46,6 +62,18 @@ from omokage.cli.progress import ProgressBar
     default="auto",
     show_default=True,
     help="What computes.",
+)
+@click.option(
+    "--memory",
+    type=click.Choice(PROFILES),
+    default="auto",
+    show_default=True,
+    help="Memory profile: where weights wait; all but the one of 8 bits give the same video.",
+)
+@click.option(
+    "--compile",
+    is_flag=True,
+    help="Compile the layers for this machine first; minutes, that long videos win back.",
 )
 @click.option(
     "--weights", type=FilePath, help="Folder of a model, such as a trained one (default: the installed one)."

@@ -16,10 +16,11 @@ import omokage
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, MemoryShortageError, WeightsError
 from omokage.files import file_digest
-from omokage.pipelines.animate_plan import AnimationPlan, plan_animation
+from omokage.pipelines.animate_plan import AUTOMATIC, AnimationPlan, plan_animation
 from omokage.pipelines.portrait_gate import read_portrait
 from omokage.pipelines.speech_track import SpeechTrack, VocalSeparator, read_speech
 from omokage.pipelines.window_files import WindowFiles
+from omokage.talking.compiling import compile_layers
 from omokage.talking.conditions.identity import (
     IdentityEncoder,
     OnnxIdentity,
@@ -30,7 +31,7 @@ from omokage.talking.conditions.speech import FRAME_RATE
 from omokage.talking.config import SamplerConfig, official_sampler
 from omokage.talking.folder import load_architecture, official_architecture
 from omokage.talking.model import FACE_FILE, Machine, TalkingModel, video_size
-from omokage.talking.placement import Choice, falling_back, is_shortage
+from omokage.talking.placement import Choice, falling_back, is_shortage, profile_named
 from omokage.talking.prepare import prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, StepCallback, rollout
 from omokage.threads import one_blas_thread
@@ -59,6 +60,13 @@ class AnimateConfig(Config):
     any_face: take painted faces, and other pictures that would be refused.  label: visible text on every picture.
     device: 'auto', 'cpu' or 'cuda'.  resume: go on from a stopped run.  weights: folder of the model, None for the
     installed one.  lora: file of updates that are added to these weights.
+    memory: name of a memory profile (see `talking.placement`), 'auto' for the first that fits.
+
+    Two savings that change the result, see `SamplerConfig`:
+    guidance_interval: shares of the steps between which guidance works.
+    reuse: relative change of the first layer below which a step reuses the others, 0 for never.
+
+    compile: fuse the layers for this machine before they are used, see `talking.compiling`.
     """
 
     prompt: str = "a person talks to the camera"
@@ -71,6 +79,10 @@ class AnimateConfig(Config):
     resume: bool = True
     weights: Path | None = None
     lora: Path | None = None
+    memory: str = AUTOMATIC
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    reuse: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0 or not 2 <= self.steps <= 1000 or not 1 <= self.guidance <= 20:
@@ -78,10 +90,19 @@ class AnimateConfig(Config):
                 f"the seed must be at least 0, steps 2 to 1000 and guidance 1 to 20, got {self.seed}, {self.steps} "
                 f"and {self.guidance:g}"
             )
+        if self.memory != AUTOMATIC:
+            profile_named(self.memory)
+        self.sampler()  # refuses savings that make no sense
 
     def sampler(self) -> SamplerConfig:
-        """The published sampler with these steps and this guidance."""
-        return replace(official_sampler(), steps=self.steps, guidance_scale=self.guidance)
+        """The published sampler with these steps, this guidance and these savings."""
+        return replace(
+            official_sampler(),
+            steps=self.steps,
+            guidance_scale=self.guidance,
+            guidance_interval=self.guidance_interval,
+            reuse_threshold=self.reuse,
+        )
 
 
 @dataclass(frozen=True)
@@ -123,7 +144,15 @@ def animate(
 
     # What will it cost?
     on_progress(Progress("plan", 0, 1, "counting work and memory"))
-    plan = plan_animation(model.sizes, track.frame_count, config.sampler(), model.machine, model.folder)
+    plan = plan_animation(
+        model.sizes,
+        track.frame_count,
+        config.sampler(),
+        model.machine,
+        model.folder,
+        memory=config.memory,
+        is_compiled=config.compile,
+    )
     plan = replace(plan, width=face.shown_width(model.height, model.width))
     on_progress(Progress("plan", 1, 1, plan.sentence()))
 
@@ -151,6 +180,8 @@ def animate(
             on_progress(Progress("preparing", 3, 4, "denoiser"))
             # Window after window from noise to latents to frames, straight into the file.
             scene = Scene.set_up(model, likeness, text, voice, sampler, config.seed, profile)
+            if config.compile:
+                compile_layers(scene.denoiser, said.append)
             return release_clip(
                 rollout(scene, finished, _meter(on_progress, plan, finished.count)),
                 output,
@@ -183,7 +214,15 @@ def plan(
     face = read_portrait(Path(portrait), height, width, any_face=config.any_face)
     track = read_speech(Path(speech), separator)
     machine = Machine.choose(config.device)
-    planned = plan_animation(sizes, track.frame_count, config.sampler(), machine, folder)
+    planned = plan_animation(
+        sizes,
+        track.frame_count,
+        config.sampler(),
+        machine,
+        folder,
+        memory=config.memory,
+        is_compiled=config.compile,
+    )
     if folder is not None:
         notes += _identity_notes(config)
     shown = face.shown_width(height, width)
@@ -261,6 +300,7 @@ def _fingerprint(
         "prompt": config.prompt,
         "any_face": config.any_face,
         "sampler": config.sampler().to_json(),
+        "compile": config.compile,
         "seed": config.seed,
         "weights": model.digest,
         "face": file_digest(face_file) if face_file else None,

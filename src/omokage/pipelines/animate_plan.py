@@ -20,7 +20,7 @@ from omokage.talking.config import SamplerConfig, TransformerConfig
 from omokage.talking.convert import read_index
 from omokage.talking.folder import DENOISER, SPEECH_FOLDER, TEXT_FOLDER, Architecture
 from omokage.talking.model import Machine, video_size
-from omokage.talking.placement import Choice, Needs, choose, profiles, smaller
+from omokage.talking.placement import Choice, Needs, choose, profile_named, profiles, smaller
 from omokage.talking.projections import BLOCK_SIGNALS
 
 # The published encoders (specification 2.4), for the case that none are installed.
@@ -32,6 +32,8 @@ SPEECH_BYTES_PER_FRAME = 3 * 128 * 512 * 4
 # and multiply nothing.
 EFFICIENCY = 0.5
 TIMED_S = 0.3
+# The memory profile that the machine chooses.
+AUTOMATIC = "auto"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class AnimationPlan:
     tokens: that one pass attends to.  stages: with everything on the device.
     rate: floating-point operations a second of a large matrix product on `device`.  free: bytes free there.
     options: memory profiles that fit, in the order in which they are tried.  shortage: why there are none.
+    savings: sentences on what was chosen to be left out, and what that does to work and result.
     notes: sentences on the files.
     """
 
@@ -75,6 +78,7 @@ class AnimationPlan:
     free: float
     options: tuple[Choice, ...]
     shortage: str = ""
+    savings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -128,6 +132,7 @@ class AnimationPlan:
             lines.append(
                 "          (layers that wait in the machine's memory take longer by what their way costs)"
             )
+        lines += [f"option    {sentence}" for sentence in self.savings]
         return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])
 
 
@@ -135,16 +140,25 @@ WINDOW_STAGES = ("condition", "denoising", "decoding")
 
 
 def plan_animation(
-    sizes: Architecture, frames: int, sampler: SamplerConfig, machine: Machine, folder: Path | None
+    sizes: Architecture,
+    frames: int,
+    sampler: SamplerConfig,
+    machine: Machine,
+    folder: Path | None,
+    *,
+    memory: str = AUTOMATIC,
+    is_compiled: bool = False,
 ) -> AnimationPlan:
-    """Plan a video of `frames` with networks of these sizes; `folder`: of their weights, when they are installed."""
+    """Plan a video of `frames` with networks of these sizes.
+
+    folder: of their weights, when they are installed.  memory: name of the memory profile.
+    """
     config = sizes.transformer
     height, width = video_size(sizes)
     windows = window_count(frames, config.frames)
-    halves = 1 if sampler.guidance_scale == 1 else 2
     costs, free = network_costs(sizes, machine.dtype), free_bytes(machine.device)
     options, shortage = memory_options(
-        needs_of(sizes, costs, frames, sampler, machine, folder), machine.device, free
+        needs_of(sizes, costs, frames, sampler, machine, folder), machine.device, free, memory
     )
     return AnimationPlan(
         frames=frames,
@@ -153,7 +167,7 @@ def plan_animation(
         windows=windows,
         window_frames=config.frames,
         steps=sampler.steps,
-        passes=windows * sampler.steps * halves,
+        passes=windows * (sampler.steps + sampler.guided_steps),
         tokens=config.text_tokens + (config.latent_frames + 1) * config.tokens_per_frame,
         stages=stages_of(sizes, costs, frames, sampler, machine, folder),
         device=machine.device.type,
@@ -162,7 +176,29 @@ def plan_animation(
         free=free,
         options=options,
         shortage=shortage,
+        savings=savings_of(sampler, is_compiled=is_compiled),
     )
+
+
+def savings_of(sampler: SamplerConfig, *, is_compiled: bool) -> tuple[str, ...]:
+    """What a sampler leaves out of the published one's work, and a compiler may save, for people."""
+    said = []
+    if sampler.guidance_scale != 1 and sampler.guided_steps < sampler.steps:
+        said.append(
+            f"guidance works in {sampler.guided_steps} of {sampler.steps} steps; the others take half the time and "
+            "follow voice and prompt less"
+        )
+    if sampler.reuse_threshold:
+        said.append(
+            f"steps whose first layer changes by less than {sampler.reuse_threshold:.3g} of itself reuse all others; "
+            "how many those are shows only in the work, so that the time above is the longest"
+        )
+    if is_compiled:
+        said.append(
+            "the first layer is compiled before the first step, which takes up to some minutes; what that saves later "
+            "is not in the time above"
+        )
+    return tuple(said)
 
 
 def needs_of(
@@ -197,16 +233,21 @@ def needs_of(
     )
 
 
-def memory_options(needs: Needs, device: torch.device, free: float) -> tuple[tuple[Choice, ...], str]:
-    """The chosen profile and those that take less; none, and why, when nothing fits. On a processor nothing waits."""
+def memory_options(
+    needs: Needs, device: torch.device, free: float, memory: str = AUTOMATIC
+) -> tuple[tuple[Choice, ...], str]:
+    """The chosen profile and those that take less; none, and why, when it does not fit.
+
+    memory: name of the profile, or 'auto' for the first that fits; on a processor nothing waits unless asked to.
+    """
     is_card, free_host = device.type == "cuda", free_bytes(torch.device("cpu"))
-    candidates = tuple(profile for profile in profiles() if is_card or not profile.group)
+    usual = tuple(profile for profile in profiles() if is_card or not profile.group)
     try:
-        chosen = choose(needs, free, free_host, candidates)
+        chosen = choose(needs, free, free_host, usual if memory == AUTOMATIC else [profile_named(memory)])
     except MemoryShortageError as error:
         return (), str(error)
     options = smaller(chosen, needs, free_host)
-    return tuple(option for option in options if option.profile in candidates), ""
+    return tuple(option for option in options if option is chosen or option.profile in usual), ""
 
 
 def stages_of(
@@ -220,9 +261,9 @@ def stages_of(
     """What every part of the work takes, with everything on the device."""
     config, size = sizes.transformer, machine.dtype.itemsize
     windows = window_count(frames, config.frames)
-    is_guided = sampler.guidance_scale != 1
-    denoise = costs.denoise if is_guided and sampler.together else costs.denoise_half
-    work = windows * sampler.steps * (costs.denoise if is_guided else costs.denoise_half).flops
+    guided = sampler.guided_steps
+    denoise = costs.denoise if guided and sampler.together else costs.denoise_half
+    work = windows * (guided * costs.denoise.flops + (sampler.steps - guided) * costs.denoise_half.flops)
     text_bytes, speech_bytes = _encoder_bytes(sizes, folder)
     tokens = config.layers * config.tokens_per_frame * config.width * size
     caches = cache_bytes(config, sampler, size)
@@ -256,7 +297,21 @@ def cache_bytes(config: TransformerConfig, sampler: SamplerConfig, size: int) ->
     table = sampler.steps * (BLOCK_SIGNALS * config.layers + 2) * row
     latents = config.latent_frames * config.latent_channels * config.latent_height * config.latent_width
     # Of the speech: the silence, this window's, and both of them joined.
-    return float(reference + speech * (4 if sampler.together else 2) + table + sampler.steps * latents * 4)
+    heard = speech * (4 if sampler.together else 2)
+    return float(
+        reference + heard + table + sampler.steps * latents * 4 + _residual_bytes(config, sampler, row)
+    )
+
+
+def _residual_bytes(config: TransformerConfig, sampler: SamplerConfig, row: int) -> int:
+    """What later steps reuse: of the first layer and of the rest, for each kind of pass."""
+    if not sampler.reuse_threshold:
+        return 0
+    halves = 2 if sampler.guided_steps else 1
+    # Steps beyond the interval of guidance are another kind than both halves together.
+    if sampler.together and 0 < sampler.guided_steps < sampler.steps:
+        halves += 1
+    return 2 * halves * config.latent_frames * config.tokens_per_frame * row
 
 
 def matmul_rate(machine: Machine) -> float:

@@ -69,11 +69,10 @@ def guided_velocity(
     one after the other, which needs half the memory. The result belongs to one run: it remembers what steps reuse.
     """
     joined = null.join(conditions) if config.together else conditions
-    begin, end = (share * len(table.head) for share in config.guidance_interval)
     toward_pass, away_pass, joint_pass = (_network_pass(transformer, table, config) for _ in range(3))
 
     def velocity(state: Tensor, index: int) -> Tensor:
-        if config.guidance_scale == 1 or not begin <= index < end:
+        if not config.is_guided(index):
             return toward_pass(state, index, conditions)
         if config.together:
             away, toward = joint_pass(torch.cat([state, state]), index, joined).chunk(2)
