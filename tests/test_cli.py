@@ -22,6 +22,7 @@ from omokage.config import Progress
 from omokage.errors import (
     CaptureRefusedError,
     InternalError,
+    MemoryShortageError,
     MissingDependencyError,
     NoFaceError,
     OutputError,
@@ -34,6 +35,11 @@ FLAGS = {
         "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
         "--memory", "--no-resume", "--output", "--plan", "--prompt", "--quiet", "--resume", "--reuse", "--seed",
         "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
+    ],
+    "animate-queue": [
+        "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
+        "--memory", "--no-resume", "--output", "--prompt", "--quiet", "--ray", "--resume", "--reuse", "--seed",
+        "--steps", "--weights", "-h", "-o", "JOBS",
     ],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
@@ -83,7 +89,7 @@ class Calls:
         names = {
             "check": "check", "create": "create_avatar", "reenact": "reenact", "evaluate": "evaluate_avatar",
             "rehearse": "rehearse", "bench": "bench", "demo": "demo", "animate": "animate",
-            "train_portrait": "train_portrait",
+            "animate_queue": "animate_queue", "train_portrait": "train_portrait",
         }  # fmt: skip
         for module_name, function in names.items():
             module = ModuleType(f"omokage.pipelines.{module_name}")
@@ -239,6 +245,34 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     values = calls.keywords["config"].values
     assert (values["prompt"], values["seed"], values["steps"], values["guidance"]) == ("sea", 7, 20, 1)
     assert (values["any_face"], values["device"], values["resume"]) == (True, "cpu", False)
+
+
+def test_animate_queue(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.result = SimpleNamespace(to_text=lambda: "a.mp4 done", exit_code=0)
+    assert run("animate-queue jobs.csv -o videos --quiet", capsys) == (0, "a.mp4 done\n", "")
+    assert calls.arguments == (Path("jobs.csv"),)
+    assert (calls.keywords["output"], calls.keywords["ray"]) == (Path("videos"), None)
+    calls.result.exit_code = 2
+    assert (
+        run("animate-queue jobs.csv -o videos --quiet --ray local --steps 20 --memory grouped", capsys)[0]
+        == 2
+    )
+    assert calls.keywords["ray"] == "local"
+    values = calls.keywords["config"].values
+    assert (values["steps"], values["memory"], "ray" in values) == (20, "grouped", False)
+
+
+def test_only_the_first_process_speaks(
+    calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    calls.result = SimpleNamespace(notes=("the speech is silent",))
+    assert run("animate p.jpg s.wav -o out.mp4 --quiet", capsys) == (0, "", "")
+    assert run("animate p.jpg s.wav --plan", capsys) == (0, "", "")
+    calls.act = fail(NoFaceError("no face"))
+    assert run("animate p.jpg s.wav -o out.mp4 --quiet", capsys) == (2, "", "")
+    calls.act = fail(MemoryShortageError("memory ran out in process 2 of 2"))  # of this process alone
+    assert run("animate p.jpg s.wav -o out.mp4 --quiet", capsys)[2].startswith("omokage: memory ran out")
 
 
 def test_memory_profiles_are_those_of_the_library() -> None:

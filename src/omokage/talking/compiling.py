@@ -49,7 +49,9 @@ class _Forward:
                 return _compiled(self._backend)(block, *given, **named)
             except TorchDynamoException as error:
                 self._works = False
-                cause = f"{type(error).__name__}: {error}".splitlines()[0].rstrip(".:")
+                # What the compiler itself says stands behind what PyTorch says of it.
+                inner = getattr(error, "inner_exception", error)
+                cause = f"{type(inner).__name__}: {inner}".splitlines()[0].rstrip(".:")
                 self._say(
                     f"layers run as they are, since they cannot be compiled on this machine ({cause}); a C++ compiler, "
                     "and for a graphics card the package triton, are needed"
