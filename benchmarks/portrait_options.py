@@ -64,13 +64,12 @@ def main(arguments: Sequence[str]) -> int:
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     report = {
         "date": date.today().isoformat(),
-        "command": f"python benchmarks/portrait_options.py --output benchmarks/results/{given.output.name}",
+        "command": "python benchmarks/portrait_options.py "
+        + " ".join(Path(word).name if word.startswith("/") else word for word in arguments),
         "machine": machine(),
         "size": config.to_json() | {"dtype": "float32", "steps": given.steps},
         "rows": rows,
-        "decoding": {}
-        if given.rows
-        else decoders(tiny_vae(), replace(config, latent_channels=4), CPU, torch.float32),
+        "decoding": {} if given.rows else decoders(tiny_vae(), config, CPU, torch.float32),
     }
     given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0

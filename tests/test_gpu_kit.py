@@ -82,7 +82,7 @@ def test_options_are_measured_over_a_window(tmp_path: Path, monkeypatch: pytest.
     exact, small, few = report["rows"]
     assert exact["is_identical"] and exact["share"] == 1
     assert 0 < small["difference_rms"] < few["difference_rms"] and few["share"] < 1
-    assert report["size"]["steps"] == 4 and report["command"].endswith("results/result.json")
+    assert report["size"]["steps"] == 4 and report["command"].endswith("--output result.json")
 
 
 def test_the_work_of_a_step_is_counted_right(kit: ModuleType) -> None:

@@ -53,12 +53,14 @@ def test_one_compilation_serves_all_layers(waits: bool, plain: Tensor) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 def test_compiled_layers_differ_by_rounding_only(plain: Tensor) -> None:
+    from torch._inductor import config
+
     run = Run()
     compile_layers(run.network, no_words)
-    compiled = sampled(run)
-    difference = relative(compiled, plain)
-    print(f"compiled: {difference:.2g}")
-    assert difference < 1e-5
+    # One compilation on one core: neither headers for the next nor helpers are worth their start.
+    with config.patch(cpp_cache_precompile_headers=False, compile_threads=1):
+        compiled = sampled(run)
+    assert 0 < relative(compiled, plain) < 1e-5
 
 
 def test_without_a_compiler_layers_run_as_they_are(plain: Tensor) -> None:

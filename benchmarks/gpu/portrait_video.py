@@ -362,10 +362,12 @@ def decoded(vae: CausalVae, latents: Tensor, device: torch.device) -> tuple[Row,
     row: Row = {}
     with torch.no_grad():
         for attempt in ("first", "second"):
-            begin, frames = now(device), []
+            begin, work, frames = now(device), time.process_time(), []
             for chunk in vae.decode(latents):
                 frames.append(chunk.cpu())
             row[f"seconds_{attempt}"] = round(now(device) - begin, 3)
+            if device.type == "cpu":
+                row[f"processor_seconds_{attempt}"] = round(time.process_time() - work, 3)
     return row | {"peak_gb": peak_memory(device)}, torch.cat(frames, dim=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,13 +23,15 @@ def run_with_ray(
     address: of a running cluster, or 'local'.  on_card: a job takes a graphics card where the cluster has one, else a
     whole machine. Raises MissingDependencyError without Ray, InputError for a cluster that does not answer.
     """
+    # Nothing leaves the user's machines.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray = _ray()
     try:
         if address == LOCAL:
             ray.init(include_dashboard=False, log_to_driver=False)
         else:
             ray.init(address=address, log_to_driver=False)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # Ray raises anything, plain exceptions too
         cause = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"no Ray cluster answers at '{address}' ({cause}); start one with 'ray start --head', or use --ray {LOCAL}"
