@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import subprocess
 import sys
 import weakref
@@ -579,8 +581,8 @@ def test_windows_in_eight_bits_are_kept_apart_and_told(
     monkeypatch.setattr("omokage.talking.rollout.denoise_window", fail_once)
     planned = pipeline.plan_animation
 
-    def with_small(*given: Any) -> Any:
-        plan = planned(*given)
+    def with_small(*given: Any, **named: Any) -> Any:
+        plan = planned(*given, **named)
         return replace(plan, options=(plan.options[0], replace(plan.options[0], profile=small)))
 
     monkeypatch.setattr(pipeline, "plan_animation", with_small)
@@ -590,6 +592,88 @@ def test_windows_in_eight_bits_are_kept_apart_and_told(
     assert any("'small' keeps weights in 8 bits" in note for note in result.notes)
     assert output.read_bytes() != made.read_bytes()
     assert [place.name for place in tmp_path.iterdir()] == ["o.mp4"]
+
+
+def test_two_processes_make_one_video(weights: Path, portrait: Path, tmp_path: Path) -> None:
+    """The command as `torchrun` starts it: one half of guidance each; only the first one writes and speaks."""
+    speech = save_sound(tmp_path / "s.wav", beep(0, 0.1))
+    animate(portrait, speech, output=tmp_path / "alone.mp4", config=settings(weights))
+    output = tmp_path / "shared.mp4"
+    arguments = [
+        "animate",
+        portrait,
+        speech,
+        "-o",
+        output,
+        "--seed",
+        7,
+        "--steps",
+        STEPS,
+        "--weights",
+        weights,
+    ]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "from omokage.cli.app import main; main()",
+                *map(str, arguments),
+                "--device",
+                "cpu",
+            ],
+            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    (out, err), second = (process.communicate(timeout=240) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], err + second[1]
+    assert out == f"video: {output}\n" and "animating: 100 %" in err and second == ("", "")
+    pairs = list(zip(read_frames(output), read_frames(tmp_path / "alone.mp4"), strict=True))
+    assert len(pairs) == 3
+    assert max(np.abs(a.image.astype(int) - b.image.astype(int)).max() for a, b in pairs) <= 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.mp4", "s.wav", "shared.mp4"]
+
+
+def test_a_memory_profile_can_be_chosen(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+) -> None:
+    """Layers that wait are of no use on a processor, so only who asks for them gets them; the pictures are the same."""
+    output = tmp_path / "o.mp4"
+    result = animate(portrait, speech, output=output, config=settings(weights, memory="layerwise"))
+    assert result.plan.options[0].profile == layerwise()
+    pairs = zip(read_frames(output), read_frames(made), strict=True)
+    assert max(np.abs(a.image.astype(int) - b.image.astype(int)).max() for a, b in pairs) <= 3
+    with pytest.raises(InputError, match="no memory profile 'huge'; choose one of resident, resident-lean, "):
+        settings(weights, memory="huge")
+
+
+def test_savings_reach_the_sampler(
+    weights: Path, portrait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_up, seen = Scene.set_up, list[Any]()
+
+    def noticed(*given: Any, **named: Any) -> Scene:
+        seen.append(given[4])
+        return set_up(*given, **named)
+
+    monkeypatch.setattr(Scene, "set_up", noticed)
+    short = save_sound(tmp_path / "s.wav", beep(0, 0.1))
+    config = settings(weights, guidance_interval=(0.5, 1.0), reuse=0.25, compile=True)
+    compiled: list[Any] = []
+    monkeypatch.setattr(pipeline, "compile_layers", lambda network, say: compiled.append(network))
+    result = animate(portrait, short, output=tmp_path / "o.mp4", config=config)
+    assert len(compiled) == 1
+    assert seen == [replace(sampler(), guidance_interval=(0.5, 1.0), reuse_threshold=0.25)]
+    assert result.plan.passes == 3 and len(result.plan.savings) == 3
+    with pytest.raises(InputError, match="reuse below a threshold, all from 0 to 1"):
+        settings(weights, reuse=1.5)
 
 
 def test_a_shortage_while_the_portrait_is_prepared_falls_back(

@@ -34,6 +34,7 @@ from omokage.talking.conditions.portrait import FaceRectangle
 from omokage.talking.config import official_sampler
 from omokage.talking.folder import Architecture, official_architecture
 from omokage.talking.model import Machine
+from omokage.talking.parallel import Layout
 from omokage.talking.placement import expected, grouped
 from omokage.talking.prepare import Portrait
 from omokage.tracking.landmarks import Landmarks
@@ -503,6 +504,75 @@ def test_the_plan_of_the_published_model(published: Architecture) -> None:
     assert (short.windows, short.passes) == (1, 100)
 
 
+def test_the_plan_tells_what_savings_cost(published: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 64e9)
+    sampler, machine = official_sampler(), Machine(torch.device("cuda"), torch.bfloat16)
+    plan = planning.plan_animation(published, 250, sampler, machine, None)
+    assert plan.savings == () and "option" not in plan.to_text()
+    between = replace(sampler, guidance_interval=(0.2, 0.8))
+    some = planning.plan_animation(published, 250, between, machine, None)
+    # 30 of 50 steps take two passes.
+    assert some.passes == 6 * 80 and some.flops == pytest.approx(0.8 * plan.flops, rel=0.01)
+    assert "option    guidance works in 30 of 50 steps; the others take half" in some.to_text()
+    # Both halves keep what 17550 tokens of width 3072 became in the first layer and in the rest, 2 bytes a number.
+    caches = [
+        planning.cache_bytes(published.transformer, replace(given, reuse_threshold=value), 2)
+        for given, value in ((sampler, 0.0), (sampler, 0.1), (between, 0.0), (between, 0.1))
+    ]
+    assert caches[1] - caches[0] == 2 * 2 * 17550 * 3072 * 2
+    assert caches[3] - caches[2] == 2 * 3 * 17550 * 3072 * 2
+    reusing = planning.plan_animation(published, 250, replace(sampler, reuse_threshold=0.1), machine, None)
+    assert reusing.flops == plan.flops and "changes by less than 0.1 of itself reuse" in reusing.to_text()
+
+
+def test_the_plan_tells_what_processes_share(
+    published: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 64e9)
+    sampler, machine = official_sampler(), Machine(torch.device("cuda"), torch.bfloat16)
+    alone = planning.plan_animation(published, 250, sampler, machine, None)
+    assert "processes" not in alone.to_text()
+    for layout, share in ((Layout(2, 1), 0.5), (Layout(2, 4), 0.125), (Layout(1, 3), 1 / 3)):
+        plan = planning.plan_animation(published, 250, sampler, machine, None, layout=layout)
+        assert plan.flops == alone.flops and plan.passes == alone.passes
+        denoising = next(stage.flops for stage in plan.stages if stage.name == "denoising")
+        assert plan.spared == pytest.approx((1 - share) * denoising)
+        assert plan.minutes == pytest.approx(alone.minutes * (1 - (1 - share) * denoising / plan.flops))
+        assert f"processes {layout.sentence}" in plan.to_text()
+    # Who has one half of guidance holds one half of a pass.
+    half = planning.plan_animation(published, 250, sampler, machine, None, layout=Layout(2, 1))
+    assert half.options[0].device_bytes <= alone.options[0].device_bytes
+    # Beyond the interval of guidance one of a pair has nothing to do.
+    between = replace(sampler, guidance_interval=(0.2, 0.8))
+    some = planning.plan_animation(published, 250, between, machine, None, layout=Layout(2, 1))
+    one = counted().denoise_half.flops
+    assert some.spared == pytest.approx(6 * 30 * one, rel=1e-6)
+
+
+def test_idle_cards_are_told(published: Architecture, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine, sampler = Machine(torch.device("cuda"), torch.bfloat16), official_sampler()
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    (sentence,) = planning.idle_cards(machine, sampler, 48)
+    assert sentence.startswith(
+        "this machine has 5 graphics cards; 'torchrun --no-python --nproc-per-node 4 omokage"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert planning.idle_cards(machine, sampler, 48) == () == planning.idle_cards(CPU, sampler, 48)
+
+
+def test_a_named_profile_is_taken_or_refused(
+    published: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(torch.device("cuda"), torch.bfloat16)
+    monkeypatch.setattr(planning, "free_bytes", lambda _: 30e9)
+    plan = planning.plan_animation(published, 250, official_sampler(), machine, None, memory="grouped")
+    assert [option.profile.name for option in plan.options] == ["grouped", "layerwise", "grouped-8bit"]
+    plan = planning.plan_animation(published, 250, official_sampler(), machine, None, memory="resident")
+    assert plan.options == () and plan.shortage.startswith(
+        "the chosen memory profile does not fit: 'resident' takes"
+    )
+
+
 def test_the_plan_chooses_a_profile_for_a_card(
     published: Architecture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,6 +603,6 @@ def test_the_plan_chooses_a_profile_for_a_card(
     [(0.001, "1 seconds"), (1.2, "72 seconds"), (45, "45 minutes"), (600, "10 hours"), (10_000, "7 days")],
 )
 def test_lengths_of_time_are_told_to_people(minutes: float, said: str) -> None:
-    from omokage.pipelines.animate_plan import duration
+    from omokage.pipelines.this_machine import duration
 
     assert duration(minutes) == said

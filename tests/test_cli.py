@@ -22,6 +22,7 @@ from omokage.config import Progress
 from omokage.errors import (
     CaptureRefusedError,
     InternalError,
+    MemoryShortageError,
     MissingDependencyError,
     NoFaceError,
     OutputError,
@@ -31,8 +32,14 @@ from omokage.errors import (
 FLAGS = {
     "": ["--debug", "--help", "--version", "-h"],
     "animate": [
-        "--any-face", "--device", "--guidance", "--help", "--label", "--lora", "--no-resume", "--output", "--plan",
-        "--prompt", "--quiet", "--resume", "--seed", "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
+        "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
+        "--memory", "--no-resume", "--output", "--plan", "--prompt", "--quiet", "--resume", "--reuse", "--seed",
+        "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
+    ],
+    "animate-queue": [
+        "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
+        "--memory", "--no-resume", "--output", "--prompt", "--quiet", "--ray", "--resume", "--reuse", "--seed",
+        "--steps", "--weights", "-h", "-o", "JOBS",
     ],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
@@ -82,7 +89,7 @@ class Calls:
         names = {
             "check": "check", "create": "create_avatar", "reenact": "reenact", "evaluate": "evaluate_avatar",
             "rehearse": "rehearse", "bench": "bench", "demo": "demo", "animate": "animate",
-            "train_portrait": "train_portrait",
+            "animate_queue": "animate_queue", "train_portrait": "train_portrait",
         }  # fmt: skip
         for module_name, function in names.items():
             module = ModuleType(f"omokage.pipelines.{module_name}")
@@ -224,8 +231,13 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert calls.keywords["output"] == Path("out.mp4")
     assert calls.keywords["config"].values == {
         "prompt": "a person talks to the camera", "seed": 0, "steps": 50, "guidance": 3.5, "any_face": False,
-        "label": None, "device": "auto", "resume": True, "weights": None, "lora": None,
+        "label": None, "device": "auto", "resume": True, "weights": None, "lora": None, "memory": "auto",
+        "guidance_interval": (0.0, 1.0), "reuse": 0.0, "compile": False,
     }  # fmt: skip
+    run("animate p s -o o --memory grouped --guidance-interval 0.2 0.8 --reuse 0.1 --compile", capsys)
+    values = calls.keywords["config"].values
+    assert values["compile"]
+    assert (values["memory"], values["guidance_interval"], values["reuse"]) == ("grouped", (0.2, 0.8), 0.1)
     run(
         "animate p s -o o --prompt sea --seed 7 --steps 20 --guidance 1 --any-face --device cpu --no-resume",
         capsys,
@@ -233,6 +245,41 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     values = calls.keywords["config"].values
     assert (values["prompt"], values["seed"], values["steps"], values["guidance"]) == ("sea", 7, 20, 1)
     assert (values["any_face"], values["device"], values["resume"]) == (True, "cpu", False)
+
+
+def test_animate_queue(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.result = SimpleNamespace(to_text=lambda: "a.mp4 done", exit_code=0)
+    assert run("animate-queue jobs.csv -o videos --quiet", capsys) == (0, "a.mp4 done\n", "")
+    assert calls.arguments == (Path("jobs.csv"),)
+    assert (calls.keywords["output"], calls.keywords["ray"]) == (Path("videos"), None)
+    calls.result.exit_code = 2
+    assert (
+        run("animate-queue jobs.csv -o videos --quiet --ray local --steps 20 --memory grouped", capsys)[0]
+        == 2
+    )
+    assert calls.keywords["ray"] == "local"
+    values = calls.keywords["config"].values
+    assert (values["steps"], values["memory"], "ray" in values) == (20, "grouped", False)
+
+
+def test_only_the_first_process_speaks(
+    calls: Calls, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    calls.result = SimpleNamespace(notes=("the speech is silent",))
+    assert run("animate p.jpg s.wav -o out.mp4 --quiet", capsys) == (0, "", "")
+    assert run("animate p.jpg s.wav --plan", capsys) == (0, "", "")
+    calls.act = fail(NoFaceError("no face"))
+    assert run("animate p.jpg s.wav -o out.mp4 --quiet", capsys) == (2, "", "")
+    calls.act = fail(MemoryShortageError("memory ran out in process 2 of 2"))  # of this process alone
+    assert run("animate p.jpg s.wav -o out.mp4 --quiet", capsys)[2].startswith("omokage: memory ran out")
+
+
+def test_memory_profiles_are_those_of_the_library() -> None:
+    from omokage.cli.animate import PROFILES
+    from omokage.talking.placement import profiles
+
+    assert ("auto", *(profile.name for profile in profiles())) == PROFILES
 
 
 def test_train_portrait(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -55,6 +56,33 @@ def test_rows_can_be_chosen(kit: ModuleType, tmp_path: Path) -> None:
     report = json.loads(output.read_text(encoding="utf-8"))
     assert [row["name"] for row in report["rows"]] == ["resident", "layerwise"]
     assert report["size"]["layers"] == 1
+
+
+def test_processes_share_a_row(kit: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))  # the processes look for the script, too
+    output, rows = tmp_path / "result.json", ["guidance in 2 processes"]
+    kit.main(
+        ["--size", "tiny", "--layers", "1", "--device", "cpu", "--dtype", "float32", "--steps", "2", "--no-decoder",
+         "--matmul-side", "32", "--processes", "2", "--rows", *rows, "--output", str(output)]
+    )  # fmt: skip
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert [row["name"] for row in report["rows"]] == ["resident", *rows]
+    assert report["rows"][1]["difference_max"] < 1e-4 and report["rows"][1]["processor_seconds_per_step"] > 0
+    names = [setting.name for setting in kit.settings(compiled=True, processes=2)]
+    assert names[-3:] == ["compiled", "tokens in 2 processes", *rows]
+
+
+def test_options_are_measured_over_a_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent.parent))
+    options, output = importlib.import_module("portrait_options"), tmp_path / "result.json"
+    rows = ["grouped-8bit", "2 steps instead of 4"]
+    options.main(["--steps", "4", "--layers", "1", "--rows", *rows, "--output", str(output)])
+    report = json.loads(output.read_text(encoding="utf-8"))
+    assert [row["name"] for row in report["rows"]] == ["resident", *rows]
+    exact, small, few = report["rows"]
+    assert exact["is_identical"] and exact["share"] == 1
+    assert 0 < small["difference_rms"] < few["difference_rms"] and few["share"] < 1
+    assert report["size"]["steps"] == 4 and report["command"].endswith("--output result.json")
 
 
 def test_the_work_of_a_step_is_counted_right(kit: ModuleType) -> None:

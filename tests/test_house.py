@@ -45,6 +45,7 @@ PUBLIC = [
     "OutputError",
     "WeightsError",
     "__version__",
+    "animate",
     "check_recording",
     "create_avatar",
     "reenact",

@@ -28,7 +28,7 @@ PYTHON_BLOCKS = [text for kind, text in BLOCKS if kind == "python"]
 class AnyResult(SimpleNamespace):
     """What a stand-in for a pipeline gives back."""
 
-    verdict = "good"
+    verdict, exit_code = "good", 0
     warnings = notes = ("yaw was limited",)
     files = (Path("report.html"),)
     path, data = Path("folder"), SimpleNamespace(records=())
@@ -55,7 +55,7 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     for name in (
         "check", "create", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo", "weights", "animate",
-        "train_portrait", "small_portrait",
+        "train_portrait", "small_portrait", "animate_queue",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
@@ -87,7 +87,7 @@ def test_the_first_two_commands_are_the_two_make_targets() -> None:
 def test_python_runs_with_the_real_signatures(
     block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("check_recording", "create_avatar", "reenact"):
+    for name in ("animate", "check_recording", "create_avatar", "reenact"):
         stand_in = create_autospec(getattr(omokage, name), return_value=AnyResult())
         monkeypatch.setattr(omokage, name, stand_in)
     exec(compile(block, "README.md", "exec"), {})

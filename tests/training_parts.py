@@ -75,8 +75,9 @@ def main(checkpoint: str, result: str, killed_at: str = "0") -> None:
 
     killed_at: after this step the process kills itself as the system would, 0 for never.
     """
+    from omokage.talking.training.sharding import whole
     from omokage.talking.training.train import train
-    from omokage.talking.training.workers import Workers, whole
+    from omokage.talking.workers import Workers
 
     def on_step(step: int) -> None:
         if step == int(killed_at):

@@ -13,8 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import socket
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omokage.pipelines.bench import machine
 from omokage.talking.caches import Conditions
+from omokage.talking.compiling import compile_layers
 from omokage.talking.config import SamplerConfig, TransformerConfig, official, official_sampler, tiny
+from omokage.talking.parallel import ALONE, Layout, Team
 from omokage.talking.placement import (
     Profile,
     grouped,
@@ -42,6 +48,7 @@ from omokage.talking.sampler import denoise, draw_noise, guided_velocity, null_c
 from omokage.talking.scheduler import sampling_steps
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae, VaeConfig, official_vae, tiny_vae
+from omokage.talking.workers import Workers
 
 WINDOW_STEPS = 50
 SIZES = {"official": (official, official_vae), "tiny": (tiny, tiny_vae)}
@@ -50,17 +57,28 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """One row of the table: where weights are, what the sampler saves, whether layers are compiled, and whether
-    everything is computed again at every step."""
+    """One row of the table: where weights are, what the sampler saves, whether layers are compiled, which processes
+    share the work, and whether everything is computed again at every step."""
 
     name: str
     profile: Profile
     sampler: dict[str, Any]
     is_compiled: bool = False
     is_official_loop: bool = False
+    layout: Layout = ALONE
 
 
-def settings(*, compiled: bool) -> list[Setting]:
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of every step by the clock and of this process's work, the latents after the last, GB taken at most."""
+
+    seconds: list[float]
+    worked: list[float]
+    latents: Tensor
+    peak_gb: float | None
+
+
+def settings(*, compiled: bool, processes: int = 1) -> list[Setting]:
     """All rows, the one that the others are compared with first."""
     rows = [
         Setting("resident", resident(), {}),
@@ -77,7 +95,14 @@ def settings(*, compiled: bool) -> list[Setting]:
             for value in (0.05, 0.1, 0.2)
         ),
     ]
-    return [*rows, *[Setting("compiled", resident(), {}, is_compiled=True)] * compiled]
+    rows += [Setting("compiled", resident(), {}, is_compiled=True)] * compiled
+    if processes > 1:
+        layout = Layout(1, processes)
+        rows.append(Setting(f"tokens in {processes} processes", resident(), {}, layout=layout))
+    if processes % 2 == 0:
+        layout = Layout(2, processes // 2)
+        rows.append(Setting(f"guidance in {processes} processes", resident(), {}, layout=layout))
+    return rows
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -91,6 +116,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--rows", nargs="+", help="names of the rows, default all")
     parser.add_argument("--compile", action="store_true", help="add a row with compiled layers")
+    parser.add_argument("--processes", type=int, default=1, help="add rows in which so many share the work")
     parser.add_argument("--no-decoder", action="store_true", help="leave the autoencoder out")
     parser.add_argument("--matmul-side", type=int, default=8192)
     parser.add_argument("--output", type=Path, required=True)
@@ -103,7 +129,7 @@ def main(arguments: Sequence[str]) -> int:
     rate = matmul_rate(device, dtype, given.matmul_side)
     rows: list[Row] = []
     plain: Tensor | None = None
-    for setting in settings(compiled=given.compile):
+    for setting in settings(compiled=given.compile, processes=given.processes):
         if given.rows and setting.name not in (*given.rows, "resident"):
             continue
         row, latents = measured(setting, config, given.steps, device, dtype, rate)
@@ -138,19 +164,24 @@ def measured(
 ) -> tuple[Row, Tensor | None]:
     """Time and memory of a row, and the latents it came to; without them when memory ran out."""
     row: Row = {"name": setting.name, "profile": setting.profile.to_json()}
-    begin_memory(device)
+    if device.type == "cuda" and setting.layout.world > torch.cuda.device_count():
+        return row | {"failed": f"needs {setting.layout.world} cards"}, None
     try:
-        times, latents = run(setting, config, count, device, dtype)
+        timed = (run if setting.layout == ALONE else run_shared)(setting, config, count, device, dtype)
     except (MemoryError, RuntimeError) as error:
         if not is_shortage(error):
             raise
         return row | {"failed": "out of memory"}, None
-    typical, mean = statistics.median(times[1:] or times), statistics.mean(times[1:] or times)
+    times, worked = timed.seconds[1:] or timed.seconds, timed.worked[1:] or timed.worked
+    mean = statistics.mean(times)
     row |= {
-        "seconds_per_step": round(typical, 5),
-        "seconds_per_step_spread": [round(min(times[1:] or times), 5), round(max(times), 5)],
-        "peak_gb": peak_memory(device),
+        "seconds_per_step": round(statistics.median(times), 5),
+        "seconds_per_step_spread": [round(min(times), 5), round(max(timed.seconds), 5)],
+        "peak_gb": timed.peak_gb,
     }
+    if device.type == "cpu":
+        # On a processor that others use, too, this says more than the clock.
+        row["processor_seconds_per_step"] = round(statistics.mean(worked), 5)
     sampler = replace(official_sampler(), steps=count, **setting.sampler)
     # How much is reused depends on how far apart the steps are: these few coarse ones say nothing of a window's.
     if not sampler.reuse_threshold:
@@ -158,20 +189,26 @@ def measured(
     # Steps that do less than all of the work have no share that could be compared.
     if not sampler.reuse_threshold and sampler.guidance_interval == official_sampler().guidance_interval:
         row["share_of_matmul_rate"] = round(step_flops(config) / mean / rate, 4)
-    return row, latents.cpu()
+    return row, timed.latents.cpu()
 
 
 def run(
-    setting: Setting, config: TransformerConfig, count: int, device: torch.device, dtype: torch.dtype
-) -> tuple[list[float], Tensor]:
-    """Seconds of every step, and the latents after the last."""
-    sampler = replace(official_sampler(), steps=count, **setting.sampler)
+    setting: Setting,
+    config: TransformerConfig,
+    count: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    workers: Workers | None = None,
+) -> Timed:
+    """A row, or this process's part of it."""
+    begin_memory(device)
+    team = Team.gather(workers or Workers.alone(device), official_sampler(), config.heads, setting.layout)
+    sampler = team.layout.sampler(replace(official_sampler(), steps=count, **setting.sampler))
     steps = sampling_steps(count)
     network = filled(Transformer, config, dtype, device if not setting.profile.group else torch.device("cpu"))
     place(network, setting.profile, device)
     if setting.is_compiled:
-        for block in network.blocks:
-            block.compile()
+        compile_layers(network, lambda sentence: print(sentence, file=sys.stderr))
     given = Inputs.draw(config, device, dtype)
     shape = (1, config.latent_frames, config.latent_channels, config.latent_height, config.latent_width)
     noise = [draw_noise(shape, 1, step).to(device) for step in range(count)]
@@ -182,15 +219,48 @@ def run(
             table = network.modulation(torch.tensor([step.timestep for step in steps], device=device))
             conditions, null = given.cached(network)
             network.free_prepared()
-            velocity = guided_velocity(network, table, conditions, null, sampler)
-        times, latents = [], draw_noise(shape, 0).to(device)
-        begin = now(device)
+            velocity = guided_velocity(network, table, conditions, null, sampler, team)
+        times, worked, latents = list[float](), list[float](), draw_noise(shape, 0).to(device)
+        begin, work = now(device), time.process_time()
         for state in denoise(velocity, steps, latents, noise.__getitem__):
             latents = state.clean
             end = now(device)
             times.append(end - begin)
-            begin = end
-    return times, latents
+            worked.append(time.process_time() - work)
+            begin, work = end, time.process_time()
+    return Timed(times, worked, latents, peak_memory(device))
+
+
+def run_shared(
+    setting: Setting, config: TransformerConfig, count: int, device: torch.device, dtype: torch.dtype
+) -> Timed:
+    """A row that several processes share, as the first of them sees it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.safetensors"
+        given = (address, result, setting, config, count, device, dtype)
+        torch.multiprocessing.spawn(one_process, given, nprocs=setting.layout.world)
+        values = load_file(result)
+    peak = float(values["peak"]) or None
+    return Timed(values["seconds"].tolist(), values["worked"].tolist(), values["latents"], peak)
+
+
+def one_process(rank: int, address: dict[str, str], result: Path, setting: Setting, *given: Any) -> None:
+    """One of them; the first one writes what it measured."""
+    config, count, device, dtype = given
+    world = setting.layout.world
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    torch.set_num_threads(max(1, torch.get_num_threads() // world))
+    workers = Workers.join(device)
+    timed = run(setting, config, count, workers.device, dtype, workers)
+    if workers.is_first:
+        values = {"seconds": timed.seconds, "worked": timed.worked, "peak": timed.peak_gb or 0.0}
+        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+        save_file(tensors | {"latents": timed.latents.cpu().contiguous()}, result)
+    workers.wait()
+    torch.distributed.destroy_process_group()
 
 
 @dataclass(frozen=True)
@@ -292,10 +362,12 @@ def decoded(vae: CausalVae, latents: Tensor, device: torch.device) -> tuple[Row,
     row: Row = {}
     with torch.no_grad():
         for attempt in ("first", "second"):
-            begin, frames = now(device), []
+            begin, work, frames = now(device), time.process_time(), []
             for chunk in vae.decode(latents):
                 frames.append(chunk.cpu())
             row[f"seconds_{attempt}"] = round(now(device) - begin, 3)
+            if device.type == "cpu":
+                row[f"processor_seconds_{attempt}"] = round(time.process_time() - work, 3)
     return row | {"peak_gb": peak_memory(device)}, torch.cat(frames, dim=1)
 
 

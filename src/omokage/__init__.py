@@ -29,6 +29,7 @@ from omokage.errors import (
 if TYPE_CHECKING:
     from omokage.avatar.bundle import Avatar
     from omokage.capture.check import check_recording
+    from omokage.pipelines.animate import animate
     from omokage.pipelines.create import create_avatar
     from omokage.pipelines.reenact import reenact
     from omokage.pipelines.rehearse import rehearse
@@ -50,6 +51,7 @@ __all__ = [
     "OutputError",
     "WeightsError",
     "__version__",
+    "animate",
     "check_recording",
     "create_avatar",
     "reenact",
@@ -59,6 +61,7 @@ __all__ = [
 _LAZY = {
     "Avatar": "omokage.avatar.bundle",
     "FaceTrack": "omokage.tracking.face_track",
+    "animate": "omokage.pipelines.animate",
     "check_recording": "omokage.capture.check",
     "create_avatar": "omokage.pipelines.create",
     "reenact": "omokage.pipelines.reenact",

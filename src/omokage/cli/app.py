@@ -14,10 +14,11 @@ from typing import Any, NoReturn
 
 import click
 
-from omokage import OmokageError, OutputError, __version__
-from omokage.cli.animate import animate
+from omokage import InputError, MissingDependencyError, OmokageError, OutputError, __version__
+from omokage.cli.animate import animate, animate_queue
 from omokage.cli.options import (
     FilePath,
+    is_first_process,
     json_option,
     output_option,
     quiet_option,
@@ -32,7 +33,7 @@ INTERRUPTED = 130  # what a shell reports after Ctrl-C
 TERMINATED = 143
 STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
 STOPPED_CREATE = "stopped, and nothing half-written was left; the same command goes on from what was done"
-RESUMABLE = ("animate", "create", "demo", "train-portrait", "weights")
+RESUMABLE = ("animate", "animate-queue", "create", "demo", "train-portrait", "weights")
 
 
 @click.group(
@@ -288,6 +289,7 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
 
 
 app.add_command(animate)
+app.add_command(animate_queue)
 app.add_command(train_portrait)
 app.add_command(weights)
 
@@ -303,6 +305,8 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if "--debug" in arguments:
             logging.getLogger("omokage").exception("the traceback, because of --debug")
+        if not is_first_process() and isinstance(error, (InputError, OutputError, MissingDependencyError)):
+            return error.exit_code  # the first process met the same, and says it
         return complain(*describe(error))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +24,11 @@ size_option = click.option(
     show_default=True,
     help="Picture side in pixels.",
 )
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks, of those that `torchrun` started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def output_option(help_text: str, *, is_required: bool = True) -> Callable[[Command], Command]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from omokage.cli.options import FilePath, output_option, quiet_option
+from omokage.cli.options import FilePath, is_first_process, output_option, quiet_option
 from omokage.cli.progress import ProgressBar
 
 
@@ -74,6 +74,8 @@ def train_portrait(videos: Path, output: Path, quiet: bool, **choices: Any) -> N
         trained = train_pipeline(
             videos, output=output, config=TrainConfig(**choices), on_progress=on_progress
         )
+    if not is_first_process():
+        return
     for record in trained.data.records:
         if record.skipped:
             click.echo(f"note: {record.name} was left out: {record.skipped}", err=True)

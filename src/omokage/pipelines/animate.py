@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -16,10 +16,11 @@ import omokage
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, MemoryShortageError, WeightsError
 from omokage.files import file_digest
-from omokage.pipelines.animate_plan import AnimationPlan, plan_animation
-from omokage.pipelines.portrait_gate import read_portrait
+from omokage.pipelines.animate_plan import AUTOMATIC, AnimationPlan, idle_cards, plan_animation
+from omokage.pipelines.portrait_gate import PortraitReading, read_portrait
 from omokage.pipelines.speech_track import SpeechTrack, VocalSeparator, read_speech
 from omokage.pipelines.window_files import WindowFiles
+from omokage.talking.compiling import compile_layers
 from omokage.talking.conditions.identity import (
     IdentityEncoder,
     OnnxIdentity,
@@ -30,9 +31,11 @@ from omokage.talking.conditions.speech import FRAME_RATE
 from omokage.talking.config import SamplerConfig, official_sampler
 from omokage.talking.folder import load_architecture, official_architecture
 from omokage.talking.model import FACE_FILE, Machine, TalkingModel, video_size
-from omokage.talking.placement import Choice, falling_back, is_shortage
+from omokage.talking.parallel import Layout, Team
+from omokage.talking.placement import Choice, falling_back, is_shortage, profile_named, profiles
 from omokage.talking.prepare import prepare_likeness, prepare_prompt, prepare_speech
-from omokage.talking.rollout import Scene, StepCallback, rollout
+from omokage.talking.rollout import Scene, StepCallback, assist, rollout
+from omokage.talking.workers import Workers, world_size
 from omokage.threads import one_blas_thread
 from omokage.trust.release import (
     CLIP_SUFFIXES,
@@ -59,6 +62,13 @@ class AnimateConfig(Config):
     any_face: take painted faces, and other pictures that would be refused.  label: visible text on every picture.
     device: 'auto', 'cpu' or 'cuda'.  resume: go on from a stopped run.  weights: folder of the model, None for the
     installed one.  lora: file of updates that are added to these weights.
+    memory: name of a memory profile (see `talking.placement`), 'auto' for the first that fits.
+
+    Two savings that change the result, see `SamplerConfig`:
+    guidance_interval: shares of the steps between which guidance works.
+    reuse: relative change of the first layer below which a step reuses the others, 0 for never.
+
+    compile: fuse the layers for this machine before they are used, see `talking.compiling`.
     """
 
     prompt: str = "a person talks to the camera"
@@ -71,6 +81,10 @@ class AnimateConfig(Config):
     resume: bool = True
     weights: Path | None = None
     lora: Path | None = None
+    memory: str = AUTOMATIC
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    reuse: float = 0.0
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.seed < 0 or not 2 <= self.steps <= 1000 or not 1 <= self.guidance <= 20:
@@ -78,17 +92,29 @@ class AnimateConfig(Config):
                 f"the seed must be at least 0, steps 2 to 1000 and guidance 1 to 20, got {self.seed}, {self.steps} "
                 f"and {self.guidance:g}"
             )
+        if self.memory != AUTOMATIC:
+            profile_named(self.memory)
+        self.sampler()  # refuses savings that make no sense
 
     def sampler(self) -> SamplerConfig:
-        """The published sampler with these steps and this guidance."""
-        return replace(official_sampler(), steps=self.steps, guidance_scale=self.guidance)
+        """The published sampler with these steps, this guidance and these savings."""
+        return replace(
+            official_sampler(),
+            steps=self.steps,
+            guidance_scale=self.guidance,
+            guidance_interval=self.guidance_interval,
+            reuse_threshold=self.reuse,
+        )
 
 
 @dataclass(frozen=True)
 class Animation:
-    """What was made, what it was planned to cost, and sentences on what may have spoiled it."""
+    """What was made, what it was planned to cost, and sentences on what may have spoiled it.
 
-    released: Released
+    released: None in a process that only helps the first one.
+    """
+
+    released: Released | None
     plan: AnimationPlan
     notes: tuple[str, ...]
 
@@ -107,62 +133,47 @@ def animate(
 
     `speech`: a sound file, or a video whose sound is taken; it goes into the result as it is. `separator` takes music
     and noise away from what the lips follow. A stopped run leaves `<output>.work` beside the output and goes on after
-    its last finished window. Raises MediaError, NoFaceError or InputError for bad input, WeightsError without the
-    model, OutputError when the result cannot be written, MemoryShortageError when the machine is too small.
+    its last finished window. Started by `torchrun`, the processes share the work; the first one writes and reports.
+    Raises MediaError, NoFaceError or InputError for bad input, WeightsError without the model, OutputError when the
+    result cannot be written, MemoryShortageError when the machine is too small.
     """
     config = config or AnimateConfig()
     portrait, speech, output = Path(portrait), Path(speech), Path(output)
     check_writable(output, CLIP_SUFFIXES, inputs=[portrait, speech])
-    model = TalkingModel.open(
-        config.weights or installed("hallo3"), Machine.choose(config.device), config.lora
-    )
-    face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
-    check_label(config.label, face.shown_width(model.height, model.width), model.height)
-    track, face_file = read_speech(speech, separator), face_file_of(config)
-    identity = identity_of(model, face_file)
+    request, said = _Request.read(portrait, speech, config, separator, on_progress), list[str]()
+    plan, team = request.plan, request.team
+    if not team.workers.is_first:
+        with shortage_told(plan, team.workers):
+            assist(request.prepare(said.append, ignore_progress)(plan.options[0]))
+        return Animation(None, plan, ())
 
-    # What will it cost?
-    on_progress(Progress("plan", 0, 1, "counting work and memory"))
-    plan = plan_animation(model.sizes, track.frame_count, config.sampler(), model.machine, model.folder)
-    plan = replace(plan, width=face.shown_width(model.height, model.width))
-    on_progress(Progress("plan", 1, 1, plan.sentence()))
-
-    if not plan.options:
-        raise MemoryShortageError(plan.shortage)
-    sampler, said = config.sampler(), list[str]()
-    fingerprint = _fingerprint(model, config, portrait, track, face_file)
     with (
-        WindowFiles.open(output, fingerprint, said.append, resume=config.resume) as folder,
-        shortage_told(plan),
+        WindowFiles.open(output, request.fingerprint, said.append, resume=config.resume) as folder,
+        shortage_told(plan, team.workers),
     ):
-        # What no window changes is computed once, and the networks that did it are let go.
-        on_progress(Progress("preparing", 0, 4, "prompt"))
-        text = prepare_prompt(model, config.prompt, said.append)
-        on_progress(Progress("preparing", 1, 4, "speech"))
-        voice = prepare_speech(model, track.voice, said.append)
+        scene_in = request.prepare(said.append, on_progress)
 
         def with_memory_of(choice: Choice) -> Released:
-            profile = choice.profile
-            finished = folder.made_with(profile.weights)
-            if not profile.is_exact:
-                said.append(INEXACT.format(profile.name))
-            on_progress(Progress("preparing", 2, 4, "portrait"))
-            likeness = prepare_likeness(model, face.portrait, identity, config.seed, profile)
-            on_progress(Progress("preparing", 3, 4, "denoiser"))
+            finished = folder.made_with(choice.profile.weights)
+            if not choice.profile.is_exact:
+                said.append(INEXACT.format(choice.profile.name))
             # Window after window from noise to latents to frames, straight into the file.
-            scene = Scene.set_up(model, likeness, text, voice, sampler, config.seed, profile)
             return release_clip(
-                rollout(scene, finished, _meter(on_progress, plan, finished.count)),
+                rollout(scene_in(choice), finished, _meter(on_progress, plan, finished.count)),
                 output,
                 frame_rate=Fraction(FRAME_RATE),
-                audio=track.sound,
-                config=ReleaseConfig(label=config.label, title=model.sizes.caution),
+                audio=request.track.sound,
+                config=ReleaseConfig(label=config.label, title=request.model.sizes.caution),
             )
 
-        released = falling_back(with_memory_of, plan.options, said.append)
-    blind = (NO_IDENTITY,) if identity.is_blind else ()
-    caution = (model.sizes.caution,) if model.sizes.caution else ()
-    return Animation(released, plan, (*caution, *face.notes, *track.notes, *said, *blind))
+        is_alone = team.workers.world == 1
+        released = (
+            falling_back(with_memory_of, plan.options, said.append)
+            if is_alone
+            else with_memory_of(plan.options[0])
+        )
+    blind = (NO_IDENTITY,) if request.identity.is_blind else ()
+    return Animation(released, plan, (*request.notes, *said, *blind))
 
 
 def plan(
@@ -183,9 +194,20 @@ def plan(
     face = read_portrait(Path(portrait), height, width, any_face=config.any_face)
     track = read_speech(Path(speech), separator)
     machine = Machine.choose(config.device)
-    planned = plan_animation(sizes, track.frame_count, config.sampler(), machine, folder)
+    layout = Layout.of(world_size(), config.sampler(), sizes.transformer.heads)
+    planned = plan_animation(
+        sizes,
+        track.frame_count,
+        config.sampler(),
+        machine,
+        folder,
+        layout=layout,
+        memory=config.memory,
+        is_compiled=config.compile,
+    )
     if folder is not None:
         notes += _identity_notes(config)
+    notes += idle_cards(machine, config.sampler(), sizes.transformer.heads)
     shown = face.shown_width(height, width)
     return replace(planned, width=shown, notes=face.notes + track.notes + notes)
 
@@ -210,16 +232,19 @@ def identity_of(model: TalkingModel, face_file: Path | None) -> IdentityEncoder:
 
 
 @contextmanager
-def shortage_told(plan: AnimationPlan) -> Iterator[None]:
-    """Say in one sentence that memory ran out before the first window, whoever noticed it."""
+def shortage_told(plan: AnimationPlan, workers: Workers) -> Iterator[None]:
+    """Say in one sentence that memory ran out before the first window, or in one of several processes."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not is_shortage(error):
             raise
+        when = "while the inputs were prepared"
+        if workers.world > 1:
+            when = f"in process {workers.rank + 1} of {workers.world}; choose a smaller profile with --memory"
         raise MemoryShortageError(
-            f"memory ran out on {plan.device} while the inputs were prepared; {plan.options[0].sentence}: close other "
-            "programs, or use a larger machine"
+            f"memory ran out on {plan.device} {when}; {plan.options[0].sentence}: close other programs, or use a "
+            "larger machine"
         ) from error
 
 
@@ -250,20 +275,117 @@ def _meter(on_progress: ProgressCallback, plan: AnimationPlan, finished: int) ->
     return on_step
 
 
-def _fingerprint(
-    model: TalkingModel, config: AnimateConfig, portrait: Path, track: SpeechTrack, face_file: Path | None
-) -> dict[str, Any]:
-    """Everything that the latents depend on, but for the format of weights (see `WindowFiles.made_with`)."""
-    machine = model.machine
-    return {
-        "portrait": file_digest(portrait),
-        "voice": hashlib.sha256(track.voice.tobytes()).hexdigest(),
-        "prompt": config.prompt,
-        "any_face": config.any_face,
-        "sampler": config.sampler().to_json(),
-        "seed": config.seed,
-        "weights": model.digest,
-        "face": file_digest(face_file) if face_file else None,
-        "machine": [machine.device.type, str(machine.dtype), torch.__version__],
-        "version": omokage.__version__,
-    }
+@dataclass(frozen=True)
+class _Request:
+    """What was read before any work, and what the work will cost.
+
+    team: the processes that share it.  identity: what sees the face; `face_file`, if it is one that was added.
+    """
+
+    config: AnimateConfig
+    portrait: Path
+    model: TalkingModel
+    face: PortraitReading
+    track: SpeechTrack
+    face_file: Path | None
+    identity: IdentityEncoder
+    team: Team
+    plan: AnimationPlan
+
+    @classmethod
+    def read(
+        cls,
+        portrait: Path,
+        speech: Path,
+        config: AnimateConfig,
+        separator: VocalSeparator | None,
+        on_progress: ProgressCallback,
+    ) -> Self:
+        """Raises what `animate` raises for bad input, and MemoryShortageError."""
+        machine = Machine.choose(config.device)
+        workers = Workers.join(machine.device)
+        on_progress = on_progress if workers.is_first else ignore_progress
+        machine = replace(machine, device=workers.device)
+        model = TalkingModel.open(config.weights or installed("hallo3"), machine, config.lora)
+        face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
+        shown = face.shown_width(model.height, model.width)
+        check_label(config.label, shown, model.height)
+        track, face_file = read_speech(speech, separator), face_file_of(config)
+        identity = identity_of(model, face_file)
+        team = Team.gather(workers, config.sampler(), model.sizes.transformer.heads)
+
+        on_progress(Progress("plan", 0, 1, "counting work and memory"))
+        plan = plan_animation(
+            model.sizes,
+            track.frame_count,
+            config.sampler(),
+            machine,
+            model.folder,
+            layout=team.layout,
+            memory=config.memory,
+            is_compiled=config.compile,
+        )
+        plan = _agreed(replace(plan, width=shown), workers)
+        on_progress(Progress("plan", 1, 1, plan.sentence()))
+        if not plan.options:
+            raise MemoryShortageError(plan.shortage)
+        return cls(config, portrait, model, face, track, face_file, identity, team, plan)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that the latents depend on, but for the format of weights (see `WindowFiles.made_with`) and the
+        rounding of shared work."""
+        config, machine = self.config, self.model.machine
+        return {
+            "portrait": file_digest(self.portrait),
+            "voice": hashlib.sha256(self.track.voice.tobytes()).hexdigest(),
+            "prompt": config.prompt,
+            "any_face": config.any_face,
+            "sampler": config.sampler().to_json(),
+            "compile": config.compile,
+            "seed": config.seed,
+            "weights": self.model.digest,
+            "face": file_digest(self.face_file) if self.face_file else None,
+            "machine": [machine.device.type, str(machine.dtype), torch.__version__],
+            "version": omokage.__version__,
+        }
+
+    def prepare(self, say: Callable[[str], None], on_progress: ProgressCallback) -> Callable[[Choice], Scene]:
+        """Compute what no window and no memory profile changes; gives what makes the rest in a memory profile.
+
+        The networks that do it are let go.
+        """
+        model, config = self.model, self.config
+        on_progress(Progress("preparing", 0, 4, "prompt"))
+        text = prepare_prompt(model, config.prompt, say)
+        on_progress(Progress("preparing", 1, 4, "speech"))
+        voice = prepare_speech(model, self.track.voice, say)
+
+        def scene_in(choice: Choice) -> Scene:
+            profile, sampler = choice.profile, self.team.layout.sampler(config.sampler())
+            on_progress(Progress("preparing", 2, 4, "portrait"))
+            likeness = prepare_likeness(model, self.face.portrait, self.identity, config.seed, profile)
+            on_progress(Progress("preparing", 3, 4, "denoiser"))
+            scene = Scene.set_up(model, likeness, text, voice, sampler, config.seed, profile, team=self.team)
+            if config.compile:
+                compile_layers(scene.denoiser, say)
+            return scene
+
+        return scene_in
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """On the model and the files."""
+        caution = (self.model.sizes.caution,) if self.model.sizes.caution else ()
+        return (*caution, *self.face.notes, *self.track.notes)
+
+
+def _agreed(plan: AnimationPlan, workers: Workers) -> AnimationPlan:
+    """The plan as it is; for several processes with the first one's memory profile, and none to fall back to."""
+    if workers.world == 1:
+        return plan
+    known = profiles()
+    first = int(workers.agree(known.index(plan.options[0].profile) if plan.options else -1)[0])
+    if first < 0 or not plan.options:
+        return replace(plan, options=(), shortage=plan.shortage or "the first process has too little memory")
+    return replace(plan, options=(replace(plan.options[0], profile=known[first]),))

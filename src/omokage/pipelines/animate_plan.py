@@ -5,8 +5,6 @@ Work and memory follow from the real networks (see `network_costs`), minutes fro
 
 from __future__ import annotations
 
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +12,17 @@ import torch
 
 from omokage.errors import MemoryShortageError
 from omokage.pipelines.network_costs import Costs, network_costs
+from omokage.pipelines.this_machine import duration, free_bytes, matmul_rate
 from omokage.talking.conditions.portrait import MOTION_FRAMES
 from omokage.talking.conditions.speech import FRAME_RATE, ONE_PASS_FRAMES, OVERLAP_FRAMES, window_count
 from omokage.talking.config import SamplerConfig, TransformerConfig
 from omokage.talking.convert import read_index
 from omokage.talking.folder import DENOISER, SPEECH_FOLDER, TEXT_FOLDER, Architecture
 from omokage.talking.model import Machine, video_size
-from omokage.talking.placement import Choice, Needs, choose, profiles, smaller
+from omokage.talking.parallel import ALONE, Layout
+from omokage.talking.placement import Choice, Needs, choose, profile_named, profiles, smaller
 from omokage.talking.projections import BLOCK_SIGNALS
+from omokage.talking.workers import world_size
 
 # The published encoders (specification 2.4), for the case that none are installed.
 TEXT_WEIGHTS, SPEECH_WEIGHTS = 4_760_000_000, 94_400_000
@@ -31,7 +32,8 @@ SPEECH_BYTES_PER_FRAME = 3 * 128 * 512 * 4
 # Share of the rate of large matrix products that whole networks reach: normalisations, activations and copies cost time
 # and multiply nothing.
 EFFICIENCY = 0.5
-TIMED_S = 0.3
+# The memory profile that the machine chooses.
+AUTOMATIC = "auto"
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class AnimationPlan:
     tokens: that one pass attends to.  stages: with everything on the device.
     rate: floating-point operations a second of a large matrix product on `device`.  free: bytes free there.
     options: memory profiles that fit, in the order in which they are tried.  shortage: why there are none.
+    layout: of the processes that share the denoising.  spared: operations that other processes take off this one.
+    savings: sentences on what was chosen to be left out, and what that does to work and result.
     notes: sentences on the files.
     """
 
@@ -75,6 +79,9 @@ class AnimationPlan:
     free: float
     options: tuple[Choice, ...]
     shortage: str = ""
+    layout: Layout = ALONE
+    spared: float = 0.0
+    savings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -83,15 +90,15 @@ class AnimationPlan:
 
     @property
     def minutes(self) -> float:
-        """Without the way of layers that wait in the machine's memory."""
-        return self.flops / (EFFICIENCY * self.rate) / 60
+        """Without the way of layers that wait in the machine's memory, and of what processes exchange."""
+        return (self.flops - self.spared) / (EFFICIENCY * self.rate) / 60
 
     @property
     def minutes_per_second(self) -> float:
         """Of one second of video, where windows are long enough to be used up."""
         shown = (self.window_frames - MOTION_FRAMES) / FRAME_RATE
-        work = sum(stage.flops for stage in self.stages if stage.name in WINDOW_STAGES) / self.windows
-        return work / shown / (EFFICIENCY * self.rate) / 60
+        work = sum(stage.flops for stage in self.stages if stage.name in WINDOW_STAGES) - self.spared
+        return work / self.windows / shown / (EFFICIENCY * self.rate) / 60
 
     def sentence(self) -> str:
         """The plan for somebody who is about to wait."""
@@ -109,6 +116,7 @@ class AnimationPlan:
             f"windows   {self.windows} of {self.window_frames} frames, each adds {self.window_frames - MOTION_FRAMES}",
             f"denoiser  {self.passes} passes over {self.tokens} tokens ({self.steps} steps a window)",
             f"work      {self.flops / 1e15:.4g} PFLOP",
+            *([f"processes {self.layout.sentence}"] if self.spared else []),
             "",
             f"memory on {self.device} in {self.dtype}: GB of weights, caches and computation",
         ]
@@ -128,6 +136,7 @@ class AnimationPlan:
             lines.append(
                 "          (layers that wait in the machine's memory take longer by what their way costs)"
             )
+        lines += [f"option    {sentence}" for sentence in self.savings]
         return "\n".join([*lines, *(f"note      {note}" for note in self.notes)])
 
 
@@ -135,16 +144,28 @@ WINDOW_STAGES = ("condition", "denoising", "decoding")
 
 
 def plan_animation(
-    sizes: Architecture, frames: int, sampler: SamplerConfig, machine: Machine, folder: Path | None
+    sizes: Architecture,
+    frames: int,
+    sampler: SamplerConfig,
+    machine: Machine,
+    folder: Path | None,
+    *,
+    layout: Layout = ALONE,
+    memory: str = AUTOMATIC,
+    is_compiled: bool = False,
 ) -> AnimationPlan:
-    """Plan a video of `frames` with networks of these sizes; `folder`: of their weights, when they are installed."""
+    """Plan a video of `frames` with networks of these sizes.
+
+    folder: of their weights, when they are installed.  layout: of the processes that share the work.
+    memory: name of the memory profile.
+    """
+    sampler = layout.sampler(sampler)
     config = sizes.transformer
     height, width = video_size(sizes)
     windows = window_count(frames, config.frames)
-    halves = 1 if sampler.guidance_scale == 1 else 2
     costs, free = network_costs(sizes, machine.dtype), free_bytes(machine.device)
     options, shortage = memory_options(
-        needs_of(sizes, costs, frames, sampler, machine, folder), machine.device, free
+        needs_of(sizes, costs, frames, sampler, machine, folder), machine.device, free, memory
     )
     return AnimationPlan(
         frames=frames,
@@ -153,7 +174,7 @@ def plan_animation(
         windows=windows,
         window_frames=config.frames,
         steps=sampler.steps,
-        passes=windows * sampler.steps * halves,
+        passes=windows * (sampler.steps + sampler.guided_steps),
         tokens=config.text_tokens + (config.latent_frames + 1) * config.tokens_per_frame,
         stages=stages_of(sizes, costs, frames, sampler, machine, folder),
         device=machine.device.type,
@@ -162,7 +183,43 @@ def plan_animation(
         free=free,
         options=options,
         shortage=shortage,
+        layout=layout,
+        spared=windows * (_step_flops(costs, sampler, ALONE) - _step_flops(costs, sampler, layout)),
+        savings=savings_of(sampler, is_compiled=is_compiled),
     )
+
+
+def idle_cards(machine: Machine, sampler: SamplerConfig, heads: int) -> tuple[str, ...]:
+    """A sentence on graphics cards of this machine that could help, if there are any."""
+    cards = torch.cuda.device_count() if machine.device.type == "cuda" else 1
+    helpful = Layout.largest(cards, sampler, heads)
+    if helpful <= world_size():
+        return ()
+    return (
+        f"this machine has {cards} graphics cards; 'torchrun --no-python --nproc-per-node {helpful} omokage animate "
+        "...' shares the denoising between them",
+    )
+
+
+def savings_of(sampler: SamplerConfig, *, is_compiled: bool) -> tuple[str, ...]:
+    """What a sampler leaves out of the published one's work, and a compiler may save, for people."""
+    said = []
+    if sampler.guidance_scale != 1 and sampler.guided_steps < sampler.steps:
+        said.append(
+            f"guidance works in {sampler.guided_steps} of {sampler.steps} steps; the others take half the time and "
+            "follow voice and prompt less"
+        )
+    if sampler.reuse_threshold:
+        said.append(
+            f"steps whose first layer changes by less than {sampler.reuse_threshold:.3g} of itself reuse all others; "
+            "how many those are shows only in the work, so that the time above is the longest"
+        )
+    if is_compiled:
+        said.append(
+            "the first layer is compiled before the first step, which takes up to some minutes; what that saves later "
+            "is not in the time above"
+        )
+    return tuple(said)
 
 
 def needs_of(
@@ -184,7 +241,7 @@ def needs_of(
         rest=costs.kept - layers * costs.layer,
         preparing=costs.whole - layers * costs.layer,
         caches=cache_bytes(sizes.transformer, sampler, machine.dtype.itemsize),
-        denoising=costs.denoise.held,
+        denoising=(costs.denoise if sampler.together else costs.denoise_half).held,
         denoising_single=costs.denoise_half.held,
         autoencoder=costs.autoencoder,
         encoding=costs.encode_three.held,
@@ -197,16 +254,21 @@ def needs_of(
     )
 
 
-def memory_options(needs: Needs, device: torch.device, free: float) -> tuple[tuple[Choice, ...], str]:
-    """The chosen profile and those that take less; none, and why, when nothing fits. On a processor nothing waits."""
+def memory_options(
+    needs: Needs, device: torch.device, free: float, memory: str = AUTOMATIC
+) -> tuple[tuple[Choice, ...], str]:
+    """The chosen profile and those that take less; none, and why, when it does not fit.
+
+    memory: name of the profile, or 'auto' for the first that fits; on a processor nothing waits unless asked to.
+    """
     is_card, free_host = device.type == "cuda", free_bytes(torch.device("cpu"))
-    candidates = tuple(profile for profile in profiles() if is_card or not profile.group)
+    usual = tuple(profile for profile in profiles() if is_card or not profile.group)
     try:
-        chosen = choose(needs, free, free_host, candidates)
+        chosen = choose(needs, free, free_host, usual if memory == AUTOMATIC else [profile_named(memory)])
     except MemoryShortageError as error:
         return (), str(error)
     options = smaller(chosen, needs, free_host)
-    return tuple(option for option in options if option.profile in candidates), ""
+    return tuple(option for option in options if option is chosen or option.profile in usual), ""
 
 
 def stages_of(
@@ -220,9 +282,8 @@ def stages_of(
     """What every part of the work takes, with everything on the device."""
     config, size = sizes.transformer, machine.dtype.itemsize
     windows = window_count(frames, config.frames)
-    is_guided = sampler.guidance_scale != 1
-    denoise = costs.denoise if is_guided and sampler.together else costs.denoise_half
-    work = windows * sampler.steps * (costs.denoise if is_guided else costs.denoise_half).flops
+    denoise = costs.denoise if sampler.guided_steps and sampler.together else costs.denoise_half
+    work = windows * _step_flops(costs, sampler, ALONE)
     text_bytes, speech_bytes = _encoder_bytes(sizes, folder)
     tokens = config.layers * config.tokens_per_frame * config.width * size
     caches = cache_bytes(config, sampler, size)
@@ -248,6 +309,13 @@ def stages_of(
     )
 
 
+def _step_flops(costs: Costs, sampler: SamplerConfig, layout: Layout) -> float:
+    """Of all steps of a window, in one process of this layout."""
+    guided = sampler.guided_steps
+    both, half = costs.denoise.flops / layout.halves, costs.denoise_half.flops
+    return (guided * both + (sampler.steps - guided) * half) / layout.parts
+
+
 def cache_bytes(config: TransformerConfig, sampler: SamplerConfig, size: int) -> float:
     """Bytes of everything that is made before a window's loop, in numbers of `size` bytes."""
     row = config.width * size
@@ -256,43 +324,21 @@ def cache_bytes(config: TransformerConfig, sampler: SamplerConfig, size: int) ->
     table = sampler.steps * (BLOCK_SIGNALS * config.layers + 2) * row
     latents = config.latent_frames * config.latent_channels * config.latent_height * config.latent_width
     # Of the speech: the silence, this window's, and both of them joined.
-    return float(reference + speech * (4 if sampler.together else 2) + table + sampler.steps * latents * 4)
+    heard = speech * (4 if sampler.together else 2)
+    return float(
+        reference + heard + table + sampler.steps * latents * 4 + _residual_bytes(config, sampler, row)
+    )
 
 
-def matmul_rate(machine: Machine) -> float:
-    """Floating-point operations a second of a large matrix product, measured in a moment."""
-    side = 4096 if machine.device.type == "cuda" else 1024
-    left, right = (torch.randn(side, side, device=machine.device).to(machine.dtype) for _ in range(2))
-
-    def seconds(count: int) -> float:
-        start = time.perf_counter()
-        for _ in range(count):
-            product = left @ right
-        product[0, 0].item()  # waits for the device
-        return time.perf_counter() - start
-
-    seconds(1)
-    count = max(1, int(TIMED_S / max(seconds(1), 1e-6)))
-    return 2.0 * side**3 * count / seconds(count)
-
-
-def free_bytes(device: torch.device) -> float:
-    """Memory that could be used: of the graphics card, or of the machine where it tells; infinite where not."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        return float(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) * 1024
-    except (OSError, StopIteration):
-        return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-
-
-def duration(minutes: float) -> str:
-    """A length of time for people."""
-    for limit, scale, unit in ((1.5, 1 / 60, "seconds"), (90, 1, "minutes"), (72 * 60, 60, "hours")):
-        if minutes < limit:
-            return f"{max(minutes / scale, 1):.0f} {unit}"
-    return f"{minutes / 60 / 24:.0f} days"
+def _residual_bytes(config: TransformerConfig, sampler: SamplerConfig, row: int) -> int:
+    """What later steps reuse: of the first layer and of the rest, for each kind of pass."""
+    if not sampler.reuse_threshold:
+        return 0
+    halves = 2 if sampler.guided_steps else 1
+    # Steps beyond the interval of guidance are another kind than both halves together.
+    if sampler.together and 0 < sampler.guided_steps < sampler.steps:
+        halves += 1
+    return 2 * halves * config.latent_frames * config.tokens_per_frame * row
 
 
 def _encoder_bytes(sizes: Architecture, folder: Path | None) -> tuple[float, float]:

@@ -43,9 +43,9 @@ from omokage.talking.training.couple import Couple
 from omokage.talking.training.export import write_network
 from omokage.talking.training.subject import Subject, SubjectConfig, SubjectSamples, small_subject
 from omokage.talking.training.train import train
-from omokage.talking.training.workers import Workers
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
+from omokage.talking.workers import Workers
 from omokage.threads import one_blas_thread
 from omokage.trust.release import ReleaseConfig, release_image
 

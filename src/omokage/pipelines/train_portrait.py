@@ -36,7 +36,7 @@ from omokage.talking.training.config import (
 from omokage.talking.training.couple import Couple, without_speech
 from omokage.talking.training.export import adapters_of, save_model
 from omokage.talking.training.train import TrainingResult, check_batch, train
-from omokage.talking.training.workers import Workers
+from omokage.talking.workers import Workers
 from omokage.threads import one_blas_thread
 from omokage.weights import find, installed
 

@@ -48,8 +48,8 @@ from omokage.talking.training.shards import (
     Shard,
     ShardFolder,
 )
-from omokage.talking.training.workers import Workers
 from omokage.talking.vae import CausalVae
+from omokage.talking.workers import Workers
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")

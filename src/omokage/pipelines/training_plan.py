@@ -11,9 +11,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from omokage.pipelines.animate_plan import EFFICIENCY, duration, free_bytes, matmul_rate
+from omokage.pipelines.animate_plan import EFFICIENCY
 from omokage.pipelines.network_costs import denoiser_load, of_all
 from omokage.pipelines.network_load import stand_in_attention
+from omokage.pipelines.this_machine import duration, free_bytes, matmul_rate
 from omokage.talking.caches import Conditions
 from omokage.talking.config import TransformerConfig
 from omokage.talking.folder import Architecture

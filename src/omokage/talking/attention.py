@@ -6,6 +6,7 @@ Shape letters: B batch, T latent frames, P tokens of a latent frame, N tokens, A
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,13 +35,26 @@ class Rotary:
         return turned.flatten(-2).to(heads.dtype)
 
 
+def attend_jointly(queries: Tensor, keys: Tensor, values: Tensor, reference: KeyValue | None) -> Tensor:
+    """Attention within tokens (B, A, N, d) and to the reference tokens, if there are any: (B, A, N, d)."""
+    if reference is not None:
+        keys = torch.cat([keys, reference.keys], dim=2)
+        values = torch.cat([values, reference.values], dim=2)
+    return F.scaled_dot_product_attention(queries, keys, values)
+
+
 @dataclass(frozen=True)
 class Rotaries:
-    """joint: of text and video tokens together; text has angle 0.  frame: of the video tokens of frame 0, which the
-    queries of all frames use in cross-attention (spec 2.1, steps 4 and 5)."""
+    """What the places of a pass's tokens are to attention.
+
+    joint: of text and video tokens together; text has angle 0.  frame: of the video tokens of frame 0, which the
+    queries of all frames use in cross-attention (spec 2.1, steps 4 and 5).
+    attend: how tokens attend to each other; another one where they are shared between processes (see `parallel`).
+    """
 
     joint: Rotary
     frame: Rotary
+    attend: Callable[[Tensor, Tensor, Tensor, KeyValue | None], Tensor] = attend_jointly
 
 
 def rotary_angles(frames: int, rows: int, columns: int, head_width: int, device: torch.device) -> Tensor:
@@ -97,19 +111,15 @@ class JointAttention(nn.Module):
         # A copy of the values, lest the cache hold the queries too.
         return KeyValue(norms.key(keys).transpose(1, 2), values.transpose(1, 2).contiguous())
 
-    def forward(self, tokens: Tensor, norms: HeadNorms, rotary: Rotary, reference: Source | None) -> Tensor:
+    def forward(self, tokens: Tensor, norms: HeadNorms, turns: Rotaries, reference: Source | None) -> Tensor:
         """Text and video tokens (B, N, D), normalised and modulated -> what they gather, (B, N, D)."""
         queries, keys, values = self._project(tokens)
-        queries = rotary.rotate(norms.query(queries)).transpose(1, 2)
-        keys = rotary.rotate(norms.key(keys)).transpose(1, 2)
-        values = values.transpose(1, 2)
-        if reference is not None:
-            if isinstance(reference, Tensor):
-                reference = self.keys_values(reference, norms)
-            portrait = reference.expand(len(tokens))
-            keys = torch.cat([keys, portrait.keys], dim=2)
-            values = torch.cat([values, portrait.values], dim=2)
-        gathered = F.scaled_dot_product_attention(queries, keys, values)
+        queries = turns.joint.rotate(norms.query(queries)).transpose(1, 2)
+        keys = turns.joint.rotate(norms.key(keys)).transpose(1, 2)
+        if isinstance(reference, Tensor):
+            reference = self.keys_values(reference, norms)
+        portrait = None if reference is None else reference.expand(len(tokens))
+        gathered = turns.attend(queries, keys, values.transpose(1, 2), portrait)
         attended: Tensor = self.output(gathered.transpose(1, 2).flatten(2))
         return attended
 

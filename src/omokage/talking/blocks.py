@@ -120,7 +120,7 @@ class Block(nn.Module):
     ) -> Tokens:
         """Text and video attend to each other and to the reference tokens, which are not normalised again."""
         joint = self.attention_input(tokens, signals).joint
-        update = tokens.split(self.attention(joint, self.head_norms, turns.joint, reference))
+        update = tokens.split(self.attention(joint, self.head_norms, turns, reference))
         return Tokens(
             tokens.text + signals.text_attention.gate * update.text,
             tokens.video + signals.video_attention.gate * update.video,

@@ -202,6 +202,16 @@ class SamplerConfig(Config):
                 f"got {self.guidance_interval} and {self.reuse_threshold:g}"
             )
 
+    def is_guided(self, index: int) -> bool:
+        """Whether guidance works in a step, counted from 0."""
+        begin, end = (share * self.steps for share in self.guidance_interval)
+        return self.guidance_scale != 1 and begin <= index < end
+
+    @property
+    def guided_steps(self) -> int:
+        """Steps that need both halves of guidance."""
+        return sum(self.is_guided(index) for index in range(self.steps))
+
 
 def official_sampler() -> SamplerConfig:
     """What the published videos are made with."""

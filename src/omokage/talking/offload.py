@@ -144,6 +144,12 @@ class WaitingBlocks(nn.Module):
                 torch.cuda.current_stream(self._device).wait_stream(self._stream)
 
     @property
+    def skeletons(self) -> Iterator[nn.Module]:
+        """All layers without their weights; what is changed of one changes what comes to the device in its place."""
+        for group in self._groups:
+            yield from group.skeletons
+
+    @property
     def host_bytes(self) -> int:
         """Of the machine's memory, pinned where the device is a graphics card."""
         return sum(group.piece.nbytes for group in self._groups)

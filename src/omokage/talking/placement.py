@@ -91,6 +91,15 @@ def profiles() -> tuple[Profile, ...]:
     return resident(), resident_lean(), grouped(), layerwise(), grouped_8bit()
 
 
+def profile_named(name: str) -> Profile:
+    """The profile of this name. Raises InputError for a name that there is none of."""
+    for profile in profiles():
+        if profile.name == name:
+            return profile
+    names = ", ".join(profile.name for profile in profiles())
+    raise InputError(f"there is no memory profile '{name}'; choose one of {names}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """Bytes that a model takes on any device.
@@ -178,8 +187,9 @@ def choose(
         if option.device_bytes <= free_device and option.host_bytes <= free_host:
             return option
     least = min(options, key=lambda option: option.device_bytes)
+    failure = "no memory profile fits" if len(options) > 1 else "the chosen memory profile does not fit"
     raise MemoryShortageError(
-        f"no memory profile fits: '{least.profile.name}' takes {least.device_bytes / 1e9:.1f} GB of the device and "
+        f"{failure}: '{least.profile.name}' takes {least.device_bytes / 1e9:.1f} GB of the device and "
         f"{least.host_bytes / 1e9:.1f} GB of the machine, {free_device / 1e9:.1f} GB and {free_host / 1e9:.1f} GB are "
         "free; close other programs, or use a larger machine"
     )

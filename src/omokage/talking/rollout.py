@@ -27,15 +27,19 @@ from omokage.talking.conditions.portrait import (
 from omokage.talking.conditions.speech import SpeechFeatures
 from omokage.talking.config import SamplerConfig
 from omokage.talking.model import TalkingModel
+from omokage.talking.parallel import Team
 from omokage.talking.placement import Profile
 from omokage.talking.prepare import Draw, PreparedPortrait
 from omokage.talking.sampler import denoise, draw_noise, guided_velocity, null_conditions
 from omokage.talking.scheduler import Step, sampling_steps
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
+from omokage.talking.workers import Workers
 
 # Index of a window, steps done.
 StepCallback = Callable[[int, int], None]
+# In the place of an index: there are no more windows.
+DONE = -1
 
 
 class WindowStore(Protocol):
@@ -56,6 +60,7 @@ class Scene:
     text: embeddings (1, N, D).  picture: the portrait (1, 3, H, W) in about [-1, 1]; `is_square`: between black bars.
     reference, face, silence: keys and values of portrait, face embedding and zero features of speech.
     speech_tokens: of every window, (1, T, N, D) on the CPU.  frame_count: of the whole video.
+    team: the processes that share the work; each has a scene of its own.
     """
 
     denoiser: Transformer
@@ -72,6 +77,7 @@ class Scene:
     frame_count: int
     sampler: SamplerConfig
     seed: int
+    team: Team
 
     @classmethod
     def set_up(
@@ -83,6 +89,7 @@ class Scene:
         sampler: SamplerConfig,
         seed: int,
         profile: Profile,
+        team: Team | None = None,
     ) -> Self:
         """Load the denoiser and the autoencoder, make all caches, and free what they replace."""
         denoiser, device = model.denoiser(profile), model.machine.device
@@ -113,19 +120,33 @@ class Scene:
             frame_count=speech.length.frames,
             sampler=replace(sampler, together=sampler.together and profile.together),
             seed=seed,
+            team=team or Team(Workers.alone(device)),
         )
 
 
 def rollout(scene: Scene, store: WindowStore, on_step: StepCallback) -> Iterator[Image]:
     """MAIN: all frames of the video, uint8 (H, W, 3), one window in memory at a time.
 
-    A window that the store has is only decoded; the frames are then those of a run that was never stopped.
+    A window that the store has is only decoded; the frames are then those of a run that was never stopped. Where
+    several processes share the work, the first one calls this, and all others `assist`.
     """
+    yield from _frames(scene, store, on_step)
+    scene.team.workers.agree(DONE)
+
+
+def assist(scene: Scene) -> None:
+    """What the other processes do: their share of every window that the first one asks for."""
+    while (index := int(scene.team.workers.agree(DONE)[0])) != DONE:
+        denoise_window(scene, index, first_motion(scene.picture), lambda *_: None)
+
+
+def _frames(scene: Scene, store: WindowStore, on_step: StepCallback) -> Iterator[Image]:
     left = scene.frame_count
     motion = first_motion(scene.picture)
     for index in range(len(scene.speech_tokens)):
         latents = store.load(index)
         if latents is None:
+            scene.team.workers.agree(index)
             latents = denoise_window(scene, index, motion, on_step)
             store.save(index, latents)
         skip = MOTION_FRAMES  # the window before has shown them; in the first one they are the portrait
@@ -142,12 +163,13 @@ def rollout(scene: Scene, store: WindowStore, on_step: StepCallback) -> Iterator
 def denoise_window(scene: Scene, index: int, motion: Tensor, on_step: StepCallback) -> Tensor:
     """Clean latents (1, T, C, h, w) of a window after its motion frames (1, 2, 3, H, W) in [-1, 1].
 
-    All draws depend on the seed, the window and the step alone.
+    All draws depend on the seed, the window and the step alone. Where several processes share the work, only the first
+    one knows the motion frames, and all get what it makes of them.
     """
     conditions = window_conditions(scene, index, motion)
     with torch.no_grad():
         null = null_conditions(conditions, scene.silence.layers)
-        velocity = guided_velocity(scene.denoiser, scene.table, conditions, null, scene.sampler)
+        velocity = guided_velocity(scene.denoiser, scene.table, conditions, null, scene.sampler, scene.team)
         shape, device = tuple(conditions.latents.shape), motion.device
         start = draw_noise(shape, scene.seed, Draw.START, index).to(device)
         # On the device before the loop begins: a copy within it would wait for the steps before.
@@ -171,7 +193,7 @@ def window_conditions(scene: Scene, index: int, motion: Tensor) -> Conditions:
     clip = condition_clip(picture, motion, hidden.to(picture.device))
     frames, channels, height, width = _latent_shape(scene)
     noise = draw_noise((1, 1, channels, height, width), scene.seed, Draw.CONDITION, index).to(picture)
-    latents = condition_latents(scene.vae, clip, frames, noise)
+    latents = scene.team.workers.share(condition_latents(scene.vae, clip, frames, noise))
     with torch.no_grad():
         speech = scene.denoiser.cache_audio_tokens(scene.speech_tokens[index].to(picture.device))
     return Conditions(

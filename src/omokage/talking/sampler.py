@@ -15,6 +15,7 @@ from torch import Tensor
 
 from omokage.talking.caches import Conditions, Modulation, Source
 from omokage.talking.config import SamplerConfig
+from omokage.talking.parallel import Team, TokenShare
 from omokage.talking.reuse import Residuals, pass_or_reuse
 from omokage.talking.scheduler import Step
 from omokage.talking.transformer import Transformer
@@ -60,20 +61,27 @@ def guided_velocity(
     conditions: Conditions,
     null: Conditions,
     config: SamplerConfig,
+    team: Team | None = None,
 ) -> Velocity:
     """Classifier-free guidance (Ho & Salimans 2022, equation 6): null + scale * (conditioned - null), in float32.
 
     The scale is constant, as in the official code (spec 6.1.1); at 1, and outside the interval in which guidance works,
     the null conditions are not evaluated.
     `table`: modulation of all steps. `config.together`: both halves in one batch, which reads all weights once; else
-    one after the other, which needs half the memory. The result belongs to one run: it remembers what steps reuse.
+    one after the other, which needs half the memory. `team`: processes that share the work, all of which evaluate the
+    result together and come to the same numbers. The result belongs to one run: it remembers what steps reuse.
     """
+    pair, share = (None, None) if team is None else (team.pair, team.share)
     joined = null.join(conditions) if config.together else conditions
-    begin, end = (share * len(table.head) for share in config.guidance_interval)
-    toward_pass, away_pass, joint_pass = (_network_pass(transformer, table, config) for _ in range(3))
+    toward_pass, away_pass, joint_pass = (_network_pass(transformer, table, config, share) for _ in range(3))
 
     def velocity(state: Tensor, index: int) -> Tensor:
-        if config.guidance_scale == 1 or not begin <= index < end:
+        if pair is not None:
+            is_idle = pair.is_null and not config.is_guided(index)
+            mine, told = (away_pass, null) if pair.is_null else (toward_pass, conditions)
+            away, toward = pair.exchange(torch.zeros_like(state) if is_idle else mine(state, index, told))
+            return away + config.guidance_scale * (toward - away) if config.is_guided(index) else toward
+        if not config.is_guided(index):
             return toward_pass(state, index, conditions)
         if config.together:
             away, toward = joint_pass(torch.cat([state, state]), index, joined).chunk(2)
@@ -86,7 +94,7 @@ def guided_velocity(
 
 
 def _network_pass(
-    transformer: Transformer, table: Modulation, config: SamplerConfig
+    transformer: Transformer, table: Modulation, config: SamplerConfig, share: TokenShare | None
 ) -> Callable[[Tensor, int, Conditions], Tensor]:
     """State, step and conditions -> velocity in float32; step after step of one run and one kind of conditions."""
     before: Residuals | None = None
@@ -94,9 +102,11 @@ def _network_pass(
     def evaluate(state: Tensor, index: int, conditions: Conditions) -> Tensor:
         nonlocal before
         if not config.reuse_threshold:
-            plain: Tensor = transformer(state, table.row(index), conditions)
+            plain: Tensor = transformer(state, table.row(index), conditions, share)
             return plain.float()
-        done = pass_or_reuse(transformer, state, table.row(index), conditions, before, config.reuse_threshold)
+        done = pass_or_reuse(
+            transformer, state, table.row(index), conditions, before, config.reuse_threshold, share
+        )
         before = done.residuals
         return done.velocity.float()
 

@@ -26,6 +26,7 @@ from omokage.talking.attention import Rotaries, rotaries
 from omokage.talking.blocks import NORM_EPS, Block, Tokens
 from omokage.talking.caches import ConditionCache, Conditions, Modulation, Source
 from omokage.talking.config import TransformerConfig
+from omokage.talking.parallel import TokenShare
 from omokage.talking.projections import AudioProjection, FaceProjection, TimestepModulation
 
 # The very last LayerNorm differs from all others of the width (spec 6.2.11).
@@ -82,25 +83,48 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.head = Head(config)
 
-    def forward(self, latents: Tensor, modulation: Modulation, conditions: Conditions) -> Tensor:
+    def forward(
+        self,
+        latents: Tensor,
+        modulation: Modulation,
+        conditions: Conditions,
+        share: TokenShare | None = None,
+    ) -> Tensor:
         """Noisy latents (B, T, C, h, w) -> predicted velocity, same shape, in the precision of the weights.
 
+        share: of the tokens that this process computes, None for all; all processes come to the same result.
         Raises InputError for latents of another grid, InternalError for conditions that do not fit the network.
         """
-        for tokens in self.passes(latents, modulation, conditions):
+        for tokens in self.passes(latents, modulation, conditions, share):
             last = tokens
-        return self.unpatch(self.head(last.video, modulation.head), latents.shape)
+        return self.finish(last.video, modulation, latents.shape, share)
+
+    def finish(
+        self, video: Tensor, modulation: Modulation, shape: torch.Size, share: TokenShare | None = None
+    ) -> Tensor:
+        """Video tokens (B, T*P, D) after the last layer, or a share of them -> velocity of `shape` (B, T, C, h, w)."""
+        patches = self.head(video, modulation.head)
+        if share is not None:
+            patches = share.join(patches, self.config.tokens_per_frame)
+        return self.unpatch(patches, shape)
 
     def passes(
-        self, latents: Tensor, modulation: Modulation, conditions: Conditions
+        self,
+        latents: Tensor,
+        modulation: Modulation,
+        conditions: Conditions,
+        share: TokenShare | None = None,
     ) -> Generator[Tokens, None, None]:
-        """The tokens that enter the first layer, then those after each layer, each computed when it is asked for.
+        """The tokens, or a share of them, that enter the first layer, then those after each layer, each computed when
+        it is asked for.
 
         Raises as `forward` does, before the first.
         """
         self._check(latents, conditions)
         tokens = self.embed(latents, conditions.latents, conditions.text)
         turns = self._rotaries(latents)
+        if share is not None:
+            tokens, turns = share.cut(tokens, turns)
         yield tokens
         for index, block in enumerate(self._layers):
             tokens = block(

@@ -26,8 +26,8 @@ from omokage.talking.config import FRAMES_PER_LATENT
 from omokage.talking.small_vae import SmallDecoder, SmallEncoder, begin_with, stacked
 from omokage.talking.training.config import OptimizerConfig
 from omokage.talking.training.state import Run
-from omokage.talking.training.workers import Workers
 from omokage.talking.vae import CausalVae, Posterior
+from omokage.talking.workers import Workers
 
 CHECKPOINT_SECONDS = 60.0
 STACKS = 500  # of four frames, at most, for the principal components

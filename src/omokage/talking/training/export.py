@@ -27,7 +27,8 @@ from omokage.talking.folder import (
     save_architecture,
 )
 from omokage.talking.training.couple import Couple
-from omokage.talking.training.workers import Workers, whole
+from omokage.talking.training.sharding import whole
+from omokage.talking.workers import Workers
 
 
 def save_model(source: Path, folder: Path, couple: Couple, workers: Workers) -> None:

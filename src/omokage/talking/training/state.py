@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from omokage.errors import InputError
 from omokage.files import result_folder, saving
 from omokage.talking.training.config import OptimizerConfig
-from omokage.talking.training.workers import Workers, local
+from omokage.talking.training.sharding import local
+from omokage.talking.workers import Workers
 
 LATEST = "latest.json"
 VERSION = 1

@@ -27,8 +27,9 @@ from omokage.talking.scheduler import training_timesteps
 from omokage.talking.training.batch import Samples, TrainingBatch, collate
 from omokage.talking.training.config import StageConfig
 from omokage.talking.training.couple import Couple, make_ready
+from omokage.talking.training.sharding import shard
 from omokage.talking.training.state import Run
-from omokage.talking.training.workers import Workers
+from omokage.talking.workers import Workers
 
 CHECKPOINT_SECONDS = 300.0
 
@@ -84,7 +85,7 @@ def train(
     check_batch(config, workers)
     make_ready(couple, config)
     couple.to(workers.device).train()
-    workers.shard(couple)
+    shard(couple, workers)
     run, key = Run.start(couple, config), _run_key(run_key, config, len(samples))
     if checkpoint is not None:
         run.load(checkpoint, key, workers)

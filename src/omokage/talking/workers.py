@@ -1,7 +1,6 @@
-"""The processes of one training, one for each device: who they are, and how they share the weights.
+"""The processes that share one work, one for each device: who they are, and what they tell each other.
 
-Weights, gradients and the optimiser's state are cut over the processes (FSDP; Zhao et al. 2023), which `torchrun`
-starts. Everything here does nothing when there is one process.
+`torchrun` starts them. Everything here does nothing when there is one process.
 """
 
 from __future__ import annotations
@@ -13,22 +12,14 @@ from typing import Self
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import (
-    MixedPrecisionPolicy,
-    fully_shard,
-    register_fsdp_forward_method,
-)
-from torch.distributed.tensor import DTensor
-from torch.utils._pytree import register_dataclass
-
-from omokage.talking.blocks import Block, Tokens
-from omokage.talking.caches import Modulation
-from omokage.talking.projections import AudioProjection, TimestepModulation
-from omokage.talking.training.couple import Couple
 
 # One process may prepare data, or write gigabytes, while the others wait for it.
 PATIENCE = timedelta(days=2)
+
+
+def world_size() -> int:
+    """How many processes `torchrun` started with this one; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @dataclass(frozen=True)
@@ -47,8 +38,7 @@ class Workers:
     @classmethod
     def join(cls, device: torch.device) -> Self:
         """Meet the other processes that `torchrun` started; alone without it. Each takes its own card."""
-        world = int(os.environ.get("WORLD_SIZE", "1"))
-        if world == 1:
+        if world_size() == 1:
             return cls.alone(device)
         if device.type == "cuda":
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -88,31 +78,10 @@ class Workers:
         if self.world > 1:
             distributed.barrier()
 
-    def shard(self, couple: Couple) -> None:
-        """Cut all weights over the processes; layer by layer they come together for the moment of their use."""
+    def share(self, value: Tensor) -> Tensor:
+        """What the first process has in the place of this tensor, which is as large everywhere."""
         if self.world == 1:
-            return
-        for record in (Tokens, Modulation):  # so that gradients are noticed inside of them
-            register_dataclass(record)
-        mesh = init_device_mesh(self.device.type, (self.world,))
-        precision = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16 if self.device.type == "cuda" else None,
-            reduce_dtype=torch.float32,
-            cast_forward_inputs=False,
-        )
-        units = [m for m in couple.modules() if isinstance(m, Block | AudioProjection | TimestepModulation)]
-        for unit in units:
-            fully_shard(unit, mesh=mesh, mp_policy=precision)
-            if isinstance(unit, Block):
-                register_fsdp_forward_method(unit, "export")
-        fully_shard(couple, mesh=mesh, mp_policy=precision)
-
-
-def whole(value: Tensor) -> Tensor:
-    """A tensor put together from what all processes hold; all of them call it together."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def local(value: Tensor) -> Tensor:
-    """What this process holds of a tensor; a change of it changes the tensor."""
-    return value.to_local() if isinstance(value, DTensor) else value
+            return value
+        shared = value.contiguous()
+        distributed.broadcast(shared, 0)
+        return shared
