@@ -16,6 +16,7 @@ import click
 
 from omokage import OmokageError, OutputError, __version__
 from omokage.cli.animate import animate
+from omokage.cli.imports import imports
 from omokage.cli.options import (
     FilePath,
     json_option,
@@ -288,6 +289,7 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
 
 
 app.add_command(animate)
+app.add_command(imports)
 app.add_command(train_portrait)
 app.add_command(weights)
 
