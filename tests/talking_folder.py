@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from omokage.media.clip import Audio
-from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, KeyMap, transformer_keys
+from omokage.official import KeyMap
+from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, transformer_keys
 from omokage.talking.config import tiny
 from omokage.talking.convert import Part, convert_checkpoint
 from omokage.talking.folder import (

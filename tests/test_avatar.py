@@ -15,13 +15,14 @@ from omokage.avatar.appearance import Appearance, principal_modes
 from omokage.avatar.bundle import Avatar, Provenance
 from omokage.avatar.conditioning import AvatarState, Condition, Conditioner
 from omokage.avatar.config import AvatarConfig, preset_for
-from omokage.avatar.generator import Generator, composite, haar, inverse_haar
+from omokage.avatar.generator import Generator, composite
 from omokage.avatar.registration import ExplicitAvatar, build_explicit
 from omokage.avatar.run import Run, TrainingConfig
 from omokage.avatar.samples import avatar_state, choose_crop, cut_out, split_tail
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample, estimate_plate, fill_holes
 from omokage.avatar.train import Loader, train_avatar
+from omokage.avatar.wavelets import haar, inverse_haar
 from omokage.errors import BundleError, InputError
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MediaPipeMatte
@@ -289,7 +290,7 @@ def test_older_bundles_stay_readable(
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    from omokage.avatar.bundle import _digest
+    from omokage.avatar.container import checksum
 
     track, samples, _ = recording
     path = tmp_path / "old.avatar"
@@ -302,7 +303,7 @@ def test_older_bundles_stay_readable(
     for name in ("generator.head.weight", "generator.offset.weight"):
         tensors[name] = torch.nn.functional.pad(tensors[name], (1, 1, 1, 1))
     if version == 3:
-        header["sha256"] = _digest(tensors, header)
+        header["sha256"] = checksum(tensors, header)
         save_file(tensors, path, {"format": "omokage.avatar", "version": "3", "header": json.dumps(header)})
         again, condition = Avatar.load(path), explicit.conditioner.draw(samples[3].state)
         shown = [a.generator(*inputs_of(condition), torch.zeros(1, 8))[0] for a in (avatar, again)]
@@ -326,7 +327,7 @@ def test_older_bundles_stay_readable(
         tensors["sheet.response"] = tensors["sheet.response"][:, :11].contiguous()
         del header["config"]["texture_modes"]
         known[:, 7:] = 0
-    header["sha256"] = _digest(tensors, header)
+    header["sha256"] = checksum(tensors, header)
     save_file(
         tensors, path, {"format": "omokage.avatar", "version": str(version), "header": json.dumps(header)}
     )

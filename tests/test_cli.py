@@ -55,6 +55,8 @@ FLAGS = {
         "--background", "--blink", "--expression-strength", "--gaze", "--help", "--label", "--mouth-only", "--output",
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
+    "import": ["--help", "-h"],
+    "import styleavatar": ["--help", "--keep-training", "--output", "--quiet", "-h", "-o", "CHECKPOINT"],
     "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
     "train-portrait": [
         "--batch", "--device", "--help", "--lora", "--minutes", "--output", "--preset", "--quiet", "--seed", "--shards",

@@ -47,7 +47,9 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         return AnyResult()
 
     class AnyModule(ModuleType):
-        CreateConfig = ReenactConfig = AnimateConfig = TrainConfig = staticmethod(lambda **_: None)
+        CreateConfig = ReenactConfig = AnimateConfig = TrainConfig = ImportConfig = staticmethod(
+            lambda **_: None
+        )
         small_portrait, PORTRAIT_FILE = staticmethod(lambda *_: None), "portrait.png"
 
         def __getattr__(self, name: str) -> Any:
@@ -55,7 +57,7 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 
     for name in (
         "check", "create", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo", "weights", "animate",
-        "train_portrait", "small_portrait", "animate_queue",
+        "train_portrait", "small_portrait", "animate_queue", "import_styleavatar",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])

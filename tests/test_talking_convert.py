@@ -21,7 +21,8 @@ import omokage.talking.convert as convert
 from golden_fill import Golden, weight
 from omokage.config import Progress
 from omokage.errors import InputError, OutputError
-from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, KeyMap, transformer_keys
+from omokage.official import KeyMap
+from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, transformer_keys
 from omokage.talking.config import tiny
 from omokage.talking.convert import (
     Part,

@@ -1,15 +1,12 @@
-"""`Avatar`: a trained person in one safetensors file. No pickle, nothing in it runs.
+"""`Avatar`: a trained person in one file (see `container`).
 
 Layout of `me.avatar`, version 4 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
-`appearance.*`, `track.*` (the recording's motion, without landmarks), `skin` and `plate`; metadata `format`, `version`,
-and `header`, a JSON object with the architecture, camera, crop, frame rate, hash of the recording, evaluation summary
-and the version that wrote it.
+`appearance.*`, `track.*` (the recording's motion, without landmarks), `skin` and `plate`; in the header the
+architecture, camera, crop, frame rate, hash of the recording, evaluation summary and the version that wrote it.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -18,23 +15,20 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from omokage.avatar.appearance import Appearance
 from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import AvatarConfig
+from omokage.avatar.container import COMPACT, Content, read_content, write_content
 from omokage.avatar.generator import Generator
 from omokage.avatar.sheet import POSE_FEATURES, Crop, Pose, Sheet
 from omokage.errors import BundleError
-from omokage.files import saving
 from omokage.geometry.camera import Camera
 from omokage.tracking.detail import SKIN_COUNT
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.sway import ZONE_COUNT
 
-FORMAT = "omokage.avatar"
 VERSION = 4
 MAX_TRACK_ROWS = 3000
 _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
@@ -107,7 +101,7 @@ class Avatar:
             }
         arrays |= {f"track.{name}": getattr(track, name) for name in FRAME_ARRAYS if name != "landmarks"}
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
-        tensors |= {f"generator.{k}": v.contiguous() for k, v in self.generator.state_dict().items()}
+        tensors |= {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
         header = {
             "config": self.config.to_json(),
             "camera": asdict(sheet.camera),
@@ -116,10 +110,7 @@ class Avatar:
             "provenance": asdict(self.provenance),
             "evaluation": dict(self.evaluation),
         }
-        header["sha256"] = _digest(tensors, header)
-        metadata = {"format": FORMAT, "version": str(VERSION), "header": json.dumps(header)}
-        with saving(path) as part:
-            part.write_bytes(save(tensors, metadata))
+        write_content(path, Content(VERSION, COMPACT, header, tensors))
 
     @classmethod
     def load(cls, path: Path) -> Avatar:
@@ -134,24 +125,14 @@ class Avatar:
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise BundleError(f"there is no avatar file {path}; make one with 'omokage create'")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise BundleError(f"{path} is not an avatar file; make one with 'omokage create'")
-            version = int(metadata["version"])
-            if version > VERSION:
-                raise BundleError(
-                    f"{path} is an avatar of format {version}, this omokage reads up to {VERSION}; update omokage"
-                )
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata["header"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
-    if not isinstance(header, dict) or header.get("sha256") != _digest(tensors, header):
-        raise BundleError(f"{path} is damaged: its contents do not match its checksum; use a copy")
+    """Tensors and header of a compact avatar, older layouts brought up to date."""
+    content = read_content(path)
+    if content.kind != COMPACT:
+        raise BundleError(
+            f"{path} is an imported StyleAvatar, which can be neither driven nor measured here: its networks need face "
+            "meshes drawn as the official preprocessing draws them; use an avatar of 'omokage create'"
+        )
+    tensors, header, version = content.tensors, content.header, content.version
     if version < 4:
         header = _with_config(header, stem_kernel=3, head_kernel=3)
     if version == 1:
@@ -189,17 +170,6 @@ def _with_sway(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _with_config(header: dict[str, Any], **fixed: int) -> dict[str, Any]:
     """What earlier versions could not choose."""
     return header | {"config": header["config"] | fixed}
-
-
-def _digest(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:
-    """SHA-256 over the header and over names, shapes and bytes of all tensors."""
-    said = {name: value for name, value in header.items() if name != "sha256"}
-    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
-    for name in sorted(tensors):
-        array = tensors[name].contiguous().numpy()
-        digest.update(f"{name}{array.dtype}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
 
 
 def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avatar:

@@ -18,26 +18,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omokage.avatar.config import AvatarConfig
+from omokage.avatar.wavelets import haar, inverse_haar
 
 # What `conditioning` draws on the grid beside the warp map: normals (3), face, mouth inside, eyes, place (2).
 DRAWING_CHANNELS = 8
 # rotation (3), place (3), expression (52), gaze (4).
 MOTION_SIZE = 62
-
-
-def haar(image: Tensor) -> Tensor:
-    """One level of the orthonormal Haar transform, (B, C, H, W) -> (B, 4C, H/2, W/2), bands [LL, LH, HL, HH]."""
-    a, b = image[..., 0::2, 0::2], image[..., 0::2, 1::2]
-    c, d = image[..., 1::2, 0::2], image[..., 1::2, 1::2]
-    return torch.cat([a + b + c + d, a + b - c - d, a - b + c - d, a - b - c + d], dim=1) * 0.5
-
-
-def inverse_haar(bands: Tensor) -> Tensor:
-    """The inverse of `haar`, (B, 4C, H, W) -> (B, C, 2H, 2W)."""
-    batch, channels, height, width = bands.shape
-    ll, lh, hl, hh = (bands * 0.5).reshape(batch, 4, channels // 4, height, width).unbind(dim=1)
-    pixels = torch.stack([ll + lh + hl + hh, ll + lh - hl - hh, ll - lh + hl - hh, ll - lh - hl + hh], dim=2)
-    return F.pixel_shuffle(pixels.reshape(batch, channels, height, width), 2)
 
 
 class Film(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omokage.avatar.generator import haar
+from omokage.avatar.wavelets import haar
 
 
 def reconstruction(predicted: Tensor, truth: Tensor, weight: Tensor) -> Tensor:

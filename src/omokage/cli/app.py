@@ -16,6 +16,7 @@ import click
 
 from omokage import InputError, MissingDependencyError, OmokageError, OutputError, __version__
 from omokage.cli.animate import animate, animate_queue
+from omokage.cli.imports import imports
 from omokage.cli.options import (
     FilePath,
     is_first_process,
@@ -290,6 +291,7 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
 
 app.add_command(animate)
 app.add_command(animate_queue)
+app.add_command(imports)
 app.add_command(train_portrait)
 app.add_command(weights)
 

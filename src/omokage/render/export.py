@@ -25,7 +25,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from omokage.avatar.generator import DRAWING_CHANNELS, MOTION_SIZE, Generator, Stage, haar, inverse_haar
+from omokage.avatar.generator import DRAWING_CHANNELS, MOTION_SIZE, Generator, Stage
+from omokage.avatar.wavelets import haar, inverse_haar
 from omokage.files import saving
 
 OPSET = 17

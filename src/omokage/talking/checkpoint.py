@@ -6,9 +6,7 @@ either renamed or, when it holds nothing that the network uses, dropped; none is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
+from omokage.official import KeyMap
 from omokage.talking.config import TransformerConfig
 
 DENOISER_PREFIX = "model.diffusion_model."
@@ -61,14 +59,6 @@ _DROPPED = (
     "mixins.pos_embed.freqs_cos",
     "transformer.position_embeddings.weight",
 )
-
-
-@dataclass(frozen=True)
-class KeyMap:
-    """names: official key -> key of our state dict.  dropped: official keys that hold no weights of ours."""
-
-    names: Mapping[str, str]
-    dropped: frozenset[str]
 
 
 def transformer_keys(config: TransformerConfig, prefix: str) -> KeyMap:

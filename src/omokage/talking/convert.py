@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import shutil
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,20 +27,11 @@ from torch import Tensor, nn
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, OutputError
 from omokage.files import file_digest, result_folder, saving
-from omokage.talking.checkpoint import KeyMap
+from omokage.official import KeyMap, read_official, require_state_dict
 
 SHARD_BYTES = 2 * 1024**3
 # Where the official files keep their state dict; the first one that is there.
 ENTRIES = ("module", "state_dict")
-# What the state of NumPy's random numbers is made of, which training frameworks save too; NumPy renamed its core.
-NUMPY_NAMES = (
-    "numpy.core.multiarray._reconstruct",
-    "numpy._core.multiarray._reconstruct",
-    "numpy.core.multiarray.scalar",
-    "numpy._core.multiarray.scalar",
-    "numpy.ndarray",
-    "numpy.dtype",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,46 +64,15 @@ class _Shard:
     tensors: Mapping[str, Tensor]  # our key -> the official tensor, still on disk
 
 
-class _Skipped:
-    """Stands for everything of NumPy in a checkpoint, so that nothing of it is built: none of it is a weight."""
-
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def __setstate__(self, _: object) -> None:
-        pass
-
-
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of an official file, key -> tensor on the CPU; they stay on disk until they are used.
 
-    Only tensors and plain containers are accepted, nothing in the file is run; arrays of NumPy beside the weights are
-    passed over. Raises InputError otherwise.
+    Arrays of NumPy beside the weights are passed over. Raises InputError when the file cannot be read safely.
     """
-    if not path.is_file():
-        raise InputError(f"there is no checkpoint {path}; give the file that the official release calls so")
-    try:
-        # Old files are no archives and cannot be mapped: they are read whole.
-        with torch.serialization.safe_globals([(_Skipped, name) for name in NUMPY_NAMES]):
-            content = torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
-    except Exception as error:  # a foreign file may fail in any way
-        raise InputError(
-            f"{path} is damaged or holds more than tensors and cannot be read safely; "
-            "use an unchanged file of the official release"
-        ) from error
+    content = read_official(path)
     if isinstance(content, dict):
         content = next((content[entry] for entry in ENTRIES if isinstance(content.get(entry), dict)), content)
-    if not isinstance(content, dict) or not content:
-        raise InputError(f"{path} holds no state dict; use an unchanged file of the official release")
-    foreign = [
-        key for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))
-    ]
-    if foreign:
-        raise InputError(
-            f"{path} holds '{foreign[0]}', which is no tensor, among its weights; "
-            "use an unchanged file of the official release"
-        )
-    return content
+    return require_state_dict(path, content)
 
 
 def convert_checkpoint(

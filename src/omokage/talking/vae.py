@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from omokage.config import Config
 from omokage.errors import InputError, MissingDependencyError
-from omokage.talking.checkpoint import KeyMap
+from omokage.official import KeyMap
 from omokage.talking.config import FRAMES_PER_LATENT
 from omokage.talking.small_vae import SmallDecoder, SmallEncoder
 
