@@ -101,6 +101,13 @@ def test_every_official_tensor_has_a_place_and_every_place_a_tensor(name: str) -
     assert official_shapes(maps, network) == wanted
 
 
+def test_joins_are_counted_from_the_finest_level() -> None:
+    """Two of them have the same shape, so that only their order tells them apart."""
+    names = NETWORKS["portrait"][0].names
+    joined = [names[f"comb_convs_1.{number}.0.weight"] for number in range(3)]
+    assert joined == ["image.join.1.weight", "image.join.0.weight", "image.bottleneck.weight"]
+
+
 # what comes out
 
 

@@ -102,19 +102,26 @@ def to_onnx(generator: Generator) -> bytes:
     cells = torch.zeros(1, values + config.texture_channels + DRAWING_CHANNELS, config.grid, config.grid)
     with torch.no_grad():
         trunk = Trunk(generator).cpu().eval()
+    return trace_to_onnx(trunk, (cells, torch.zeros(1, MOTION_SIZE)), INPUTS, OUTPUTS)
+
+
+def trace_to_onnx(
+    network: nn.Module, inputs: tuple[Tensor, ...], input_names: Sequence[str], output_names: Sequence[str]
+) -> bytes:
+    """A network in evaluation as an ONNX graph of the static shapes of `inputs`."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # the tracing exporter is deprecated, but the new one needs onnxscript
         path = Path(folder) / "graph.onnx"
         torch.onnx.export(
-            trunk,
-            (cells, torch.zeros(1, MOTION_SIZE)),
+            network,
+            inputs,
             path,
             dynamo=False,
             opset_version=OPSET,
-            input_names=list(INPUTS),
-            output_names=list(OUTPUTS),
+            input_names=list(input_names),
+            output_names=list(output_names),
         )
         return path.read_bytes()
 

@@ -65,13 +65,19 @@ class PaperAvatar:
         cells = to_cells(uv)
         code = time_code(torch.full((len(render), 1), self.time, device=render.device))
         portrait: Portrait = self.generator(
-            render, cells[:, :2], face_cells(cells), self.face, self._behind, code, noise=self.noise
+            render,
+            cells[:, :2],
+            face_cells(cells),
+            self.face,
+            self.background_in_window,
+            code,
+            noise=self.noise,
         )
         return portrait
 
     @cached_property
-    def _behind(self) -> Texture:
-        """The background in the centred window."""
+    def background_in_window(self) -> Texture:
+        """The background's texture, cut by the centred window."""
         middle = centred(self.config.grid)
         return Texture(
             cut_background(self.background.features, middle), cut_background(self.background.bands, middle)

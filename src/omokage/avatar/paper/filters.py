@@ -10,60 +10,55 @@ from omokage.avatar.wavelets import haar, inverse_haar
 
 
 class Filter(nn.Module):
-    """Holds the 4x4 kernel, which is no weight and in no state dict; `gain` is its sum."""
+    """Holds the kernel (C, 1, 4, 4), which is no weight and in no state dict; `gain` is its sum for each channel."""
 
     kernel: Tensor
 
-    def __init__(self, gain: float = 1.0) -> None:
+    def __init__(self, channels: int, gain: float = 1.0) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        self.register_buffer("kernel", taps.outer(taps) * (gain / 64), persistent=False)
-
-    def for_channels(self, count: int) -> Tensor:
-        """The kernel of a convolution that treats every channel alike, (C, 1, 4, 4)."""
-        return self.kernel.expand(count, 1, 4, 4)
+        kernel = (taps.outer(taps) * (gain / 64)).repeat(channels, 1, 1, 1)
+        self.register_buffer("kernel", kernel, persistent=False)
+        self.channels = channels
 
 
 class Blur(Filter):
     """(B, C, H, W) -> (B, C, H + 2 padding - 3, W + 2 padding - 3)."""
 
-    def __init__(self, padding: int, gain: float = 1.0) -> None:
-        super().__init__(gain)
+    def __init__(self, channels: int, padding: int, gain: float = 1.0) -> None:
+        super().__init__(channels, gain)
         self.padding = padding
 
     def forward(self, image: Tensor) -> Tensor:
-        channels = image.shape[1]
-        return F.conv2d(image, self.for_channels(channels), padding=self.padding, groups=channels)
+        return F.conv2d(image, self.kernel, padding=self.padding, groups=self.channels)
 
 
 class Double(Filter):
     """Enlarge by zero insertion and filter, (B, C, H, W) -> (B, C, 2H, 2W)."""
 
-    def __init__(self) -> None:
-        super().__init__(gain=4.0)
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, gain=4.0)
 
     def forward(self, image: Tensor) -> Tensor:
-        channels = image.shape[1]
-        return F.conv_transpose2d(image, self.for_channels(channels), stride=2, padding=1, groups=channels)
+        return F.conv_transpose2d(image, self.kernel, stride=2, padding=1, groups=self.channels)
 
 
 class Halve(Filter):
     """Filter and keep every second pixel, (B, C, H, W) -> (B, C, H/2, W/2)."""
 
     def forward(self, image: Tensor) -> Tensor:
-        channels = image.shape[1]
-        return F.conv2d(image, self.for_channels(channels), stride=2, padding=1, groups=channels)
+        return F.conv2d(image, self.kernel, stride=2, padding=1, groups=self.channels)
 
 
 class DoubleBands(Double):
-    """`Double` of a picture that is given and returned as wavelet bands."""
+    """`Double` of a picture of C channels that is given and returned as its 4C wavelet bands."""
 
     def forward(self, bands: Tensor) -> Tensor:
         return haar(super().forward(inverse_haar(bands)))
 
 
 class HalveBands(Halve):
-    """`Halve` of a picture that is given and returned as wavelet bands."""
+    """`Halve` of a picture of C channels that is given and returned as its 4C wavelet bands."""
 
     def forward(self, bands: Tensor) -> Tensor:
         return haar(super().forward(inverse_haar(bands)))

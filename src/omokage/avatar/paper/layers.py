@@ -71,7 +71,7 @@ class HalvingConv(Conv):
         self, inputs: int, outputs: int, *, gain: float = GENERATOR_GAIN, released_border: bool = False
     ) -> None:
         super().__init__(inputs, outputs, 3, gain=gain, stride=2)
-        self.blur, self.released_border = Blur(padding=2), released_border
+        self.blur, self.released_border = Blur(inputs, padding=2), released_border
 
     def forward(self, features: Tensor) -> Tensor:
         blurred, padding = self.blur(features), 0
@@ -106,7 +106,7 @@ class FromBands(nn.Module):
         self, bands: int, outputs: int, *, gain: float = GENERATOR_GAIN, is_halving: bool = True
     ) -> None:
         super().__init__()
-        self.halve = HalveBands() if is_halving else nn.Identity()
+        self.halve = HalveBands(bands // 4) if is_halving else nn.Identity()
         self.read = Conv(bands, outputs, 1, gain=gain)
 
     def forward(self, bands: Tensor, features: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ class ModulatedConv(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.style = Linear(style_size, inputs, bias=1.0)
         self.scale, self.padding = 1 / math.sqrt(inputs * kernel**2), kernel // 2
-        self.blur = Blur(padding=1, gain=4.0) if is_doubling else None
+        self.blur = Blur(outputs, padding=1, gain=4.0) if is_doubling else None
         self.is_demodulated = is_demodulated
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ class ToBands(nn.Module):
         super().__init__()
         self.conv = ModulatedConv(inputs, bands, 1, style_size, is_demodulated=False)
         self.bias = nn.Parameter(torch.zeros(bands))
-        self.enlarge = DoubleBands()
+        self.enlarge = DoubleBands(bands // 4)
 
     def forward(self, features: Tensor, style: Tensor, coarser: Tensor | None = None) -> Tensor:
         written: Tensor = self.conv(features, style) + self.bias[:, None, None]

@@ -80,17 +80,13 @@ def cut_features(wide: Tensor, offset: Offset, *, rounded: bool = False) -> Tens
     start = [side + grid // 4 for side in offset]
     if not rounded:
         return _cut(wide, (start[0], start[1]), grid)
-    columns, rows = (_rounded(first, grid, wide.device) for first in start)
-    return wide.index_select(-2, rows).index_select(-1, columns)
+    return _rounded(_rounded(wide, start[0], grid, -1), start[1], grid, -2)
 
 
-def _rounded(start: int, count: int, device: torch.device) -> Tensor:
-    cells = torch.arange(start, start + count, device=device)
-    if start % 2:
-        cells[0] -= 1
-    else:
-        cells[-1] += 1
-    return cells
+def _rounded(wide: Tensor, start: int, count: int, axis: int) -> Tensor:
+    """`count` cells from `start`, of which the first (odd start) or the last (even) is one further out."""
+    runs = ((start - 1, 1), (start + 1, count - 1)) if start % 2 else ((start, count - 1), (start + count, 1))
+    return torch.cat([wide.narrow(axis, first, length) for first, length in runs], dim=axis)
 
 
 def _cut(picture: Tensor, corner: Offset, side: int) -> Tensor:

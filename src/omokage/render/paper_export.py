@@ -1,0 +1,71 @@
+"""An imported StyleAvatar as one ONNX graph: the numbers of its training graph, which the released export changes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from omokage.avatar.paper.bundle import PaperAvatar
+from omokage.avatar.paper.fold import fold_style
+from omokage.avatar.paper.portrait import NoiseMaps
+from omokage.avatar.paper.textures import Texture
+from omokage.avatar.paper.time_code import time_code
+from omokage.avatar.paper.window import face_cells, to_cells
+from omokage.files import saving
+from omokage.render.export import trace_to_onnx
+
+INPUTS, OUTPUTS = ("render", "uv"), ("image", "mask")
+
+
+class PaperGraph(nn.Module):
+    """render and uv (1, 3, S/4, S/4), as for `PaperAvatar.draw` -> image (1, 3, S, S) and mask (1, 1, G, G).
+
+    Style, textures and noise of the avatar are constants of the graph, and nothing in it depends on the inputs' values
+    but their numbers: it can be captured, compiled or exported as it is.
+    """
+
+    def __init__(self, avatar: PaperAvatar) -> None:
+        super().__init__()
+        code = time_code(torch.full((1, 1), avatar.time))
+        self.generator = fold_style(avatar.generator, code).eval()
+        background, noise = avatar.background_in_window, avatar.noise
+        constants = {
+            "code": code,
+            "face": avatar.face.features,
+            "face_bands": avatar.face.bands,
+            "face_noise": noise.face,
+            "background": background.features,
+            "background_bands": background.bands,
+            "background_noise": noise.background,
+            "foreground_noise": noise.foreground,
+        }
+        for name, value in constants.items():
+            self.register_buffer(name, value)
+
+    def forward(self, render: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
+        cells, held = to_cells(uv), dict(self.named_buffers(recurse=False))
+        portrait = self.generator(
+            render,
+            cells[:, :2],
+            face_cells(cells),
+            Texture(held["face"], held["face_bands"]),
+            Texture(held["background"], held["background_bands"]),
+            held["code"],
+            noise=NoiseMaps(held["face_noise"], held["background_noise"], held["foreground_noise"]),
+        )
+        return portrait.image, portrait.mask
+
+
+def paper_to_onnx(avatar: PaperAvatar) -> bytes:
+    """The graph of `PaperGraph`: static shapes, batch 1, inputs `render` and `uv`, outputs `image` and `mask`."""
+    side = avatar.config.size // 4
+    blank = torch.full((1, 3, side, side), -1.0)
+    return trace_to_onnx(PaperGraph(avatar), (blank, blank.clone()), INPUTS, OUTPUTS)
+
+
+def export_paper_onnx(avatar: PaperAvatar, path: Path) -> None:
+    """Write `paper_to_onnx` to a file, atomically. Raises OutputError."""
+    with saving(path) as part:
+        part.write_bytes(paper_to_onnx(avatar))
