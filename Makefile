@@ -10,8 +10,8 @@ setup:           ## make .venv, or leave it alone when it is up to date
 demo: setup      ## the whole product on a sample portrait, about 6 minutes
 	.venv/bin/omokage demo
 
-test: setup      ## all tests
-	.venv/bin/python -m pytest
+test: setup      ## all tests, two files at a time
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 check: setup     ## style, types and import rules, without the tests
 	.venv/bin/ruff check

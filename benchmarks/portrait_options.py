@@ -2,10 +2,10 @@
 
     python benchmarks/portrait_options.py --output benchmarks/results/portrait-options.json
 
-All rows of `gpu/portrait_video.py`, and fewer steps, over all steps of a window. Weights and conditions are random and
-the network is small (312 video tokens), so that shares of time carry over better than differences do. Every row has one
-thread, and each of two processes one; what is compared is the time that the processor worked, since others may use it,
-too.
+All rows of `gpu/portrait_video.py` that need no card, and fewer steps, over all steps of a window. Weights and
+conditions are random and the network is small (312 video tokens), so that shares of time carry over better than
+differences do. Every row has one thread, and each of two processes one; what is compared is the time that the processor
+worked, since others may use it, too.
 """
 
 from __future__ import annotations
@@ -17,15 +17,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
-from gpu.portrait_video import Setting, decoders, difference, measured, settings
 
-from omokage.pipelines.bench import machine
+from omokage.pipelines.this_machine import machine
 from omokage.talking.config import TransformerConfig, tiny
+from omokage.talking.parallel import ALONE
 from omokage.talking.placement import resident
 from omokage.talking.vae import tiny_vae
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "gpu"))
+from portrait_rows import Bench, Setting, decoders, difference, run, run_shared, settings
 
 CPU = torch.device("cpu")
 STEPS = 50
@@ -51,11 +55,12 @@ def main(arguments: Sequence[str]) -> int:
         if given.rows and setting.name not in (*given.rows, "resident"):
             continue
         count = given.steps // 2 if setting is fewer else given.steps
-        row, latents = measured(setting, config, count, CPU, torch.float32, rate=1e12)
-        assert latents is not None
+        bench = Bench(config, tiny_vae(), count, CPU, torch.float32)
+        timed = (run if setting.layout == ALONE else run_shared)(setting, bench)
+        latents = timed.latents
         plain = latents if plain is None else plain
         # The first step is not timed: it compiles, and loads what is used for the first time.
-        worked = count * row["processor_seconds_per_step"]
+        worked = count * mean(timed.worked[1:])
         whole = rows[0]["processor_seconds"] if rows else worked
         rows.append(
             {"name": setting.name, "processor_seconds": round(worked, 3), "share": round(worked / whole, 3)}
@@ -69,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         "machine": machine(),
         "size": config.to_json() | {"dtype": "float32", "steps": given.steps},
         "rows": rows,
-        "decoding": {} if given.rows else decoders(tiny_vae(), config, CPU, torch.float32),
+        "decoding": {} if given.rows else decoders(bench),
     }
     given.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return 0

@@ -3,7 +3,8 @@
     python benchmarks/portrait_video_plan.py --output benchmarks/results/portrait-video-plan.json
 
 The real networks run on PyTorch's meta device, which knows shapes and no values, so any machine gives these numbers:
-operations, bytes of weights, bytes held, and what every memory profile is expected to take.
+operations, bytes of weights, bytes held, and what every memory profile is expected to take. After a change of
+the networks --table src/omokage/pipelines/published_costs.json renews what `animate --plan` knows of them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import torch
 
 from omokage.pipelines.animate_plan import needs_of, stages_of
-from omokage.pipelines.network_costs import network_costs
+from omokage.pipelines.network_costs import count_costs
 from omokage.talking.config import official_sampler
 from omokage.talking.folder import official_architecture
 from omokage.talking.model import Machine
@@ -31,6 +32,7 @@ FRAMES = 250
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--table", type=Path, help="write the counts of both precisions there, too")
     given = parser.parse_args(arguments)
 
     # A card that nothing is computed on.
@@ -39,7 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         official_architecture(),
         official_sampler(),
     )
-    costs = network_costs(sizes, machine.dtype)
+    costs = count_costs(sizes, machine.dtype)
+    if given.table is not None:
+        table = {"bfloat16": asdict(costs), "float32": asdict(count_costs(sizes, torch.float32))}
+        given.table.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     needs = needs_of(sizes, costs, FRAMES, sampler, machine)
     stages = stages_of(sizes, costs, FRAMES, sampler, machine, None)
     report = {

@@ -12,22 +12,19 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import resource
 import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from omokage.config import Progress
+from omokage.pipelines.bench import machine
 from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.evaluate import evaluate_avatar
 from omokage.pipelines.predict import predict_create
-
-PACKAGES = ("omokage", "torch", "numpy", "mediapipe", "av", "opencv-contrib-python")
 
 
 class Stopwatch:
@@ -119,12 +116,7 @@ def main() -> None:
         "command": "python "
         + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
         "date": date.today().isoformat(),
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
-        "versions": {name: version(name) for name in PACKAGES},
+        "machine": machine(),
         "passes": arguments.passes,
         "size": arguments.size,
         "clips": [],

@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from scipy.spatial.transform import Rotation
 from omokage.avatar.conditioning import CHART_MARGIN
 from omokage.geometry.camera import yaw_pitch_roll
 from omokage.media.clip import Frame, Image
+from omokage.pipelines.bench import machine
 from omokage.render.rehearsal import Puppet
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
@@ -47,7 +46,6 @@ from omokage.tracking.tracker import (
     track_clip,
 )
 
-PACKAGES = ("omokage", "torch", "numpy", "mediapipe", "av", "opencv-contrib-python")
 FRAME_RATE = 25.0
 NOISE = 2.0  # grey levels, standard deviation, of every clip but the still one
 STILL_NOISE = (0.0, 3.0, 8.0)
@@ -157,7 +155,10 @@ def turns(found: FaceTrack, truth: FaceTrack, rest: Sequence[int] | None = None)
 
 
 def summary(errors: dict[str, Float], rows: Any = slice(None)) -> dict[str, Any]:
-    """Medians over frames of the whole turn (with its 95th percentile) and of yaw, pitch and roll."""
+    """Medians over frames of the whole turn (with its 95th percentile) and of yaw, pitch and roll.
+
+    mean_absolute_error: over frames, of yaw, pitch and roll, the measure of head pose that benchmarks of it report.
+    """
     result: dict[str, Any] = {}
     for name in ("absolute", "relative"):
         turn, angles = errors[name][rows], errors[f"{name}_angles"][rows]
@@ -167,6 +168,7 @@ def summary(errors: dict[str, Float], rows: Any = slice(None)) -> dict[str, Any]
             "turn_p95": _round(np.percentile(turn, 95)),
             **{f"{axis}_median": _round(v) for axis, v in zip(("yaw", "pitch", "roll"), median, strict=True)},
             "yaw_pitch_roll_mean": _round(median.mean()),
+            "mean_absolute_error": _round(np.abs(angles).mean()),
             "signed_median": [_round(v) for v in np.median(angles, axis=0)],
         }
     return result
@@ -424,7 +426,7 @@ def _spread(clips: Sequence[dict[str, Any]]) -> dict[str, Any]:
     values = {
         f"pose_{kind}_{name}": [c["pose_deg"][kind][name] for c in clips]
         for kind in ("absolute", "relative")
-        for name in ("turn_median", "turn_p95", "yaw_pitch_roll_mean")
+        for name in ("turn_median", "turn_p95", "yaw_pitch_roll_mean", "mean_absolute_error")
     } | {f"correlation_{name}": [c["correlation"][name] for c in clips] for name in EXPRESSIONS}
     return {
         name: {"median": _round(statistics.median(v)), "min": min(v), "max": max(v)}
@@ -463,12 +465,7 @@ def main() -> None:
         "command": "python "
         + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
         "date": date.today().isoformat(),
-        "machine": {
-            "processor": platform.machine(),
-            "cores": os.cpu_count(),
-            "python": platform.python_version(),
-        },
-        "versions": {name: version(name) for name in PACKAGES},
+        "machine": machine(),
         "seeds": arguments.seeds,
         "size": arguments.size,
         "frame_rate": FRAME_RATE,

@@ -21,7 +21,7 @@ from omokage.talking.parallel import Team
 from omokage.talking.sampler import denoise, draw_noise, guided_velocity, null_conditions
 from omokage.talking.scheduler import sampling_steps
 from omokage.talking.transformer import Transformer
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 STEPS = 3
 

@@ -594,8 +594,43 @@ def test_windows_in_eight_bits_are_kept_apart_and_told(
     assert [place.name for place in tmp_path.iterdir()] == ["o.mp4"]
 
 
+SHORT = """
+import torch
+import omokage.talking.rollout as rollout
+def short(*_):
+    raise torch.OutOfMemoryError("CUDA out of memory")
+rollout.denoise_window = short
+"""
+
+
+def both(arguments: list[Any], second: str = "") -> list[tuple[int, str, str]]:
+    """Status, output and messages of the command in two processes, as `torchrun` starts them.
+
+    second: what the second one does first.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
+    command = "from omokage.cli.app import main; main()"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", start + command, *map(str, arguments)],
+            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank, start in enumerate(("", second))
+    ]
+    said = [process.communicate(timeout=240) for process in processes]
+    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+
+
 def test_two_processes_make_one_video(weights: Path, portrait: Path, tmp_path: Path) -> None:
-    """The command as `torchrun` starts it: one half of guidance each; only the first one writes and speaks."""
+    """The command as `torchrun` starts it: one half of guidance each; only the first one writes and speaks.
+
+    Where memory ran out in one of them, the next start takes the next memory profile.
+    """
     speech = save_sound(tmp_path / "s.wav", beep(0, 0.1))
     animate(portrait, speech, output=tmp_path / "alone.mp4", config=settings(weights))
     output = tmp_path / "shared.mp4"
@@ -612,29 +647,16 @@ def test_two_processes_make_one_video(weights: Path, portrait: Path, tmp_path: P
         "--weights",
         weights,
     ]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "from omokage.cli.app import main; main()",
-                *map(str, arguments),
-                "--device",
-                "cpu",
-            ],
-            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    (out, err), second = (process.communicate(timeout=240) for process in processes)
-    assert [process.returncode for process in processes] == [0, 0], err + second[1]
-    assert out == f"video: {output}\n" and "animating: 100 %" in err and second == ("", "")
+    arguments += ["--device", "cpu"]
+    (first, _, lost), (second, _, said) = both(arguments, SHORT)
+    assert (first, second) == (1, 71) and not output.exists(), lost
+    assert lost.splitlines()[-1].startswith("omokage: process 1 of 2 stopped, since it lost another one")
+    assert "memory ran out on cpu in process 2 of 2; memory profile 'resident' (exact)" in said
+    assert "the same command goes on with the next smaller profile" in said
+    (first, out, err), other = both(arguments)
+    assert (first, other) == (0, (0, "", "")), err
+    assert "note: memory ran out with the profile 'resident' before; going on with 'resident-lean'" in err
+    assert out == f"video: {output}\n" and "animating: 100 %" in err
     pairs = list(zip(read_frames(output), read_frames(tmp_path / "alone.mp4"), strict=True))
     assert len(pairs) == 3
     assert max(np.abs(a.image.astype(int) - b.image.astype(int)).max() for a, b in pairs) <= 3

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,12 +18,21 @@ from torch import nn
 from torch.nn import functional as F
 
 import omokage.pipelines.animate_plan as planning
-from omokage.errors import InputError, MediaError, NoFaceError, OutputError, WeightsError
+import omokage.pipelines.speech_track as speech_track
+from omokage.errors import (
+    InputError,
+    MediaError,
+    MissingDependencyError,
+    NoFaceError,
+    OutputError,
+    WeightsError,
+)
 from omokage.media.clip import Audio
+from omokage.pipelines.animate import AnimateConfig
 from omokage.pipelines.network_costs import Costs, network_costs
-from omokage.pipelines.network_load import Load, load_of, loads_of
+from omokage.pipelines.network_load import load_of, loads_of
 from omokage.pipelines.portrait_gate import frame, read_portrait
-from omokage.pipelines.speech_track import read_speech, resampled
+from omokage.pipelines.speech_track import SEPARATORS, read_speech, resampled, separator_named
 from omokage.pipelines.window_files import WindowFiles
 from omokage.talking.conditions.identity import (
     FIVE_POINTS,
@@ -284,10 +295,45 @@ def test_a_sound_of_no_numbers_is_refused(value: float, tmp_path: Path) -> None:
         read_speech(tmp_path / "fine.wav", Broken())
 
 
+def offered(monkeypatch: pytest.MonkeyPatch, **separators: Any) -> None:
+    """Let packages be installed that bring these vocal separators."""
+    points = [SimpleNamespace(name=name, load=lambda made=made: made) for name, made in separators.items()]
+    monkeypatch.setattr(speech_track, "entry_points", lambda group: points if group == SEPARATORS else [])
+
+
+def test_another_package_brings_a_vocal_separator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Louder:
+        def separate(self, sound: Audio) -> Audio:
+            return Audio(2 * sound.samples, sound.sample_rate)
+
+    class Broken:
+        def separate(self, sound: Audio) -> Audio:
+            raise ValueError("no model file")
+
+    offered(monkeypatch, louder=Louder, broken=Broken, missing=lambda: 1 / 0)
+    path = save_sound(tmp_path / "s.wav", Audio(np.full((8000, 1), 0.2, np.float32), 16_000))
+    plain, changed = (
+        read_speech(path, AnimateConfig(separator=name).separation()) for name in (None, "louder")
+    )
+    assert np.array_equal(plain.sound.samples, changed.sound.samples)
+    assert changed.voice == pytest.approx(2 * plain.voice, abs=1e-4)
+    with pytest.raises(
+        MissingDependencyError, match="vocal separator 'other' \\(there are broken, louder, missing\\)"
+    ):
+        separator_named("other")
+    with pytest.raises(MissingDependencyError, match="'missing' cannot be made \\(ZeroDivisionError"):
+        separator_named("missing")
+    with pytest.raises(MediaError, match=r"failed with .*s\.wav \(ValueError: no model file\)"):
+        read_speech(path, separator_named("broken"))
+    offered(monkeypatch)
+    with pytest.raises(MissingDependencyError, match="none is installed"):
+        separator_named("other")
+
+
 def test_a_long_speech_is_announced(tmp_path: Path) -> None:
     track = read_speech(save_sound(tmp_path / "s.wav", Audio(np.full((310 * 800, 1), 0.5, np.float32), 800)))
     assert track.frame_count == 310 * 25
-    assert "s.wav is 5 minutes long" in track.notes[0]
+    assert "s.wav is 5 minutes long" in track.drift_notes[0]
 
 
 def test_a_long_speech_is_read_in_pieces_that_fit_together() -> None:
@@ -422,10 +468,7 @@ PLAN = Path(__file__).parent.parent / "benchmarks" / "results" / "portrait-video
 
 def counted() -> Costs:
     """Of the published model in bfloat16, as the committed file has them: counting them takes a while."""
-    costs = json.loads(PLAN.read_text())["costs"]
-    return Costs(
-        **{name: Load(**value) if isinstance(value, dict) else value for name, value in costs.items()}
-    )
+    return Costs.from_json(json.loads(PLAN.read_text())["costs"])
 
 
 def test_the_committed_counts_are_those_of_the_specification() -> None:
@@ -454,6 +497,20 @@ def test_the_networks_are_counted_as_the_committed_file_says() -> None:
     assert sum(value.nbytes for value in one.blocks.state_dict().values()) == costs.waiting
     one.free_prepared()
     assert sum(value.nbytes for value in one.blocks.state_dict().values()) == costs.layer
+
+
+def test_the_published_networks_need_no_counting(monkeypatch: pytest.MonkeyPatch) -> None:
+    from omokage.pipelines import network_costs as costs
+    from omokage.talking.config import official
+
+    monkeypatch.setattr(costs, "count_costs", lambda *_: pytest.fail("was counted"))
+    costs.network_costs.cache_clear()
+    assert costs.network_costs(official_architecture(), torch.bfloat16) == counted()
+    single = costs.network_costs(official_architecture(), torch.float32)
+    load = costs.of_all(lambda layers: costs.denoiser_load(official(), torch.float32, 1, layers), 42)
+    assert load == single.denoise_half
+    assert (single.whole, single.decode.flops) == (2 * counted().whole, counted().decode.flops)
+    costs.network_costs.cache_clear()
 
 
 def test_the_costs_of_small_networks_are_counted() -> None:

@@ -331,7 +331,8 @@ class CtrlC:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stage: str | None = None
         self.seen: list[str] = []
-        monkeypatch.setattr("omokage.cli.app.ProgressBar", self.bar)
+        for module in ("app", "create"):
+            monkeypatch.setattr(f"omokage.cli.{module}.ProgressBar", self.bar)
 
     def bar(self, **_: Any) -> CtrlC:
         return self

@@ -34,18 +34,19 @@ FLAGS = {
     "animate": [
         "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
         "--memory", "--no-resume", "--output", "--plan", "--prompt", "--quiet", "--resume", "--reuse", "--seed",
-        "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
+        "--separator", "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
     ],
     "animate-queue": [
         "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
         "--memory", "--no-resume", "--output", "--prompt", "--quiet", "--ray", "--resume", "--reuse", "--seed",
-        "--steps", "--weights", "-h", "-o", "JOBS",
+        "--separator", "--steps", "--weights", "-h", "-o", "JOBS",
     ],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
     "create": [
-        "--evaluate", "--force", "--help", "--label", "--minutes", "--no-evaluate", "--no-resume", "--output",
-        "--quiet", "--resume", "--seed", "--size", "-h", "-o", "VIDEO",
+        "--batch", "--compile", "--evaluate", "--force", "--help", "--keep-training", "--label", "--minutes",
+        "--no-evaluate", "--no-resume", "--output", "--perceptual", "--precision", "--preset", "--quiet", "--resume",
+        "--seed", "--size", "--start", "-h", "-o", "VIDEO",
     ],
     "demo": ["--help", "--minutes", "--output", "--quiet", "-h", "-o"],
     "evaluate": [
@@ -55,6 +56,12 @@ FLAGS = {
         "--background", "--blink", "--expression-strength", "--gaze", "--help", "--label", "--mouth-only", "--output",
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
+    "speak": [
+        "--audio", "--background", "--blinks", "--cues", "--curves", "--energy", "--gaze", "--head", "--help",
+        "--label", "--mood", "--output", "--quiet", "--runtime", "--seed", "--text", "--voice", "--write-curves",
+        "-h", "-o", "AVATAR",
+    ],
+    "voices": ["--help", "-h"],
     "import": ["--help", "-h"],
     "import styleavatar": ["--help", "--keep-training", "--output", "--quiet", "-h", "-o", "CHECKPOINT"],
     "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
@@ -91,12 +98,12 @@ class Calls:
         names = {
             "check": "check", "create": "create_avatar", "reenact": "reenact", "evaluate": "evaluate_avatar",
             "rehearse": "rehearse", "bench": "bench", "demo": "demo", "animate": "animate",
-            "animate_queue": "animate_queue", "train_portrait": "train_portrait",
+            "animate_queue": "animate_queue", "train_portrait": "train_portrait", "speak": "speak",
         }  # fmt: skip
         for module_name, function in names.items():
             module = ModuleType(f"omokage.pipelines.{module_name}")
             setattr(module, function, self)
-            module.CreateConfig = module.ReenactConfig = Config  # type: ignore[attr-defined]
+            module.CreateConfig = module.ReenactConfig = module.SpeakConfig = Config  # type: ignore[attr-defined]
             module.TrainConfig = Config  # type: ignore[attr-defined]
             module.AnimateConfig, module.plan = Config, self.plan  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -210,6 +217,47 @@ def test_create(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     }
 
 
+def test_create_at_the_papers_scale(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from omokage.pipelines import create_paper as pipeline
+
+    given: dict[str, Any] = {}
+
+    def create(source: Path, **keywords: Any) -> Any:
+        given.update(keywords, source=source)
+        keywords["on_progress"](Progress("plan", 1, 1, "hours"))
+        return SimpleNamespace(to_text=lambda: "known")
+
+    monkeypatch.setattr(pipeline, "create_paper_avatar", create)
+    said = "avatar: me.avatar\nknown\n"
+    assert run("create me -o me.avatar --quiet --preset paper", capsys) == (0, said, "")
+    assert run("create me -o me.avatar --preset paper", capsys) == (0, said, "plan: hours\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("RANK", "1")  # as torchrun does
+        assert run("create me -o me.avatar --preset paper", capsys) == (0, "", "")
+    config = given["config"]
+    assert given["source"] == Path("me") and config == pipeline.PaperCreateConfig()
+    options = (
+        "--minutes 60 --seed 3 --batch 6 --precision bf16 --compile --start all.avatar --perceptual vgg.pth"
+    )
+    assert (
+        run(f"create me -o me.avatar --quiet --preset paper --keep-training --force {options}", capsys)[0]
+        == 0
+    )
+    config, training = given["config"], given["config"].training
+    assert (training.minutes, training.seed, training.batch, training.micro_batch) == (60.0, 3, 6, 3)
+    assert (training.precision, training.compiled, config.force, config.keep_training) == (
+        "bf16",
+        True,
+        True,
+        True,
+    )
+    assert (config.start, config.perceptual) == (Path("all.avatar"), Path("vgg.pth"))
+    code, _, err = run("create me.mp4 -o me.avatar --compile", capsys)
+    assert code == 2 and "--compile is an option of the paper's networks; add --preset paper" in err
+
+
 def test_reenact(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     calls.result = SimpleNamespace(warnings=("yaw was limited",))
     code, out, err = run("reenact me.avatar d.mp4 -o out.mp4 --quiet", capsys)
@@ -225,6 +273,35 @@ def test_reenact(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert (values["mouth_only"], values["runtime"]) == (True, "torch")
 
 
+def test_speak(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    calls.result = SimpleNamespace(warnings=("no speech was found",))
+    code, out, err = run("speak me.avatar --audio a.wav -o out.mp4 --quiet", capsys)
+    assert (code, out, err) == (0, "video: out.mp4\n", "note: no speech was found\n")
+    assert calls.arguments == (Path("me.avatar"),)
+    asked = {name: calls.keywords[name] for name in ("audio", "text", "voice", "curves", "curves_output")}
+    assert asked == {
+        "audio": Path("a.wav"),
+        "text": None,
+        "voice": "en-us",
+        "curves": None,
+        "curves_output": None,
+    }
+    assert calls.keywords["config"].values == {
+        "mood": "neutral", "energy": 1.0, "head": 1.0, "blinks_per_minute": 14.0, "gaze": "free", "seed": 0,
+        "background": "own", "label": None, "runtime": "auto",
+    }  # fmt: skip
+    assert calls.keywords["cues"] is None
+    script = tmp_path / "script.txt"
+    script.write_text("hello there", encoding="utf-8")
+    run(
+        f"speak a --text @{script} -o c --voice ja --mood friendly --write-curves c.csv --cues q.json", capsys
+    )
+    assert (calls.keywords["text"], calls.keywords["voice"]) == ("hello there", "ja")
+    assert (calls.keywords["curves_output"], calls.keywords["cues"]) == (Path("c.csv"), Path("q.json"))
+    code, _, err = run("speak a --text hi -o c.mp4 --write-curves c.mp4", capsys)
+    assert (code, len(err.splitlines())) == (3, 1)
+
+
 def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     calls.result = SimpleNamespace(notes=("the speech is silent",))
     code, out, err = run("animate p.jpg s.wav -o out.mp4 --quiet", capsys)
@@ -234,11 +311,14 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert calls.keywords["config"].values == {
         "prompt": "a person talks to the camera", "seed": 0, "steps": 50, "guidance": 3.5, "any_face": False,
         "label": None, "device": "auto", "resume": True, "weights": None, "lora": None, "memory": "auto",
-        "guidance_interval": (0.0, 1.0), "reuse": 0.0, "compile": False,
+        "guidance_interval": (0.0, 1.0), "reuse": 0.0, "compile": False, "separator": None,
     }  # fmt: skip
-    run("animate p s -o o --memory grouped --guidance-interval 0.2 0.8 --reuse 0.1 --compile", capsys)
+    run(
+        "animate p s -o o --memory grouped --guidance-interval 0.2 0.8 --reuse 0.1 --compile --separator quiet",
+        capsys,
+    )
     values = calls.keywords["config"].values
-    assert values["compile"]
+    assert values["compile"] and values["separator"] == "quiet"
     assert (values["memory"], values["guidance_interval"], values["reuse"]) == ("grouped", (0.2, 0.8), 0.1)
     run(
         "animate p s -o o --prompt sea --seed 7 --steps 20 --guidance 1 --any-face --device cpu --no-resume",
@@ -454,6 +534,7 @@ main()
         ("create me.mp4", "Missing option '-o' / '--output' (see 'omokage create --help')"),
         ("create me.mp4 -o x --size 300", "'300' is not one of"),
         ("create me.mp4 -o x --minutes 0", "0.0 is not in the range"),
+        ("create me.mp4 -o x --preset paper --size 256", "--size is an option of the compact preset"),
         ("reenact a b -o c --blink 5", "5.0 is not in the range"),
         ("fly", "No such command 'fly'"),
         ("check me.mp4 --loud", "No such option"),

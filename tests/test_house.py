@@ -50,6 +50,7 @@ PUBLIC = [
     "create_avatar",
     "reenact",
     "rehearse",
+    "speak",
 ]
 
 # What must not appear -> a pattern, and where it may appear all the same.

@@ -204,8 +204,8 @@ def test_an_avatar_of_the_demo_can_be_evaluated_again(
     monkeypatch.setattr("omokage.pipelines.demo.DRIVER_S", 0.4)
     files = demo(tmp_path / "demo", minutes=0.02, size=128).files
     assert [file.name for file in files] == [
-        "portrait.png", "rehearsal.mp4", "reenacted.mp4", "held-out.mp4", "report.html", "sample.avatar",
-        "recording.mp4",
+        "portrait.png", "rehearsal.mp4", "reenacted.mp4", "speaking.mp4", "held-out.mp4", "report.html",
+        "sample.avatar", "recording.mp4",
     ]  # fmt: skip
     assert all(file.is_file() for file in files) and not list(tmp_path.rglob("*.work"))
     labeled, plain = (next(read_frames(file)).image[-20:, :20] for file in (files[1], files[-1]))

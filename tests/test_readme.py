@@ -47,17 +47,18 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         return AnyResult()
 
     class AnyModule(ModuleType):
-        CreateConfig = ReenactConfig = AnimateConfig = TrainConfig = ImportConfig = staticmethod(
-            lambda **_: None
-        )
+        __file__ = "any.py"  # what is imported meanwhile may look at every loaded module
+        CreateConfig = PaperCreateConfig = ReenactConfig = SpeakConfig = AnimateConfig = TrainConfig = (
+            ImportConfig
+        ) = staticmethod(lambda **_: None)
         small_portrait, PORTRAIT_FILE = staticmethod(lambda *_: None), "portrait.png"
 
         def __getattr__(self, name: str) -> Any:
             return pipeline
 
     for name in (
-        "check", "create", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo", "weights", "animate",
-        "train_portrait", "small_portrait", "animate_queue", "import_styleavatar",
+        "check", "create", "create_paper", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo",
+        "weights", "animate", "train_portrait", "small_portrait", "animate_queue", "import_styleavatar", "speak",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
@@ -89,7 +90,7 @@ def test_the_first_two_commands_are_the_two_make_targets() -> None:
 def test_python_runs_with_the_real_signatures(
     block: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for name in ("animate", "check_recording", "create_avatar", "reenact"):
+    for name in ("animate", "check_recording", "create_avatar", "reenact", "speak"):
         stand_in = create_autospec(getattr(omokage, name), return_value=AnyResult())
         monkeypatch.setattr(omokage, name, stand_in)
     exec(compile(block, "README.md", "exec"), {})

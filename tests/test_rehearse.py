@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from omokage.config import Progress
 from omokage.errors import InputError, MediaError, NoFaceError, OmokageError, OutputError
+from omokage.geometry.camera import head_angles
 from omokage.media.clip import Image
 from omokage.media.decode import read_frames
 from omokage.pipelines.rehearse import RehearseConfig, rehearse
 from omokage.render.face_paint import mouth_colors
 from omokage.render.performance import FARTHEST, HELD_OUT, Performance, performance
 from omokage.render.rehearsal import Puppet
-from omokage.render.retarget import head_angles
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.sway import ZONE_COUNT
 from omokage.tracking.synthetic import SyntheticSubject

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from omokage.errors import InputError, NoFaceError
-from omokage.geometry.camera import Camera, yaw_pitch_roll
+from omokage.geometry.camera import Camera, head_angles, head_rotation, yaw_pitch_roll
 from omokage.render.retarget import (
     BLINK,
     JAW,
@@ -18,8 +18,6 @@ from omokage.render.retarget import (
     Motion,
     Rest,
     camera_direction,
-    head_angles,
-    head_rotation,
     retarget,
 )
 from omokage.tracking.arkit import (

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import omokage.talking.training.subject as subject_module
 from omokage.config import Progress
 from omokage.errors import InputError
 from omokage.media.decode import read_frames
@@ -31,7 +32,7 @@ from omokage.pipelines.untrained import tiny_architecture
 from omokage.talking.conditions.log_mel import LogMelEncoder
 from omokage.talking.conditions.speech import SAMPLES_PER_FRAME, context_rows
 from omokage.talking.folder import TOY, load_architecture
-from omokage.talking.small_vae import stacked, unstacked
+from omokage.talking.small_vae import in_motion, stacked, unstacked
 from omokage.talking.training.autoencoder import (
     Footage,
     begin_linear,
@@ -131,6 +132,34 @@ def test_what_is_stacked_is_unstacked(frames: int) -> None:
         frames != 3
     ):  # two frames that came from an odd number are four: the first one is no longer known as single
         torch.testing.assert_close(back, cells)
+
+
+def test_what_moves_evenly_is_decoded_moving_evenly() -> None:
+    """From one still picture for every four frames; what stands still stays still, in one pass and in chunks."""
+    line, whole = torch.arange(17.0), torch.ones(())
+    means = torch.cat([line[:1], line[1:].reshape(4, 4).mean(dim=1).repeat_interleave(4)])
+    stairs = means.view(1, 1, 17, 1, 1)
+    moving, _ = in_motion(stairs, {}, whole)
+    assert torch.equal(moving.flatten(), line)
+    first, tail = in_motion(stairs[:, :, :9], {}, whole)
+    second, _ = in_motion(stairs[:, :, 9:], tail, whole)
+    assert torch.equal(torch.cat([first, second], dim=2), moving)
+    one, tail = in_motion(stairs[:, :, :1], {}, whole)
+    rest, _ = in_motion(stairs[:, :, 1:], tail, whole)
+    assert torch.equal(torch.cat([one, rest], dim=2), moving)
+    assert torch.equal(in_motion(torch.ones(1, 2, 8, 3, 3), {}, whole)[0], torch.ones(1, 2, 8, 3, 3))
+
+
+def test_the_share_of_motion_is_measured() -> None:
+    """A bar that goes on evenly, from latents that tell its place only once in four frames."""
+    frames = np.zeros((80, 32, 32, 3), np.uint8)
+    for row, frame in enumerate(frames):
+        frame[:, :] = 60 + row
+    torch.manual_seed(0)
+    config = replace(small_autoencoder(), frames=17)
+    vae = CausalVae(replace(small_vae(), widths=(8, 16, 16), latent_channels=1, norm_groups=1, grid=(2, 2)))
+    begin_linear(vae, Footage(frames, np.ones(frames.shape[:3], np.float32)), config)
+    assert 0.8 < float(vae.decoder.motion.detach()) <= 1
 
 
 def test_training_begins_with_principal_components() -> None:
@@ -288,6 +317,33 @@ def test_windows_are_weighted_at_the_mouth_and_hear_what_the_network_hears(recor
     others = [samples.sample(5, np.random.default_rng(seed)).condition for seed in range(8)]
     assert torch.equal(others[0], batch.condition)
     assert len({float(condition.sum()) for condition in others}) == config.windows.draws
+
+
+def test_motion_frames_are_the_end_of_the_window_before(
+    recorded: Recorded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a rollout; where no window ends, the beginning of the same one stands for it."""
+    config, given = tiny_config(), list[torch.Tensor]()
+    whole = subject_module._condition_clip
+
+    def told(portrait: torch.Tensor, motion: torch.Tensor, random: np.random.Generator) -> torch.Tensor:
+        given.append(motion)
+        return whole(portrait, motion, random)
+
+    monkeypatch.setattr(subject_module, "_condition_clip", told)
+    vae = CausalVae(config.sizes.vae).eval().requires_grad_(False)
+    settings = replace(config.windows, draws=2, decoded=0.5)
+    SubjectSamples(subject_of(recorded, config.sizes), vae, config.sizes.transformer, settings, seed=0)
+
+    def windows(start: int) -> torch.Tensor:
+        return torch.cat(
+            list(vae.decode(vae.encode(to_video(recorded.frames[start : start + FRAMES])[None]))), 1
+        )[0]
+
+    decoded, clean = given[0::2], given[1::2]
+    assert torch.equal(clean[20], to_video(recorded.frames[20:22]))
+    torch.testing.assert_close(decoded[20], windows(20 - FRAMES + 2)[-2:].clamp(-1, 1))
+    torch.testing.assert_close(decoded[FRAMES - 3], windows(FRAMES - 3)[:2].clamp(-1, 1))
 
 
 def test_varied_speech_keeps_its_words(recorded: Recorded) -> None:

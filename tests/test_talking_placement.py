@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from omokage.talking import offload
 from omokage.talking.config import SamplerConfig, official_sampler
 from omokage.talking.offload import WaitingBlocks
 from omokage.talking.placement import (
+    Choice,
     Needs,
     Profile,
     choose,
@@ -346,6 +349,22 @@ def test_shortage_falls_back_and_says_so() -> None:
 
     with pytest.raises(MemoryShortageError, match="'resident', the smallest; close other programs"):
         falling_back(always, options[:1], said.append)
+
+
+def test_what_ran_short_is_let_go_before_the_next_attempt() -> None:
+    """Also a network whose layers refer to themselves, as compiled ones do."""
+    options = [expected(profile, OFFICIAL) for profile in (resident(), grouped())]
+    networks = list[Any]()
+
+    def attempt(choice: Choice) -> str:
+        if networks:
+            return "left" if networks[0]() else "let go"
+        network = nn.Linear(2, 2)
+        network.itself = [network]
+        networks.append(weakref.ref(network))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert falling_back(attempt, options, lambda _: None) == "let go"
 
 
 def test_profiles_are_plain_values() -> None:

@@ -34,7 +34,7 @@ from omokage.talking.training.couple import Couple, make_ready, without_speech
 from omokage.talking.training.state import Run
 from omokage.talking.training.train import draw_sample, draw_step, train
 from omokage.talking.transformer import Transformer
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 from training_parts import NoiseWindows, couple, smallest, stage
 
 # What the published stages choose, as parts of the official names (specification 4.1).

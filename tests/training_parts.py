@@ -77,7 +77,7 @@ def main(checkpoint: str, result: str, killed_at: str = "0") -> None:
     """
     from omokage.talking.training.sharding import whole
     from omokage.talking.training.train import train
-    from omokage.talking.workers import Workers
+    from omokage.workers import Workers
 
     def on_step(step: int) -> None:
         if step == int(killed_at):

@@ -1,11 +1,17 @@
 """Speed, memory and exactness of the video transformer and the autoencoder, at the published size on one GPU.
 
-    python benchmarks/gpu/portrait_video.py --output benchmarks/results/portrait-video.json
+    python benchmarks/gpu/portrait_video.py --minutes 9 --output portrait-video.json
 
 Weights are random: they cost what the published ones cost. What a row changes of the result is measured against the row
 'resident', with the same weights and noise. The row 'official loop' computes again at every step what the released code
-computes again: modulation, speech tokens, and keys and values of portrait, face and speech. Small sizes run anywhere:
---size tiny --device cpu.
+computes again: modulation, speech tokens, keys and values of portrait, face and speech, and what the portrait's tokens
+ask. The rows '24 GB' and '12 GB' may take no more of the card than such a card has, with the decoder.
+
+Needs PyTorch, NumPy, OpenCV and safetensors, and diffusers for the decoder's rows. Rows come in the order of their
+value, and the file is written after each. Memory that runs out, or any other failure, is noted in the row; no row
+begins, and none goes on, for which the minutes do not suffice. The same command goes on where it was stopped, also by
+itself after a failure that leaves the card unusable for the process. Small sizes run anywhere: --size tiny
+--device cpu.
 """
 
 from __future__ import annotations
@@ -14,98 +20,49 @@ import argparse
 import json
 import math
 import os
-import socket
 import statistics
 import sys
-import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-
-from omokage.pipelines.bench import machine
-from omokage.talking.caches import Conditions
-from omokage.talking.compiling import compile_layers
-from omokage.talking.config import SamplerConfig, TransformerConfig, official, official_sampler, tiny
-from omokage.talking.parallel import ALONE, Layout, Team
-from omokage.talking.placement import (
-    Profile,
-    grouped,
-    grouped_8bit,
-    is_shortage,
-    layerwise,
-    place,
-    place_vae,
-    resident,
+from portrait_rows import (
+    WINDOW_STEPS,
+    Bench,
+    Row,
+    Setting,
+    Timed,
+    decoders,
+    difference,
+    now,
+    run,
+    run_shared,
+    settings,
 )
-from omokage.talking.sampler import denoise, draw_noise, guided_velocity, null_conditions
-from omokage.talking.scheduler import sampling_steps
-from omokage.talking.transformer import Transformer
-from omokage.talking.vae import CausalVae, VaeConfig, official_vae, tiny_vae
-from omokage.talking.workers import Workers
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-WINDOW_STEPS = 50
+from omokage.errors import MissingDependencyError
+from omokage.pipelines.this_machine import machine
+from omokage.talking.config import TransformerConfig, official, tiny
+from omokage.talking.parallel import ALONE
+from omokage.talking.placement import is_shortage
+from omokage.talking.vae import official_vae, tiny_vae
+
+Result = TypeVar("Result")
 SIZES = {"official": (official, official_vae), "tiny": (tiny, tiny_vae)}
-Row = dict[str, Any]
+OUT_OF_TIME = "no time was left"
+FIRST, OFFICIAL = "resident", "official loop"
+# Behind these rows: the decoders are worth more than what comes then.
+DECODERS_AFTER = 5
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One row of the table: where weights are, what the sampler saves, whether layers are compiled, which processes
-    share the work, and whether everything is computed again at every step."""
-
-    name: str
-    profile: Profile
-    sampler: dict[str, Any]
-    is_compiled: bool = False
-    is_official_loop: bool = False
-    layout: Layout = ALONE
-
-
-@dataclass(frozen=True)
-class Timed:
-    """Seconds of every step by the clock and of this process's work, the latents after the last, GB taken at most."""
-
-    seconds: list[float]
-    worked: list[float]
-    latents: Tensor
-    peak_gb: float | None
-
-
-def settings(*, compiled: bool, processes: int = 1) -> list[Setting]:
-    """All rows, the one that the others are compared with first."""
-    rows = [
-        Setting("resident", resident(), {}),
-        Setting("official loop", resident(), {}, is_official_loop=True),
-        Setting("one half at a time", resident(), {"together": False}),
-        Setting("grouped", grouped(), {}),
-        Setting("layerwise", layerwise(), {"together": False}),
-        Setting("int8", replace(resident(), weights="int8"), {}),
-        Setting("fp8", replace(resident(), weights="fp8"), {}),
-        Setting("grouped-8bit", grouped_8bit(), {}),
-        Setting("guidance from 20 to 80 % of the steps", resident(), {"guidance_interval": (0.2, 0.8)}),
-        *(
-            Setting(f"reuse below {value:g}", resident(), {"reuse_threshold": value})
-            for value in (0.05, 0.1, 0.2)
-        ),
-    ]
-    rows += [Setting("compiled", resident(), {}, is_compiled=True)] * compiled
-    if processes > 1:
-        layout = Layout(1, processes)
-        rows.append(Setting(f"tokens in {processes} processes", resident(), {}, layout=layout))
-    if processes % 2 == 0:
-        layout = Layout(2, processes // 2)
-        rows.append(Setting(f"guidance in {processes} processes", resident(), {}, layout=layout))
-    return rows
-
-
-def main(arguments: Sequence[str]) -> int:
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="official")
     parser.add_argument("--layers", type=int, help="fewer layers than this size has")
@@ -114,279 +71,209 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--steps", type=int, default=6, help="sampling steps of each row; the first is not timed"
     )
+    parser.add_argument(
+        "--minutes", type=float, default=math.inf, help="of the whole; rows are left out for it"
+    )
     parser.add_argument("--rows", nargs="+", help="names of the rows, default all")
-    parser.add_argument("--compile", action="store_true", help="add a row with compiled layers")
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="rows with compiled layers (default: on a GPU)",
+    )
     parser.add_argument("--processes", type=int, default=1, help="add rows in which so many share the work")
     parser.add_argument("--no-decoder", action="store_true", help="leave the autoencoder out")
     parser.add_argument("--matmul-side", type=int, default=8192)
     parser.add_argument("--output", type=Path, required=True)
-    given = parser.parse_args(arguments)
+    return parser.parse_args(arguments)
 
+
+def main(arguments: Sequence[str]) -> int:
+    given, started = parse(arguments), time.monotonic()
     device, dtype = torch.device(given.device), getattr(torch, given.dtype)
     transformer, autoencoder = SIZES[given.size]
     config = transformer()
     config = replace(config, layers=given.layers or config.layers)
-    rate = matmul_rate(device, dtype, given.matmul_side)
-    rows: list[Row] = []
-    plain: Tensor | None = None
-    for setting in settings(compiled=given.compile, processes=given.processes):
-        if given.rows and setting.name not in (*given.rows, "resident"):
+    bench = Bench(config, autoencoder(), given.steps, device, dtype, started + 60 * given.minutes)
+    is_card = device.type == "cuda"
+    compiled = is_card if given.compile is None else given.compile
+    chosen = [
+        setting
+        for setting in settings(compiled=compiled, processes=given.processes, card=is_card)
+        if not given.rows or setting.name in (*given.rows, FIRST)
+    ]
+    results = Results.begin(given.output, head(arguments, given, bench))
+    for number, setting in enumerate(chosen):
+        if setting.name in results.rows:
             continue
-        row, latents = measured(setting, config, given.steps, device, dtype, rate)
-        if latents is not None:
-            plain = latents if plain is None else plain
-            row |= difference(latents, plain)
-        rows.append(row)
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    decoding = {} if given.no_decoder else decoders(autoencoder(), config, device, dtype)
-    report = {
+        expected = results.expected_seconds(bench.steps(setting))
+        results.add(*measured(setting, bench, 1e12 * results.head["matmul_tflops"], expected))
+        if not is_usable(
+            device
+        ):  # a fault of the card stays with the process: another one takes the other rows
+            left = max((bench.deadline - time.monotonic()) / 60, 0.0)
+            os.execv(sys.executable, [sys.executable, __file__, *arguments, "--minutes", str(left)])
+        if number + 1 == DECODERS_AFTER and not given.no_decoder:
+            results.decode(bench)
+    if not given.no_decoder:
+        results.decode(bench)
+    return 0 if results.is_sound else 1
+
+
+def head(arguments: Sequence[str], given: argparse.Namespace, bench: Bench) -> Row:
+    """What the numbers hold for."""
+    rate = matmul_rate(bench.device, bench.dtype, given.matmul_side)
+    return {
         "date": date.today().isoformat(),
         "command": "python benchmarks/gpu/portrait_video.py "
         + " ".join(Path(word).name if word.startswith("/") else word for word in arguments),
-        "machine": machine() | accelerator(device),
-        "size": {"name": given.size, "layers": config.layers, "dtype": given.dtype, "steps": given.steps},
+        "machine": machine() | accelerator(bench.device),
+        "size": {
+            "name": given.size,
+            "layers": bench.config.layers,
+            "dtype": given.dtype,
+            "steps": given.steps,
+        },
         "matmul_tflops": round(rate / 1e12, 3),
-        "tflop_per_step": round(step_flops(config) / 1e12, 4),
-        "rows": rows,
-        "decoding": decoding,
+        "tflop_per_step": round(step_flops(bench.config) / 1e12, 4),
     }
-    given.output.write_text(json.dumps(report, indent=1) + "\n")
-    return 0
 
 
-def measured(
-    setting: Setting,
-    config: TransformerConfig,
-    count: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    rate: float,
-) -> tuple[Row, Tensor | None]:
-    """Time and memory of a row, and the latents it came to; without them when memory ran out."""
-    row: Row = {"name": setting.name, "profile": setting.profile.to_json()}
-    if device.type == "cuda" and setting.layout.world > torch.cuda.device_count():
-        return row | {"failed": f"needs {setting.layout.world} cards"}, None
+@dataclass
+class Results:
+    """The file, as far as it goes.
+
+    plain: by number of steps, the latents of the first row with as many, which the others are compared with.
+    """
+
+    output: Path
+    head: Row
+    rows: dict[str, Row] = field(default_factory=dict)
+    decoding: Row = field(default_factory=dict)
+    plain: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def begin(cls, output: Path, head: Row) -> Results:
+        """Go on with a file of the same size and machine; rows for which there was no time are measured again."""
+        results = cls(output, head)
+        try:
+            known = json.loads(output.read_text(encoding="utf-8"))
+            plain = load_file(results.latents)
+        except (OSError, ValueError):
+            return results
+        names = ("accelerator", "processor")
+        old, new = ([of["size"], *(of["machine"].get(name) for name in names)] for of in (known, head))
+        if old != new:
+            return results
+        rows = {row["name"]: row for row in known["rows"] if row.get("failed") != OUT_OF_TIME}
+        return cls(output, head, rows, known["decoding"], plain)
+
+    @property
+    def latents(self) -> Path:
+        return self.output.with_suffix(".latents.safetensors")
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether no row met a defect."""
+        return not any(row.get("is_defect") for row in (*self.rows.values(), self.decoding))
+
+    def add(self, row: Row, latents: Tensor | None) -> None:
+        """Write a row, and how far its latents are from the plain ones."""
+        if latents is not None:
+            steps = str(row["steps"])
+            if steps not in self.plain:
+                self.plain[steps] = latents.float().contiguous()
+                save_file(self.plain, self.latents)
+            row |= difference(latents.float(), self.plain[steps])
+        self.rows[row["name"]] = row
+        self.write()
+        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+
+    def write(self) -> None:
+        """All that is known, with the speed of every row over that of the official loop."""
+        official_step = self.rows.get(OFFICIAL, {}).get("mean_seconds_per_step")
+        for row in self.rows.values():
+            if official_step and row.get("mean_seconds_per_step"):
+                row["times_official_loop"] = round(official_step / row["mean_seconds_per_step"], 3)
+        report = self.head | {"rows": list(self.rows.values()), "decoding": self.decoding}
+        part = self.output.with_name(self.output.name + ".part")
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        part.replace(self.output)
+
+    def decode(self, bench: Bench) -> None:
+        """Measure the autoencoder, if that was not done."""
+        if self.decoding and self.decoding.get("failed") != OUT_OF_TIME:
+            return
+        self.decoding |= attempt(self.decoding, bench, lambda: decoders(bench)) or {}
+        self.write()
+
+    def expected_seconds(self, steps: int) -> float:
+        """Of another row with so many steps, as slow as the slowest ones."""
+        done = [row for row in self.rows.values() if row.get("mean_seconds_per_step")]
+        slowest = max((row["mean_seconds_per_step"] for row in done), default=0.0)
+        longest = max((row["setup_seconds"] for row in done), default=0.0)
+        return float(longest + steps * slowest)
+
+
+def attempt(row: Row, bench: Bench, work: Callable[[], Result], seconds: float = 0.0) -> Result | None:
+    """What came of the work, None when it failed: then the row says why, and whether that is a defect.
+
+    It is not begun when the `seconds` that it will take are not left.
+    """
+    row.pop("failed", None)
     try:
-        timed = (run if setting.layout == ALONE else run_shared)(setting, config, count, device, dtype)
-    except (MemoryError, RuntimeError) as error:
-        if not is_shortage(error):
-            raise
-        return row | {"failed": "out of memory"}, None
-    times, worked = timed.seconds[1:] or timed.seconds, timed.worked[1:] or timed.worked
-    mean = statistics.mean(times)
-    row |= {
-        "seconds_per_step": round(statistics.median(times), 5),
-        "seconds_per_step_spread": [round(min(times), 5), round(max(timed.seconds), 5)],
-        "peak_gb": timed.peak_gb,
-    }
-    if device.type == "cpu":
-        # On a processor that others use, too, this says more than the clock.
-        row["processor_seconds_per_step"] = round(statistics.mean(worked), 5)
-    sampler = replace(official_sampler(), steps=count, **setting.sampler)
-    # How much is reused depends on how far apart the steps are: these few coarse ones say nothing of a window's.
-    if not sampler.reuse_threshold:
-        row["seconds_per_window"] = round(WINDOW_STEPS * mean, 3)
-    # Steps that do less than all of the work have no share that could be compared.
-    if not sampler.reuse_threshold and sampler.guidance_interval == official_sampler().guidance_interval:
-        row["share_of_matmul_rate"] = round(step_flops(config) / mean / rate, 4)
+        if time.monotonic() + seconds > bench.deadline:
+            raise TimeoutError
+        return work()
+    except TimeoutError:
+        row["failed"] = OUT_OF_TIME
+    except Exception as error:
+        if is_shortage(error):
+            row["failed"] = "out of memory"
+        elif isinstance(error, MissingDependencyError):
+            row["failed"] = str(error)
+        else:
+            row |= {"failed": f"{type(error).__name__}: {error}".splitlines()[0], "is_defect": True}
+            traceback.print_exc()
+    return None
+
+
+def measured(setting: Setting, bench: Bench, rate: float, expected: float) -> tuple[Row, Tensor | None]:
+    """Time and memory of a row, and the latents it came to; without them when it failed. `expected`: its seconds."""
+    row: Row = {"name": setting.name, "steps": bench.steps(setting), "profile": setting.profile.to_json()}
+    if bench.device.type == "cuda" and setting.layout.world > torch.cuda.device_count():
+        return row | {"failed": f"needs {setting.layout.world} cards"}, None
+    begun, measure = time.monotonic(), run if setting.layout == ALONE else run_shared
+    timed = attempt(row, bench, lambda: measure(setting, bench), expected)
+    if timed is None:
+        return row, None
+    row |= numbers_of(setting, timed, bench, rate)
+    row["setup_seconds"] = round(time.monotonic() - begun - sum(timed.seconds), 1)
     return row, timed.latents.cpu()
 
 
-def run(
-    setting: Setting,
-    config: TransformerConfig,
-    count: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    workers: Workers | None = None,
-) -> Timed:
-    """A row, or this process's part of it."""
-    begin_memory(device)
-    team = Team.gather(workers or Workers.alone(device), official_sampler(), config.heads, setting.layout)
-    sampler = team.layout.sampler(replace(official_sampler(), steps=count, **setting.sampler))
-    steps = sampling_steps(count)
-    network = filled(Transformer, config, dtype, device if not setting.profile.group else torch.device("cpu"))
-    place(network, setting.profile, device)
-    if setting.is_compiled:
-        compile_layers(network, lambda sentence: print(sentence, file=sys.stderr))
-    given = Inputs.draw(config, device, dtype)
-    shape = (1, config.latent_frames, config.latent_channels, config.latent_height, config.latent_width)
-    noise = [draw_noise(shape, 1, step).to(device) for step in range(count)]
-    with torch.no_grad():
-        if setting.is_official_loop:
-            velocity = official_loop(network, given, sampler, [step.timestep for step in steps], device)
-        else:
-            table = network.modulation(torch.tensor([step.timestep for step in steps], device=device))
-            conditions, null = given.cached(network)
-            network.free_prepared()
-            velocity = guided_velocity(network, table, conditions, null, sampler, team)
-        times, worked, latents = list[float](), list[float](), draw_noise(shape, 0).to(device)
-        begin, work = now(device), time.process_time()
-        for state in denoise(velocity, steps, latents, noise.__getitem__):
-            latents = state.clean
-            end = now(device)
-            times.append(end - begin)
-            worked.append(time.process_time() - work)
-            begin, work = end, time.process_time()
-    return Timed(times, worked, latents, peak_memory(device))
-
-
-def run_shared(
-    setting: Setting, config: TransformerConfig, count: int, device: torch.device, dtype: torch.dtype
-) -> Timed:
-    """A row that several processes share, as the first of them sees it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.safetensors"
-        given = (address, result, setting, config, count, device, dtype)
-        torch.multiprocessing.spawn(one_process, given, nprocs=setting.layout.world)
-        values = load_file(result)
-    peak = float(values["peak"]) or None
-    return Timed(values["seconds"].tolist(), values["worked"].tolist(), values["latents"], peak)
-
-
-def one_process(rank: int, address: dict[str, str], result: Path, setting: Setting, *given: Any) -> None:
-    """One of them; the first one writes what it measured."""
-    config, count, device, dtype = given
-    world = setting.layout.world
-    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
-    torch.set_num_threads(max(1, torch.get_num_threads() // world))
-    workers = Workers.join(device)
-    timed = run(setting, config, count, workers.device, dtype, workers)
-    if workers.is_first:
-        values = {"seconds": timed.seconds, "worked": timed.worked, "peak": timed.peak_gb or 0.0}
-        tensors = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-        save_file(tensors | {"latents": timed.latents.cpu().contiguous()}, result)
-    workers.wait()
-    torch.distributed.destroy_process_group()
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Random conditions of the right sizes, before any network made something of them."""
-
-    text: Tensor
-    latents: Tensor
-    reference: tuple[Tensor, ...]
-    face: Tensor
-    speech: Tensor
-
-    @classmethod
-    def draw(cls, config: TransformerConfig, device: torch.device, dtype: torch.dtype) -> Inputs:
-        audio, face = config.audio, config.face
-        assert audio is not None and face is not None
-        key = iter(range(100, 10_000))
-
-        def random(*shape: int) -> Tensor:
-            return draw_noise(shape, next(key)).to(device, dtype)
-
-        grid = (config.latent_channels, config.latent_height, config.latent_width)
-        return cls(
-            text=random(1, config.text_tokens, config.text_width),
-            latents=random(1, config.latent_frames, *grid),
-            reference=tuple(random(1, config.tokens_per_frame, config.width) for _ in range(config.layers)),
-            face=random(1, face.embedding),
-            speech=random(1, config.frames, audio.window, audio.layers, audio.channels),
-        )
-
-    def cached(self, network: Transformer) -> tuple[Conditions, Conditions]:
-        """Conditions with keys and values, and those that guidance leads away from."""
-        conditions = Conditions(
-            text=self.text,
-            latents=self.latents,
-            reference=network.cache_reference(self.reference).layers,
-            face=network.cache_face(self.face).layers,
-            audio=network.cache_audio(self.speech).layers,
-        )
-        silence = network.cache_audio(torch.zeros_like(self.speech)).layers
-        return conditions, null_conditions(conditions, silence)
-
-
-def official_loop(
-    network: Transformer, given: Inputs, sampler: SamplerConfig, timesteps: list[int], device: torch.device
-) -> Callable[[Tensor, int], Tensor]:
-    """As the released code goes about it, but for the queries of the reference tokens, which it throws away."""
-    face_tokens, audio_tokens = network.face_tokens, network.audio_tokens
-    assert face_tokens is not None and audio_tokens is not None
-
-    def velocity(state: Tensor, index: int) -> Tensor:
-        both = torch.cat([state, state])
-        modulation = network.modulation(torch.tensor([timesteps[index]] * 2, device=device))
-        speech = torch.cat([torch.zeros_like(given.speech), given.speech])
-        conditions = Conditions(
-            text=torch.cat([torch.zeros_like(given.text), given.text]),
-            latents=given.latents.expand(2, -1, -1, -1, -1),
-            reference=tuple(tokens.expand(2, -1, -1) for tokens in given.reference),
-            face=network.in_all_layers(
-                face_tokens(given.face.expand(2, -1)).expand(-1, given.latents.shape[1], -1, -1)
-            ),
-            audio=network.in_all_layers(audio_tokens(speech)),
-        )
-        away, toward = network(both, modulation, conditions).float().chunk(2)
-        result: Tensor = away + sampler.guidance_scale * (toward - away)
-        return result
-
-    return velocity
-
-
-def decoders(
-    vae_config: VaeConfig, config: TransformerConfig, device: torch.device, dtype: torch.dtype
-) -> Row:
-    """Seconds and memory of decoding one window, plainly and lean, and how far the two are apart."""
-    side = 2 ** (len(vae_config.widths) - 1) * vae_config.stem
-    shape = (1, config.latent_frames, vae_config.latent_channels, config.latent_height, config.latent_width)
-    latents = draw_noise(shape, 3).to(device, dtype)
-    values: Row = {"pixels": [config.latent_height * side, config.latent_width * side]}
-    plain: Tensor | None = None
-    for profile in (resident(), grouped()):
-        vae = filled(CausalVae, vae_config, dtype, device)
-        place_vae(vae, profile, device)
-        name = "lean" if profile.is_lean else "plain"
-        begin_memory(device)
-        try:
-            values[name], video = decoded(vae, latents, device)
-        except (MemoryError, RuntimeError) as error:
-            if not is_shortage(error):
-                raise
-            values[name] = {"failed": "out of memory"}
-            continue
-        plain = video if plain is None else plain
-        values[name] |= difference(video, plain)
-    return values
-
-
-def decoded(vae: CausalVae, latents: Tensor, device: torch.device) -> tuple[Row, Tensor]:
-    """Seconds of decoding a window twice, the memory that it took, and the frames on the CPU."""
-    row: Row = {}
-    with torch.no_grad():
-        for attempt in ("first", "second"):
-            begin, work, frames = now(device), time.process_time(), []
-            for chunk in vae.decode(latents):
-                frames.append(chunk.cpu())
-            row[f"seconds_{attempt}"] = round(now(device) - begin, 3)
-            if device.type == "cpu":
-                row[f"processor_seconds_{attempt}"] = round(time.process_time() - work, 3)
-    return row | {"peak_gb": peak_memory(device)}, torch.cat(frames, dim=1)
-
-
-def filled(kind: Any, config: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """A network with random weights that keep activations near 1; made on the fastest device, tensor by tensor."""
-    with torch.device("meta"):
-        network: nn.Module = kind(config).to(dtype)
-    maker = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-    random = torch.Generator(maker).manual_seed(0)
-    values = {}
-    for name, value in network.state_dict().items():
-        noise = torch.randn(value.shape, generator=random, device=maker)
-        if value.dim() > 1:
-            noise /= math.sqrt(math.prod(value.shape[1:]))
-        else:
-            noise = 0.1 * noise + (1 if name.endswith("weight") else 0)
-        values[name] = noise.to(device, dtype)
-    network.load_state_dict(values, assign=True)
-    return network.eval().requires_grad_(False)
+def numbers_of(setting: Setting, timed: Timed, bench: Bench, rate: float) -> Row:
+    """What the seconds of a row's steps say; the first step loads kernels, and compiles."""
+    times, worked = timed.seconds[1:] or timed.seconds, timed.worked[1:] or timed.worked
+    mean = statistics.mean(times)
+    row: Row = {
+        "seconds_per_step": round(statistics.median(times), 5),
+        "mean_seconds_per_step": round(mean, 5),
+        "seconds_per_step_spread": [round(min(times), 5), round(max(times), 5)],
+        "first_step_seconds": round(timed.seconds[0], 3),
+        "peak_gb": timed.peak_gb,
+    }
+    if bench.device.type == "cpu":
+        # On a processor that others use, too, this says more than the clock.
+        row["processor_seconds_per_step"] = round(statistics.mean(worked), 5)
+    # How much is reused depends on how far apart the steps are: a few coarse ones say nothing of a window's.
+    if bench.steps(setting) == WINDOW_STEPS or not setting.sampler.get("reuse_threshold"):
+        row["seconds_per_window"] = round(WINDOW_STEPS * mean, 3)
+    # Steps that do less than all of the work have no share that could be compared.
+    if setting.is_whole:
+        row["share_of_matmul_rate"] = round(step_flops(bench.config) / mean / rate, 4)
+    if timed.decoded is not None:
+        row["decoding_seconds"] = round(timed.decoded, 3)
+    return row
 
 
 def step_flops(config: TransformerConfig) -> float:
@@ -412,32 +299,12 @@ def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
     return 2.0 * side**3 / statistics.median(times[2:])
 
 
-def difference(value: Tensor, plain: Tensor) -> Row:
-    """How far a result is from the plain one, in units of that one's deviation."""
-    apart, scale = (value.float() - plain.float()), plain.float().std()
-    return {
-        "is_identical": bool(torch.equal(value, plain)),
-        "difference_rms": float(f"{apart.pow(2).mean().sqrt() / scale:.3g}"),
-        "difference_max": float(f"{apart.abs().max() / scale:.3g}"),
-    }
-
-
-def now(device: torch.device) -> float:
-    """Seconds; everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def begin_memory(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """GB that tensors took at most since `begin_memory`; unknown on a processor."""
-    return round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None
+def is_usable(device: torch.device) -> bool:
+    """Whether this process can still compute there: after a fault of a kernel it cannot."""
+    try:
+        return float(torch.ones(1, device=device)) == 1
+    except RuntimeError:
+        return False
 
 
 def accelerator(device: torch.device) -> Row:

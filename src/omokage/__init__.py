@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from omokage.pipelines.create import create_avatar
     from omokage.pipelines.reenact import reenact
     from omokage.pipelines.rehearse import rehearse
+    from omokage.pipelines.speak import speak
     from omokage.tracking.face_track import FaceTrack
 
 __version__ = "0.1.0"
@@ -56,6 +57,7 @@ __all__ = [
     "create_avatar",
     "reenact",
     "rehearse",
+    "speak",
 ]
 
 _LAZY = {
@@ -66,6 +68,7 @@ _LAZY = {
     "create_avatar": "omokage.pipelines.create",
     "reenact": "omokage.pipelines.reenact",
     "rehearse": "omokage.pipelines.rehearse",
+    "speak": "omokage.pipelines.speak",
 }
 
 

@@ -10,6 +10,7 @@
     ├── OutputError             a result cannot be written (no room, no permission, bad suffix)
     ├── MissingDependencyError  an optional package or a system library is not there
     ├── MemoryShortageError     this machine has too little memory for what was asked
+    ├── DivergedError           a training's numbers have overflowed
     └── InternalError           a promise between our own stages was broken
 
 Every message is one sentence or two that say what was got, what is needed and what to do.
@@ -66,6 +67,10 @@ class MemoryShortageError(OmokageError):
     """This machine has too little memory for what was asked; the message says how much is needed."""
 
     exit_code = 71
+
+
+class DivergedError(OmokageError):
+    """A training's numbers have overflowed; the message says which settings train more carefully."""
 
 
 class InternalError(OmokageError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
@@ -40,7 +40,7 @@ def quick_turns() -> Iterator[None]:
         sys.setswitchinterval(usual)
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def one_ahead(items: Iterator[Item]) -> Generator[Item, None, None]:
     """The same items; the next one is computed on another thread while this one is used."""
     with ThreadPoolExecutor(max_workers=1) as worker:
         coming = worker.submit(next, items, _END)

@@ -21,16 +21,16 @@ from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import AvatarConfig
 from omokage.avatar.container import COMPACT, Content, read_content, write_content
 from omokage.avatar.generator import Generator
+from omokage.avatar.motion import motion_arrays, read_motion
 from omokage.avatar.sheet import POSE_FEATURES, Crop, Pose, Sheet
 from omokage.errors import BundleError
 from omokage.geometry.camera import Camera
 from omokage.tracking.detail import SKIN_COUNT
-from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
+from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.sway import ZONE_COUNT
 
 VERSION = 4
-MAX_TRACK_ROWS = 3000
 _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
 
 
@@ -89,17 +89,14 @@ class Avatar:
     def save(self, path: Path) -> None:
         """Write the bundle, atomically. Raises OutputError when it cannot be written."""
         conditioner, sheet = self.conditioner, self.conditioner.sheet
-        step = -(-len(self.track) // MAX_TRACK_ROWS)
-        track = self.track.select(slice(None, None, step))
         arrays: dict[str, NDArray[Any]] = {"plate": self.plate, "skin": self.skin}
-        arrays |= {f"subject.{f.name}": getattr(conditioner.subject, f.name) for f in fields(Subject)}
+        arrays |= motion_arrays(self.track)
         arrays |= {f"sheet.{name}": getattr(sheet, name) for name in _SHEET_ARRAYS}
         arrays |= {f"sheet.rest.{f.name}": getattr(sheet.rest, f.name) for f in fields(Pose)}
         if conditioner.appearance is not None:
             arrays |= {
                 f"appearance.{f.name}": getattr(conditioner.appearance, f.name) for f in fields(Appearance)
             }
-        arrays |= {f"track.{name}": getattr(track, name) for name in FRAME_ARRAYS if name != "landmarks"}
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
         tensors |= {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
         header = {
@@ -128,6 +125,11 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Tensors and header of a compact avatar, older layouts brought up to date."""
     content = read_content(path)
     if content.kind != COMPACT:
+        if "origin" not in content.header:
+            raise BundleError(
+                f"{path} is an avatar at the paper's scale, which this command cannot use; drive it with "
+                "'omokage reenact', or use an avatar of the compact preset"
+            )
         raise BundleError(
             f"{path} is an imported StyleAvatar, which can be neither driven nor measured here: its networks need face "
             "meshes drawn as the official preprocessing draws them; use an avatar of 'omokage create'"
@@ -183,22 +185,19 @@ def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avata
     generator = Generator(config)
     generator.load_state_dict(part("generator."))
     generator.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    subject, camera = Subject(**arrays("subject.")), Camera(**header["camera"])
+    track = read_motion(tensors, Camera(**header["camera"]))
     rest = Pose(**arrays("sheet.rest."))
     stored = {name: array for name, array in arrays("sheet.").items() if name in _SHEET_ARRAYS}
     sheet = Sheet(
         rest=rest,
-        camera=camera,
+        camera=track.camera,
         head_width=float(header["head_width"]),
         **stored,
     )
     appearance = arrays("appearance.")
-    motion = arrays("track.")
-    landmarks = np.zeros((len(motion["frame_index"]), 0, 3), dtype=np.float32)
-    track = FaceTrack(**motion, landmarks=landmarks, camera=camera, subject=subject)
     conditioner = Conditioner(
         MorphableModel.load(),
-        subject,
+        track.subject,
         sheet,
         Crop(**header["crop"]),
         config,

@@ -21,7 +21,7 @@ from omokage.errors import BundleError
 from omokage.files import saving
 
 FORMAT = "omokage.avatar"
-NEWEST_VERSION = 5
+NEWEST_VERSION = 6
 FIRST_WITH_KINDS = 5
 COMPACT, STYLEAVATAR = "compact", "styleavatar"
 
@@ -71,6 +71,19 @@ def read_content(path: Path) -> Content:
         raise BundleError(f"{path} is damaged: its contents do not match its checksum; use a copy")
     kind = str(header.get("kind")) if version >= FIRST_WITH_KINDS else COMPACT
     return Content(version, kind, header, tensors)
+
+
+def is_trained_here(path: Path) -> bool:
+    """Whether a file says that it is an avatar at the paper's scale of 'omokage create'; its arrays are not read.
+
+    False for what cannot be read: whoever reads it says what is wrong with it.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("header", "{}"))
+    except (SafetensorError, OSError, ValueError):
+        return False
+    return isinstance(header, dict) and header.get("kind") == STYLEAVATAR and "provenance" in header
 
 
 def checksum(tensors: Mapping[str, torch.Tensor], header: Mapping[str, Any]) -> str:

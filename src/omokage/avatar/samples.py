@@ -57,9 +57,13 @@ def choose_crop(track: FaceTrack) -> Crop:
 
 
 def cut_out(image: NDArray[np.uint8], crop: Crop, size: int) -> NDArray[np.uint8]:
-    """The crop of a picture, uint8 (S, S, 3), anti-aliased."""
+    """The crop of a picture, uint8 (S, S, 3), anti-aliased; black where it leaves the picture."""
     left, top, side = round(crop.left), round(crop.top), round(crop.side)
-    part = image[top : top + side, left : left + side]
+    height, width = image.shape[:2]
+    part = image[max(0, top) : top + side, max(0, left) : left + side]
+    beyond = np.array([[-top, top + side - height], [-left, left + side - width], [0, 0]])
+    if beyond.max() > 1:  # a single pixel is rounding
+        part = np.pad(part, np.maximum(beyond, 0))
     method = cv2.INTER_AREA if side > size else cv2.INTER_CUBIC
     return np.asarray(cv2.resize(part, (size, size), interpolation=method), dtype=np.uint8)
 

@@ -7,9 +7,7 @@ and resumed goes on exactly as it would have.
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +18,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omokage.avatar.generator import Generator, composite
+from omokage.avatar.loop import PreviewCallback, check_rows, check_sheet, train
 from omokage.avatar.losses import critic_hinge, detail, reconstruction
 from omokage.avatar.registration import ExplicitAvatar, left_out_mixtures
 from omokage.avatar.run import Run, TrainingConfig
 from omokage.avatar.texture import Sample
-from omokage.config import Progress, ProgressCallback, ignore_progress
-
-CHECKS = 8
-PreviewCallback = Callable[[int, NDArray[np.uint8]], None]
+from omokage.config import ProgressCallback, ignore_progress
 
 
 @dataclass(frozen=True)
@@ -69,34 +65,23 @@ def train_avatar(
     if config.threads:
         torch.set_num_threads(config.threads)
     run = Run.start(explicit, len(samples), config)
-    if checkpoint is not None and checkpoint.exists():
-        run.load(checkpoint)
     loader = Loader(explicit, samples, config)
-    checks = [loader.fixed(sample) for sample in _checks(samples)]
-    started, saved = time.monotonic() - run.seconds, time.monotonic()
+    checks = [loader.fixed(samples[row]) for row in check_rows(len(samples))]
 
-    def check() -> None:
-        picture, psnr = _validate(run.averaged, checks)
-        run.curve.append((run.step, run.seconds, psnr))
-        if on_preview is not None:
-            on_preview(run.step, picture)
-
-    if run.step == 0:
-        check()  # the explicit composition already shows the person
-    while (share := run.share(config)) < 1 and not run.is_stale(config):
-        run.set_rates(share, config)
+    def step(share: float) -> float:
+        run.set_rates(share)
         rows, batch = loader.batch(run.step)
-        loss = _train_step(run, rows, batch, share, config)
-        run.step += 1
-        run.seconds = time.monotonic() - started
-        on_progress(Progress("training", run.share(config), 1.0, f"loss {loss:.3f}{run.verdict()}"))
-        if run.is_check_due(config):
-            check()
-        if checkpoint is not None and time.monotonic() - saved > config.checkpoint_seconds:
-            run.save(checkpoint)
-            saved = time.monotonic()
-    if checkpoint is not None:
-        run.save(checkpoint)
+        return _train_step(run, rows, batch, share, config)
+
+    train(
+        run,
+        config,
+        step=step,
+        check=lambda: _validate(run.averaged, checks),
+        checkpoint=checkpoint,
+        on_progress=on_progress,
+        on_preview=on_preview,
+    )
     run.averaged.eval()
     return TrainingResult(run.averaged, run.step, run.seconds, tuple(run.curve))
 
@@ -174,44 +159,30 @@ def _train_step(run: Run, rows: Tensor, batch: Batch, share: float, config: Trai
     loss.backward()
     torch.nn.utils.clip_grad_norm_(run.network, 1.0)
     run.optimizer.step()
-    run.average(config.ema)
+    run.average(run.averaged, run.generator, config.ema)
     if config.adversarial > 0 and share >= config.adversarial_from:
         _critic_step(run, portrait.detach(), batch)
     return float(loss.detach())
 
 
 def _critic_step(run: Run, portrait: Tensor, batch: Batch) -> None:
-    """Dreal and Dfake, and the collapse guard: a critic that always wins says nothing useful, so trust it less."""
+    """Dreal and Dfake, and the collapse guard."""
     loss = critic_hinge(run.critic(batch.image, batch.drawing), run.critic(portrait, batch.drawing))
     run.critic_optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     run.critic_optimizer.step()
-    won = float(loss.detach()) < 0.2
-    run.critic_trust = float(np.clip(run.critic_trust * (0.97 if won else 1.01), 0.0, 1.0))
+    run.judge(has_critic_won=float(loss.detach()) < 0.2)
 
 
 @torch.no_grad()
 def _validate(generator: Generator, checks: Sequence[Batch]) -> tuple[NDArray[np.uint8], float]:
-    """Truth above prediction for up to four frames, uint8, and the mean PSNR of all (dB)."""
-    pairs, scores = [], []
+    """The sheet of the checks, and their mean PSNR (dB)."""
+    pairs = []
     for batch in checks:
         code = batch.motion.new_zeros(1, generator.config.code_size)
         color, matte = generator(batch.warp, batch.drawing, batch.motion, batch.mixture, code)
-        portrait = composite(color, matte, batch.plate).clamp(0, 1)
-        scores.append(-10 * math.log10(max(1e-10, float((portrait - batch.image).square().mean()))))
-        pairs.append(torch.cat([batch.image[0], portrait[0]], dim=1))
-    shown = [pairs[i] for i in np.linspace(0, len(pairs) - 1, min(4, len(pairs))).astype(int)]
-    sheet = torch.cat(shown, dim=2).permute(1, 2, 0).numpy()
-    return (sheet * 255 + 0.5).astype(np.uint8), float(np.mean(scores))
-
-
-def _checks(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Eight frames over the recording, for previews and early stopping.
-
-    They are trained on too: in recordings of seconds every frame kept back costs more on the held-out tail (talk-b:
-    0.3 dB for the last eight) than a stricter stopping rule gains.
-    """
-    return [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, CHECKS).astype(int))]
+        pairs.append((batch.image[0], composite(color, matte, batch.plate).clamp(0, 1)[0]))
+    return check_sheet(pairs)
 
 
 def _shifted(image: NDArray[np.uint8], shift: tuple[int, int]) -> NDArray[np.uint8]:

@@ -64,6 +64,11 @@ _CHOICES = (
         help="Steps that change by less than this share, such as 0.1, reuse the work of the one before; coarser.",
     ),
     click.option("--any-face", is_flag=True, help="Take painted faces, and pictures that would be refused."),
+    click.option(
+        "--separator",
+        metavar="NAME",
+        help="Take music and noise away from what the lips follow, by a separator that another package brings.",
+    ),
     click.option("--label", help="A visible text on every picture."),
     click.option(
         "--device",

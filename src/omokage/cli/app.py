@@ -16,9 +16,11 @@ import click
 
 from omokage import InputError, MissingDependencyError, OmokageError, OutputError, __version__
 from omokage.cli.animate import animate, animate_queue
+from omokage.cli.create import create
 from omokage.cli.imports import imports
 from omokage.cli.options import (
     FilePath,
+    drawing_options,
     is_first_process,
     json_option,
     output_option,
@@ -27,6 +29,7 @@ from omokage.cli.options import (
     size_option,
 )
 from omokage.cli.progress import ProgressBar
+from omokage.cli.speak import speak, voices
 from omokage.cli.train_portrait import train_portrait
 from omokage.cli.weights import weights
 
@@ -76,57 +79,6 @@ def check(recording: Path, output: Path | None, as_json: bool, quiet: bool) -> i
 
 
 @app.command()
-@click.argument("video", type=FilePath)
-@output_option("The avatar file to write, such as me.avatar.")
-@click.option(
-    "--minutes",
-    type=click.FloatRange(min=0.1),
-    default=10.0,
-    show_default=True,
-    help="Training time at most; a short recording needs less.",
-)
-@size_option
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of every random choice.")
-@click.option("--force", is_flag=True, help="Train even when `omokage check` refuses the recording.")
-@click.option(
-    "--evaluate/--no-evaluate", default=True, show_default=True, help="Measure the result at the end."
-)
-@click.option(
-    "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
-)
-@click.option("--label", help="A visible text on every picture that is made of this person.")
-@quiet_option
-def create(
-    video: Path,
-    output: Path,
-    minutes: float,
-    size: int,
-    seed: int,
-    force: bool,
-    evaluate: bool,
-    resume: bool,
-    label: str | None,
-    quiet: bool,
-) -> None:
-    """Make an avatar from one recording.
-
-    VIDEO shows one person in one take. It is checked, tracked, trained from and measured; a stopped run goes on
-    when the same command is given again. The report on frames that were never trained on is put beside the avatar.
-    """
-    refuse_same_file(output, video)
-    from omokage.pipelines.create import CreateConfig, create_avatar
-
-    config = CreateConfig(
-        minutes=minutes, size=size, seed=seed, force=force, evaluate=evaluate, resume=resume, label=label
-    )
-    with ProgressBar(is_quiet=quiet) as on_progress:
-        create_avatar(video, output=output, config=config, on_progress=on_progress)
-    click.echo(f"avatar: {output}")
-    if evaluate:
-        click.echo(f"report: {output.with_name(f'{output.stem}-report') / 'report.html'}")
-
-
-@app.command()
 @click.argument("avatar", type=FilePath)
 @click.argument("driver", type=FilePath)
 @output_option("The video to write: .mp4, or .webm for a transparent background.")
@@ -149,20 +101,7 @@ def create(
     show_default=True,
     help="Strength of blinks; 0 for none.",
 )
-@click.option(
-    "--background",
-    default="own",
-    show_default=True,
-    help="own, transparent, a color as #rrggbb, or a picture file.",
-)
-@click.option("--label", help="A visible text on every picture.")
-@click.option(
-    "--runtime",
-    type=click.Choice(["auto", "torch", "onnxruntime", "openvino"]),
-    default="auto",
-    show_default=True,
-    help="What computes the pictures.",
-)
+@drawing_options
 @quiet_option
 def reenact(avatar: Path, driver: Path, output: Path, quiet: bool, **controls: Any) -> None:
     """Let AVATAR repeat the movement of DRIVER.
@@ -291,8 +230,11 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
 
 app.add_command(animate)
 app.add_command(animate_queue)
+app.add_command(create)
 app.add_command(imports)
+app.add_command(speak)
 app.add_command(train_portrait)
+app.add_command(voices)
 app.add_command(weights)
 
 

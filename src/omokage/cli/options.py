@@ -35,6 +35,28 @@ def output_option(help_text: str, *, is_required: bool = True) -> Callable[[Comm
     return click.option("-o", "--output", type=FilePath, required=is_required, help=help_text)
 
 
+def drawing_options(command: Command) -> Command:
+    """What may be asked of pictures that an avatar is drawn in."""
+    for option in (
+        click.option(
+            "--runtime",
+            type=click.Choice(["auto", "torch", "onnxruntime", "openvino"]),
+            default="auto",
+            show_default=True,
+            help="What computes the pictures.",
+        ),
+        click.option("--label", help="A visible text on every picture."),
+        click.option(
+            "--background",
+            default="own",
+            show_default=True,
+            help="own, transparent, a color as #rrggbb, or a picture file.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 def refuse_same_file(output: Path, *inputs: Path) -> None:
     """Never let a result replace what it is made from."""
     for given in inputs:

@@ -79,6 +79,24 @@ def yaw_pitch_roll(rotation: Float) -> Float:
     return np.stack([yaw, pitch, roll], axis=-1)
 
 
+def head_angles(rotation: Float) -> Float:
+    """Axis-angle (T, 3) -> yaw, pitch, roll (T, 3) in radians; the inverse of `head_rotation`.
+
+    The signs are those of `yaw_pitch_roll`; roll is about the head's own line of sight.
+    """
+    from scipy.spatial.transform import Rotation
+
+    angles = Rotation.from_rotvec(rotation).as_euler("YXZ")
+    return np.asarray(angles * (-1.0, -1.0, 1.0), dtype=np.float64)
+
+
+def head_rotation(angles: Float) -> Float:
+    """Yaw, pitch, roll (T, 3) in radians -> axis-angle (T, 3)."""
+    from scipy.spatial.transform import Rotation
+
+    return np.asarray(Rotation.from_euler("YXZ", angles * (-1.0, -1.0, 1.0)).as_rotvec(), dtype=np.float64)
+
+
 @njit(cache=True, nogil=True)
 def _turn_matrix(turn):  # type: ignore[no-untyped-def]
     """Of one axis-angle (3,), as tracking needs dozens for a picture."""

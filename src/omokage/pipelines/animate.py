@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -14,11 +13,12 @@ import torch
 
 import omokage
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InputError, MemoryShortageError, WeightsError
+from omokage.errors import InputError, WeightsError
 from omokage.files import file_digest
 from omokage.pipelines.animate_plan import AUTOMATIC, AnimationPlan, idle_cards, plan_animation
 from omokage.pipelines.portrait_gate import PortraitReading, read_portrait
-from omokage.pipelines.speech_track import SpeechTrack, VocalSeparator, read_speech
+from omokage.pipelines.shortage import Start, agreed_start, shortage_told
+from omokage.pipelines.speech_track import SpeechTrack, VocalSeparator, read_speech, separator_named
 from omokage.pipelines.window_files import WindowFiles
 from omokage.talking.compiling import compile_layers
 from omokage.talking.conditions.identity import (
@@ -32,10 +32,9 @@ from omokage.talking.config import SamplerConfig, official_sampler
 from omokage.talking.folder import load_architecture, official_architecture
 from omokage.talking.model import FACE_FILE, Machine, TalkingModel, video_size
 from omokage.talking.parallel import Layout, Team
-from omokage.talking.placement import Choice, falling_back, is_shortage, profile_named, profiles
+from omokage.talking.placement import Choice, falling_back, let_go, profile_named
 from omokage.talking.prepare import prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, StepCallback, assist, rollout
-from omokage.talking.workers import Workers, world_size
 from omokage.threads import one_blas_thread
 from omokage.trust.release import (
     CLIP_SUFFIXES,
@@ -46,6 +45,7 @@ from omokage.trust.release import (
     release_clip,
 )
 from omokage.weights import find, installed
+from omokage.workers import Workers, world_size
 
 NO_IDENTITY = (
     "no face embedding is installed, so the likeness comes from the picture alone; the published one is for research "
@@ -69,6 +69,7 @@ class AnimateConfig(Config):
     reuse: relative change of the first layer below which a step reuses the others, 0 for never.
 
     compile: fuse the layers for this machine before they are used, see `talking.compiling`.
+    separator: name of a vocal separator that an installed package brings, None for none; see `speech_track`.
     """
 
     prompt: str = "a person talks to the camera"
@@ -85,6 +86,7 @@ class AnimateConfig(Config):
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     reuse: float = 0.0
     compile: bool = False
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         if self.seed < 0 or not 2 <= self.steps <= 1000 or not 1 <= self.guidance <= 20:
@@ -105,6 +107,10 @@ class AnimateConfig(Config):
             guidance_interval=self.guidance_interval,
             reuse_threshold=self.reuse,
         )
+
+    def separation(self) -> VocalSeparator | None:
+        """What takes music and noise away before the voice is read. Raises MissingDependencyError."""
+        return None if self.separator is None else separator_named(self.separator)
 
 
 @dataclass(frozen=True)
@@ -131,25 +137,28 @@ def animate(
 ) -> Animation:
     """Prepare portrait, prompt and speech once, denoise window after window, release frame after frame.
 
-    `speech`: a sound file, or a video whose sound is taken; it goes into the result as it is. `separator` takes music
-    and noise away from what the lips follow. A stopped run leaves `<output>.work` beside the output and goes on after
-    its last finished window. Started by `torchrun`, the processes share the work; the first one writes and reports.
+    `speech`: a sound file, or a video whose sound is taken; it goes into the result as it is. `separator`, instead of
+    the configuration's, takes music and noise away from what the lips follow. A stopped run leaves `<output>.work`
+    beside the output and goes on after its last finished window. Started by `torchrun`, the processes share the work;
+    the first one writes and reports.
     Raises MediaError, NoFaceError or InputError for bad input, WeightsError without the model, OutputError when the
     result cannot be written, MemoryShortageError when the machine is too small.
     """
     config = config or AnimateConfig()
     portrait, speech, output = Path(portrait), Path(speech), Path(output)
     check_writable(output, CLIP_SUFFIXES, inputs=[portrait, speech])
-    request, said = _Request.read(portrait, speech, config, separator, on_progress), list[str]()
-    plan, team = request.plan, request.team
+    said = list[str]()
+    files = WindowFiles.beside(output, said.append)
+    request = _Request.read(portrait, speech, config, separator, files, on_progress)
+    plan, team = request.start.plan, request.team
     if not team.workers.is_first:
-        with shortage_told(plan, team.workers):
+        with shortage_told(plan, team.workers, files):
             assist(request.prepare(said.append, ignore_progress)(plan.options[0]))
         return Animation(None, plan, ())
 
     with (
         WindowFiles.open(output, request.fingerprint, said.append, resume=config.resume) as folder,
-        shortage_told(plan, team.workers),
+        shortage_told(plan, team.workers, files),
     ):
         scene_in = request.prepare(said.append, on_progress)
 
@@ -173,7 +182,7 @@ def animate(
             else with_memory_of(plan.options[0])
         )
     blind = (NO_IDENTITY,) if request.identity.is_blind else ()
-    return Animation(released, plan, (*request.notes, *said, *blind))
+    return Animation(released, plan, (*request.notes, *request.start.notes, *said, *blind))
 
 
 def plan(
@@ -192,7 +201,7 @@ def plan(
     sizes = official_architecture() if folder is None else load_architecture(folder)
     height, width = video_size(sizes)
     face = read_portrait(Path(portrait), height, width, any_face=config.any_face)
-    track = read_speech(Path(speech), separator)
+    track = read_speech(Path(speech), separator or config.separation())
     machine = Machine.choose(config.device)
     layout = Layout.of(world_size(), config.sampler(), sizes.transformer.heads)
     planned = plan_animation(
@@ -209,7 +218,7 @@ def plan(
         notes += _identity_notes(config)
     notes += idle_cards(machine, config.sampler(), sizes.transformer.heads)
     shown = face.shown_width(height, width)
-    return replace(planned, width=shown, notes=face.notes + track.notes + notes)
+    return replace(planned, width=shown, notes=face.notes + track.notes + track.drift_notes + notes)
 
 
 def face_file_of(config: AnimateConfig) -> Path | None:
@@ -229,23 +238,6 @@ def identity_of(model: TalkingModel, face_file: Path | None) -> IdentityEncoder:
     face = model.sizes.transformer.face
     width = face.embedding if face is not None else 0
     return OnnxIdentity(face_file, width) if face_file is not None else ZeroIdentity(width)
-
-
-@contextmanager
-def shortage_told(plan: AnimationPlan, workers: Workers) -> Iterator[None]:
-    """Say in one sentence that memory ran out before the first window, or in one of several processes."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not is_shortage(error):
-            raise
-        when = "while the inputs were prepared"
-        if workers.world > 1:
-            when = f"in process {workers.rank + 1} of {workers.world}; choose a smaller profile with --memory"
-        raise MemoryShortageError(
-            f"memory ran out on {plan.device} {when}; {plan.options[0].sentence}: close other programs, or use a "
-            "larger machine"
-        ) from error
 
 
 def _weights_or_none(config: AnimateConfig) -> tuple[Path | None, tuple[str, ...]]:
@@ -290,7 +282,7 @@ class _Request:
     face_file: Path | None
     identity: IdentityEncoder
     team: Team
-    plan: AnimationPlan
+    start: Start
 
     @classmethod
     def read(
@@ -299,6 +291,7 @@ class _Request:
         speech: Path,
         config: AnimateConfig,
         separator: VocalSeparator | None,
+        files: WindowFiles,
         on_progress: ProgressCallback,
     ) -> Self:
         """Raises what `animate` raises for bad input, and MemoryShortageError."""
@@ -310,7 +303,7 @@ class _Request:
         face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
         shown = face.shown_width(model.height, model.width)
         check_label(config.label, shown, model.height)
-        track, face_file = read_speech(speech, separator), face_file_of(config)
+        track, face_file = read_speech(speech, separator or config.separation()), face_file_of(config)
         identity = identity_of(model, face_file)
         team = Team.gather(workers, config.sampler(), model.sizes.transformer.heads)
 
@@ -325,11 +318,9 @@ class _Request:
             memory=config.memory,
             is_compiled=config.compile,
         )
-        plan = _agreed(replace(plan, width=shown), workers)
-        on_progress(Progress("plan", 1, 1, plan.sentence()))
-        if not plan.options:
-            raise MemoryShortageError(plan.shortage)
-        return cls(config, portrait, model, face, track, face_file, identity, team, plan)
+        start = agreed_start(replace(plan, width=shown), workers, files)
+        on_progress(Progress("plan", 1, 1, start.plan.sentence()))
+        return cls(config, portrait, model, face, track, face_file, identity, team, start)
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -366,6 +357,7 @@ class _Request:
             on_progress(Progress("preparing", 2, 4, "portrait"))
             likeness = prepare_likeness(model, self.face.portrait, self.identity, config.seed, profile)
             on_progress(Progress("preparing", 3, 4, "denoiser"))
+            let_go()
             scene = Scene.set_up(model, likeness, text, voice, sampler, config.seed, profile, team=self.team)
             if config.compile:
                 compile_layers(scene.denoiser, say)
@@ -377,15 +369,4 @@ class _Request:
     def notes(self) -> tuple[str, ...]:
         """On the model and the files."""
         caution = (self.model.sizes.caution,) if self.model.sizes.caution else ()
-        return (*caution, *self.face.notes, *self.track.notes)
-
-
-def _agreed(plan: AnimationPlan, workers: Workers) -> AnimationPlan:
-    """The plan as it is; for several processes with the first one's memory profile, and none to fall back to."""
-    if workers.world == 1:
-        return plan
-    known = profiles()
-    first = int(workers.agree(known.index(plan.options[0].profile) if plan.options else -1)[0])
-    if first < 0 or not plan.options:
-        return replace(plan, options=(), shortage=plan.shortage or "the first process has too little memory")
-    return replace(plan, options=(replace(plan.options[0], profile=known[first]),))
+        return (*caution, *self.face.notes, *self.track.notes, *self.track.drift_notes)

@@ -22,7 +22,7 @@ from omokage.talking.model import Machine, video_size
 from omokage.talking.parallel import ALONE, Layout
 from omokage.talking.placement import Choice, Needs, choose, profile_named, profiles, smaller
 from omokage.talking.projections import BLOCK_SIGNALS
-from omokage.talking.workers import world_size
+from omokage.workers import world_size
 
 # The published encoders (specification 2.4), for the case that none are installed.
 TEXT_WEIGHTS, SPEECH_WEIGHTS = 4_760_000_000, 94_400_000
@@ -59,6 +59,7 @@ class AnimationPlan:
     tokens: that one pass attends to.  stages: with everything on the device.
     rate: floating-point operations a second of a large matrix product on `device`.  free: bytes free there.
     options: memory profiles that fit, in the order in which they are tried.  shortage: why there are none.
+    can_shrink: whether the next start can try a profile that takes less than the one of these options.
     layout: of the processes that share the denoising.  spared: operations that other processes take off this one.
     savings: sentences on what was chosen to be left out, and what that does to work and result.
     notes: sentences on the files.
@@ -83,6 +84,7 @@ class AnimationPlan:
     spared: float = 0.0
     savings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    can_shrink: bool = False
 
     @property
     def flops(self) -> float:

@@ -15,8 +15,8 @@ from omokage.files import result_folder, saving
 from omokage.pipelines.animate import AnimateConfig
 from omokage.pipelines.queue_jobs import Job, Outcome, State, read_jobs, run_job
 from omokage.pipelines.queue_ray import run_with_ray
-from omokage.talking.workers import world_size
 from omokage.weights import installed
+from omokage.workers import world_size
 
 RECORD = "queue.json"
 # Jobs -> what became of them, each as it ends, in any order.

@@ -7,21 +7,17 @@ real size, which costs the same as a trained one.
 from __future__ import annotations
 
 import itertools
-import os
-import platform
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar
@@ -30,6 +26,7 @@ from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.media.clip import Frame
 from omokage.pipelines.predict import Prediction, predict_create, training_cost
 from omokage.pipelines.stand_in import stand_in
+from omokage.pipelines.this_machine import machine
 from omokage.render.lookup import compose
 from omokage.render.realtime import LiveFrame, LivePipeline
 from omokage.render.renderer import Renderer
@@ -45,7 +42,6 @@ LIVE_RATE = 25.0
 LIVE_FRAMES = 100
 LIVE_RUNTIME = "auto"
 RUNTIMES = ("torch", "onnxruntime-fp32", "onnxruntime-int8", "openvino-fp32", "openvino-int8")
-PACKAGES = ("torch", "numpy", "numba", "mediapipe", "av", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,40 +259,6 @@ def endless(frames: Sequence[Frame], rate: float = LIVE_RATE) -> Iterator[Frame]
 def is_installed(runtime: str) -> bool:
     """Whether a name of `RUNTIMES` can run here."""
     return find_spec(runtime.partition("-")[0]) is not None
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers hold for: processor, cores, load, versions."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    versions["torch"] = str(torch.__version__)  # with its build, which the package's version may lack
-    return {
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "load_average": [round(load, 2) for load in os.getloadavg()],
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": versions,
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    values = dict(line.split(":", 1) for line in lines if ":" in line)
-    named = {key.strip(): value.strip() for key, value in values.items()}
-    features = [
-        name
-        for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8")
-        if name in named.get("flags", "").split()
-    ]
-    return f"{named.get('model name', platform.processor())} ({' '.join(features)})"
 
 
 def _stamped(

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 import omokage
 from omokage.avatar.bundle import Avatar, Provenance
@@ -21,16 +15,15 @@ from omokage.avatar.train import TrainingResult, train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, OutputError
-from omokage.files import file_digest, output_error, result_folder
+from omokage.files import file_digest
 from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording
+from omokage.pipelines.work import SUFFIX, Work
 from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
-from omokage.trust.release import ReleaseConfig, check_label, check_writable, release_image
-
-SUFFIX = ".avatar"
+from omokage.trust.release import check_label, check_writable
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,8 @@ def create_avatar(
     if not config.force:
         check_recording(video, on_progress=on_progress).raise_if_refused()
 
-    with Work.open(output, video, config) as work:
+    digest = file_digest(video)
+    with Work.open(output, _key(digest, config), is_resumed=config.resume) as work:
         # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
         recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)
         train, held_out = recording.samples(config.size, on_progress=on_progress)
@@ -118,7 +112,7 @@ def create_avatar(
             ),
             checkpoint=work.checkpoint,
             on_progress=on_progress,
-            on_preview=lambda _, image: _release_preview(image, work.preview),
+            on_preview=lambda _, image: work.release_preview(image),
         )
         seen = recording.track.select(recording.split.train)
         avatar = Avatar(
@@ -127,7 +121,7 @@ def create_avatar(
             plate=explicit.plate,
             track=seen,
             skin=mean_detail(seen),
-            provenance=_provenance(recording, work, config, result),
+            provenance=_provenance(recording, digest, config, result),
         )
         avatar.save(output)
 
@@ -141,9 +135,11 @@ def create_avatar(
     return avatar
 
 
-def _provenance(recording: Recording, work: Work, config: CreateConfig, result: TrainingResult) -> Provenance:
+def _provenance(
+    recording: Recording, digest: str, config: CreateConfig, result: TrainingResult
+) -> Provenance:
     return Provenance(
-        recording_sha256=work.recording_sha256,
+        recording_sha256=digest,
         recording_name=recording.path.name,
         recording_path=str(recording.path.resolve()),
         frame_rate=str(recording.info.frame_rate),
@@ -155,61 +151,9 @@ def _provenance(recording: Recording, work: Work, config: CreateConfig, result: 
     )
 
 
-@dataclass(frozen=True)
-class Work:
-    """The folder of a run that is under way; a `with` block cleans up after it."""
-
-    folder: Path
-    recording_sha256: str
-
-    @property
-    def track(self) -> Path:
-        return self.folder / "recording.track"
-
-    @property
-    def checkpoint(self) -> Path:
-        return self.folder / "checkpoint.safetensors"
-
-    @property
-    def preview(self) -> Path:
-        return self.folder / "preview.png"
-
-    @classmethod
-    def open(cls, output: Path, video: Path, config: CreateConfig) -> Work:
-        """Go on with the folder of a stopped run of the same recording and settings, or start a new one."""
-        folder, digest = output.with_name(output.name + ".work"), file_digest(video)
-        # What does not change the numbers may differ between the two runs.
-        settings = replace(
-            config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False
-        ).to_json()
-        key = json.dumps({"recording": digest, "settings": settings, "version": omokage.__version__})
-        marker = folder / "run.json"
-        if folder.exists() and not marker.is_file():
-            raise OutputError(f"{folder} is in the way and not of omokage; move it or choose another -o")
-        work = cls(folder, digest)
-        try:
-            if marker.is_file() and not (config.resume and marker.read_text() == key):
-                work.remove()
-            with result_folder(folder):
-                marker.write_text(key)
-        except OSError as error:
-            raise output_error(folder, error) from error
-        return work
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Gone when the run is done, and when there is nothing that the same command could go on from."""
-        is_useless = isinstance(error, InputError) or not self.track.exists()
-        if error is None or (is_useless and not self.checkpoint.exists()):
-            self.remove()
-
-    def remove(self) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _release_preview(image: NDArray[np.uint8], path: Path) -> None:
-    release_image(image, path, config=ReleaseConfig(label="preview"))
+def _key(digest: str, config: CreateConfig) -> dict[str, Any]:
+    """Of everything that the numbers depend on; the rest may differ between the two runs."""
+    settings = replace(
+        config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False
+    )
+    return {"recording": digest, "settings": settings.to_json()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,16 +13,18 @@ import skimage.data
 from numpy.typing import NDArray
 
 from omokage.config import ProgressCallback, ignore_progress
-from omokage.errors import OutputError
+from omokage.errors import MissingDependencyError, OutputError
 from omokage.files import result_folder
 from omokage.media.decode import read_frames
 from omokage.pipelines.create import CreateConfig, create_avatar
 from omokage.pipelines.reenact import ReenactConfig, reenact
 from omokage.pipelines.rehearse import rehearse
+from omokage.pipelines.speak import SpeakConfig, speak
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.trust.release import ReleaseConfig, release_clip, release_image
 
 LABEL = "sample, generated"
+TEXT = "Hello. I was made from one picture, on a plain computer, in a few minutes."
 REHEARSAL_S = 16.0
 DRIVER_S = 4.0
 FRAME_RATE = Fraction(25)
@@ -38,7 +41,8 @@ class DemoResult:
 def demo(
     folder: Path, *, minutes: float = 3.0, size: int = 256, on_progress: ProgressCallback = ignore_progress
 ) -> DemoResult:
-    """Rehearse the NASA portrait that scikit-image ships, create an avatar, drive it by a drawn head, evaluate.
+    """Rehearse the NASA portrait that scikit-image ships, create an avatar, evaluate, drive it by a drawn head, and let
+    it say a sentence where a voice is installed.
 
     Everything is written into `folder`, with the visible label 'sample, generated', but for the clip that the avatar
     learned from, which `omokage evaluate` needs again. Raises OutputError.
@@ -51,6 +55,7 @@ def demo(
         marker.touch()
     portrait, recording, clip = (folder / n for n in ("portrait.png", "recording.mp4", "rehearsal.mp4"))
     avatar, driver, result = (folder / n for n in ("sample.avatar", "driver.mp4", "reenacted.mp4"))
+    said = folder / "speaking.mp4"
     label = ReleaseConfig(label=LABEL)
     picture: NDArray[np.uint8] = np.ascontiguousarray(skimage.data.astronaut())  # type: ignore[no-untyped-call]
 
@@ -79,6 +84,9 @@ def demo(
         on_progress=on_progress,
     )
     reenact(avatar, driver, output=result, config=ReenactConfig(label=LABEL), on_progress=on_progress)
+    films = [clip, result]
+    with suppress(MissingDependencyError):
+        speak(avatar, text=TEXT, output=said, config=SpeakConfig(mood="friendly"), on_progress=on_progress)
+        films.append(said)
     report = folder / "sample-report"
-    films = (clip, result, report / "held-out.mp4")
-    return DemoResult((portrait, *films, report / "report.html", avatar, recording))
+    return DemoResult((portrait, *films, report / "held-out.mp4", report / "report.html", avatar, recording))

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 
 from omokage.pipelines.network_load import Load, load_of, loads_of
 from omokage.talking.caches import Conditions, KeyValue
 from omokage.talking.config import TransformerConfig
-from omokage.talking.folder import Architecture
+from omokage.talking.folder import Architecture, official_architecture
 from omokage.talking.lean import make_lean
 from omokage.talking.model import video_size
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae, chunk_lengths
+
+# What was counted of the published networks, by precision: it never changes, and counting takes many seconds. Made by
+# `benchmarks/portrait_video_plan.py`.
+TABLE = Path(__file__).with_name("published_costs.json")
 
 
 @dataclass(frozen=True)
@@ -41,10 +48,29 @@ class Costs:
     layer: int
     waiting: int
 
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Self:
+        """Build from what `dataclasses.asdict` gave."""
+        read: dict[str, Any] = {
+            name: Load(**value) if isinstance(value, dict) else value for name, value in values.items()
+        }
+        return cls(**read)
+
 
 @cache
 def network_costs(sizes: Architecture, dtype: torch.dtype) -> Costs:
-    """Count them; some seconds at the published size."""
+    """What they cost: of the published networks from `TABLE`, of any others counted."""
+    published = official_architecture()
+    if (sizes.transformer, sizes.vae) == (published.transformer, published.vae):
+        table = json.loads(TABLE.read_text(encoding="utf-8"))
+        known = table.get(str(dtype).removeprefix("torch."))
+        if known is not None:
+            return Costs.from_json(known)
+    return count_costs(sizes, dtype)
+
+
+def count_costs(sizes: Architecture, dtype: torch.dtype) -> Costs:
+    """Count them with the real networks; many seconds at the published size."""
     config = sizes.transformer
     with torch.device("meta"):
         vae = CausalVae(sizes.vae).to(dtype)

@@ -43,6 +43,22 @@ def loads_of(network: nn.Module, parts: Iterable[Any]) -> list[Load]:
     return loads
 
 
+def kept_for_gradients(network: nn.Module, call: Callable[[], Any]) -> int:
+    """Bytes that a call on the meta device keeps for its backward pass, the network's weights left out."""
+    known = {value.untyped_storage()._cdata for value in network.parameters()}
+    kept = dict[int, torch.UntypedStorage]()
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in known:
+            kept[storage._cdata] = storage
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        call()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
 class _Attention(TorchFunctionMode):
     """Stands in for attention, which on the meta device would hold the whole matrix as no real kernel does."""
 

@@ -38,9 +38,9 @@ DECODING_S = 0.003
 SETTLED = 0.75
 # Not measured, since it hardly depends on anything: identity, skin, reports, files.
 FIXED_S = 20.0
-# Memory while a clip is tracked: the program without training, GB, and observations, states and track, bytes a frame.
-TRACKING_GB = 0.54
-BYTES_PER_TRACKED_FRAME = 17_500
+# Memory while a clip is tracked: the program without training, GB, and the track, bytes a frame.
+TRACKING_GB = 0.9
+BYTES_PER_TRACKED_FRAME = 8_000
 # Memory after that, GB: the program with its networks; training, and the explicit avatar's medians, by the pixel;
 # copies of the frames (with their mattes, then those of the evaluation).
 PROGRAM_GB = 0.97
@@ -134,16 +134,9 @@ def unit_costs(size: int) -> UnitCosts:
     """Measure them with the real functions on a synthetic person."""
     person = stand_in(size)
     image, state = person.samples[0].image, person.samples[0].state
-    tracker, matting, runtime = (
-        # The longer part of these frames is tracked as a clip is, with the skin known.
-        OnlineTracker(subject=person.track.subject, calibration_frames=len(person.frames) // 3),
-        MediaPipeMatte(),
-        TorchRuntime(person.avatar.generator),
-    )
+    matting, runtime = MediaPipeMatte(), TorchRuntime(person.avatar.generator)
     conditioner, find = person.avatar.conditioner, detector()
-    frames = iter(person.frames)
-    with tracker.streaming():
-        track = seconds_of(lambda: tracker.step(next(frames)), len(person.frames) - 1)
+    track = tracking_cost(person)
     question = _question(person)
     source, target = question.train_landmarks[:2]
     radius = DEFAULT_RULE.still_radius
@@ -159,6 +152,15 @@ def unit_costs(size: int) -> UnitCosts:
         / len(question.test_frames),
         train=training_cost(person),
     )
+
+
+def tracking_cost(person: StandIn) -> float:
+    """Seconds that tracking takes for one frame."""
+    # The longer part of these frames is tracked as a clip is, with the skin known.
+    tracker = OnlineTracker(subject=person.track.subject, calibration_frames=len(person.frames) // 3)
+    frames = iter(person.frames)
+    with tracker.streaming():
+        return seconds_of(lambda: tracker.step(next(frames)), len(person.frames) - 1)
 
 
 def training_cost(person: StandIn) -> float:

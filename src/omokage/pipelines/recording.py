@@ -53,11 +53,14 @@ class Recording:
         path: Path,
         *,
         size: int,
+        cap: int | None = None,
         known_track: Path | None = None,
         on_progress: ProgressCallback = ignore_progress,
     ) -> Recording:
-        """Track the clip, or read the track of an earlier run from `known_track`; a new track is written there.
+        """Track the clip, or read the track of an earlier run from `known_track`; a new one that is of use is written
+        there.
 
+        cap: frames that are used at most, by default as many as a compact avatar of that size keeps in memory.
         Raises MediaError or NoFaceError.
         """
         info = probe(path)
@@ -65,20 +68,20 @@ class Recording:
             track = FaceTrack.load(known_track)
         else:
             track = tracked(info, read_frames(path, max_side=MAX_SIDE_PX), on_progress)
-            if known_track is not None:
-                track.save(known_track)
-        split = split_of(track, size)
+        split = split_of(track, size, cap)
         if len(split.train) < MIN_TRAINING_FRAMES or not len(split.held_out):
             raise NoFaceError(
                 f"only {int(track.is_tracked.sum())} frames of {path.name} show a face, at least "
                 f"{MIN_TRAINING_FRAMES * 5 // 4} are needed; record at least 5 seconds with the face in view"
             )
+        if known_track is not None and not known_track.exists():
+            track.save(known_track)
         # The landmarks of half an hour would take 0.3 GB while the network is trained: keep what is used.
         crop = choose_crop(track.select(slice(None, None, -(-len(track) // CROP_FRAMES))))
         used, border = np.concatenate([split.train, split.held_out]), len(split.train)
         rows = Split(train=np.arange(border), held_out=np.arange(border, len(used)))
         return cls(
-            path, info, track.select(used), crop, rows, len(track), thinning_of(track, frame_cap(size))
+            path, info, track.select(used), crop, rows, len(track), thinning_of(track, cap or frame_cap(size))
         )
 
     def samples(
@@ -109,12 +112,12 @@ class Recording:
         return Conditioner(model, self.track.subject, sheet, self.crop, config)
 
 
-def split_of(track: FaceTrack, size: int) -> Split:
-    """The rows for training, and of the held-out fifth the last `evaluated_frames`."""
-    split = split_tail(track, cap=frame_cap(size))
+def split_of(track: FaceTrack, size: int, cap: int | None = None) -> Split:
+    """The rows for training, and of the held-out fifth the last `evaluated_frames`. cap: see `Recording.open`."""
+    split = split_tail(track, cap=cap or frame_cap(size))
     rows = np.flatnonzero(track.is_tracked)
     tail = rows[rows >= split.held_out[0]] if len(split.held_out) else split.held_out
-    return replace(split, held_out=tail[-evaluated_frames(size) :])
+    return replace(split, held_out=tail[-(EVALUATED_FRAMES if cap else evaluated_frames(size)) :])
 
 
 def evaluated_frames(size: int) -> int:

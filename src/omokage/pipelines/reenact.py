@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from omokage.avatar.bundle import Avatar
+from omokage.avatar.bundle import Avatar, Provenance
 from omokage.avatar.conditioning import AvatarState
+from omokage.avatar.container import is_trained_here
+from omokage.avatar.paper.bundle import PaperAvatar
 from omokage.capture.driver import DriverWatch
 from omokage.config import Config, ProgressCallback, ignore_progress
 from omokage.errors import InputError
@@ -23,10 +25,11 @@ from omokage.media.decode import probe, read_frames
 from omokage.media.image import is_still_image, read_image
 from omokage.pipelines.recording import MAX_SIDE_PX, tracked
 from omokage.render.detail import rest_of, retarget_detail
+from omokage.render.paper_renderer import PaperRenderer, person_of
 from omokage.render.readback import ReadBack
 from omokage.render.realtime import state_of
-from omokage.render.renderer import Renderer, fit_background
-from omokage.render.retarget import Controls, Coverage, Motion, retarget
+from omokage.render.renderer import Portrait, Renderer, fit_background
+from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
 from omokage.threads import one_ahead, one_blas_thread
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
@@ -88,7 +91,7 @@ class Driver:
 
 @one_blas_thread()
 def reenact(
-    avatar: Path | Avatar,
+    avatar: Path | Avatar | PaperAvatar,
     driver: Path,
     *,
     output: Path,
@@ -102,34 +105,53 @@ def reenact(
     """
     config = config or ReenactConfig()
     driver, output = Path(driver), Path(output)
-    is_transparent = config.background == "transparent"
-    check_writable(output, ALPHA_SUFFIXES if is_transparent else CLIP_SUFFIXES, inputs=[driver])
-    person = avatar if isinstance(avatar, Avatar) else Avatar.load(Path(avatar))
-    label = config.label or person.provenance.label
-    check_label(label, person.size, person.size)
-    background = _background(config.background, person.size)
-
-    controls, renderer = config.controls(), Renderer(person, runtime=config.runtime, background=background)
-
+    check_output(output, config, inputs=[driver])
+    performer = performer_of(avatar, config)
     driving = open_driver(driver, on_progress=on_progress)
-    rest = rest_of(person)
-    driving_rest = rest.of_driver(driving.track)
+    return perform(performer, driving, output=output, config=config, on_progress=on_progress)
+
+
+def check_output(output: Path, config: ReenactConfig, *, inputs: Sequence[Path]) -> None:
+    """Raises OutputError when no video of that kind can be written there."""
+    suffixes = ALPHA_SUFFIXES if config.background == "transparent" else CLIP_SUFFIXES
+    check_writable(output, suffixes, inputs=inputs)
+
+
+def perform(
+    performer: Performer,
+    driving: Driver,
+    *,
+    output: Path,
+    config: ReenactConfig,
+    driving_rest: Rest | None = None,
+    reads_back: bool = True,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Reenactment:
+    """Carry a motion over to an avatar, draw, and release.
+
+    driving_rest: by default found in the motion.  reads_back: what the landmark network misreads in a picture is
+    corrected before it is drawn for good; it takes a third of the time, and a motion that nobody was seen to make does
+    not need it.
+    """
+    controls, rest = config.controls(), performer.rest
+    driving_rest = driving_rest or rest.of_driver(driving.track)
     moved = retarget(
         driving.track,
         source_rest=rest,
-        coverage=Coverage.of(person.track),
+        coverage=Coverage.of(performer.track),
         controls=controls,
         driving_rest=driving_rest,
     )
     detail = retarget_detail(driving.track, source_rest=rest, controls=controls, driving_rest=driving_rest)
-    # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
-    states = one_ahead(map(ReadBack(renderer).corrected, motion_states(moved.motion, detail)))
+    states: Iterable[AvatarState] = motion_states(moved.motion, detail)
+    if reads_back:
+        states = one_ahead(map(performer.corrected, states))
     released = release_clip(
-        _pictures(renderer, states, is_transparent=is_transparent),
+        _pictures(performer.render, states, is_transparent=config.background == "transparent"),
         output,
         frame_rate=driving.frame_rate,
         audio=driving.audio,
-        config=ReleaseConfig(label=label),
+        config=ReleaseConfig(label=performer.label),
         frame_count=len(moved.motion),
         on_progress=on_progress,
     )
@@ -158,14 +180,64 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
         yield state_of(motion, row, detail)
 
 
+@dataclass(frozen=True)
+class Performer:
+    """Who is driven, in whichever networks. render: draws a state.  corrected: the state to draw for one that is told.
+    track, rest: of their recording."""
+
+    size: int
+    label: str | None
+    track: FaceTrack
+    rest: Rest
+    render: Callable[[AvatarState], Portrait]
+    corrected: Callable[[AvatarState], AvatarState]
+
+
+def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> Performer:
+    """Open an avatar of any kind. Raises BundleError, and InputError for what its kind cannot do."""
+    if not isinstance(avatar, Avatar | PaperAvatar):
+        path = Path(avatar)
+        # An imported avatar is refused by the reader of compact ones, in its words.
+        avatar = PaperAvatar.load(path) if is_trained_here(path) else Avatar.load(path)
+    if isinstance(avatar, PaperAvatar):
+        return _paper_performer(avatar, config)
+    label = config.label or avatar.provenance.label
+    check_label(label, avatar.size, avatar.size)
+    background = _background(config.background, avatar.size)
+    renderer = Renderer(avatar, runtime=config.runtime, background=background)
+    # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
+    corrected = ReadBack(renderer).corrected
+    return Performer(avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected)
+
+
+def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
+    person = person_of(avatar)
+    if config.background != "own":
+        raise InputError(
+            "an avatar at the paper's scale draws person and background together; use --background own, or an avatar "
+            "of the compact preset"
+        )
+    if config.runtime not in ("auto", "torch"):
+        raise InputError(
+            f"an avatar at the paper's scale is drawn by PyTorch and not by '{config.runtime}'; use --runtime torch"
+        )
+    label = config.label or (avatar.origin.label if isinstance(avatar.origin, Provenance) else None)
+    check_label(label, avatar.size, avatar.size)
+    rest = replace(Rest.of(person.track), skin=person.skin)
+    # A picture takes too long to be drawn twice: the state is drawn as it is told.
+    return Performer(
+        avatar.size, label, person.track, rest, PaperRenderer(avatar).render, lambda state: state
+    )
+
+
 def _pictures(
-    renderer: Renderer,
+    render: Callable[[AvatarState], Portrait],
     states: Iterable[AvatarState],
     *,
     is_transparent: bool,
 ) -> Iterator[NDArray[np.uint8]]:
     for state in states:
-        portrait = renderer.render(state)
+        portrait = render(state)
         yield portrait.rgba() if is_transparent else portrait.image
 
 

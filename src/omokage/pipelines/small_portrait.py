@@ -45,9 +45,9 @@ from omokage.talking.training.subject import Subject, SubjectConfig, SubjectSamp
 from omokage.talking.training.train import train
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
-from omokage.talking.workers import Workers
 from omokage.threads import one_blas_thread
 from omokage.trust.release import ReleaseConfig, release_image
+from omokage.workers import Workers
 
 PORTRAIT_FILE = "portrait.png"
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from omokage.talking.model import Machine
+from omokage.talking.placement import let_go
 
 TIMED_S = 0.3
+PACKAGES = ("torch", "numpy", "numba", "mediapipe", "av", "onnxruntime", "openvino")
 
 
 def matmul_rate(machine: Machine) -> float:
@@ -33,6 +38,7 @@ def matmul_rate(machine: Machine) -> float:
 def free_bytes(device: torch.device) -> float:
     """Memory that could be used: of the graphics card, or of the machine where it tells; infinite where not."""
     if device.type == "cuda":
+        let_go()  # what an earlier animation of this process took is not free until then
         return float(torch.cuda.mem_get_info(device)[0])
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
@@ -47,3 +53,37 @@ def duration(minutes: float) -> str:
         if minutes < limit:
             return f"{max(minutes / scale, 1):.0f} {unit}"
     return f"{minutes / 60 / 24:.0f} days"
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers hold for: processor, cores, load, versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    versions["torch"] = str(torch.__version__)  # with its build, which the package's version may lack
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    values = dict(line.split(":", 1) for line in lines if ":" in line)
+    named = {key.strip(): value.strip() for key, value in values.items()}
+    features = [
+        name
+        for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8")
+        if name in named.get("flags", "").split()
+    ]
+    return f"{named.get('model name', platform.processor())} ({' '.join(features)})"

@@ -36,9 +36,9 @@ from omokage.talking.training.config import (
 from omokage.talking.training.couple import Couple, without_speech
 from omokage.talking.training.export import adapters_of, save_model
 from omokage.talking.training.train import TrainingResult, check_batch, train
-from omokage.talking.workers import Workers
 from omokage.threads import one_blas_thread
 from omokage.weights import find, installed
+from omokage.workers import Workers
 
 STAGES: dict[str, tuple[Callable[[], StageConfig], Callable[[], StageConfig]]] = {
     "official": (stage_one, stage_two),

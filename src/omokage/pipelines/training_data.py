@@ -49,8 +49,8 @@ from omokage.talking.training.shards import (
     ShardFolder,
 )
 from omokage.talking.vae import CausalVae
-from omokage.talking.workers import Workers
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
+from omokage.workers import Workers
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 CAPTIONS_FILE = "captions.txt"

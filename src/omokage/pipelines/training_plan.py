@@ -13,7 +13,7 @@ from torch import Tensor
 
 from omokage.pipelines.animate_plan import EFFICIENCY
 from omokage.pipelines.network_costs import denoiser_load, of_all
-from omokage.pipelines.network_load import stand_in_attention
+from omokage.pipelines.network_load import kept_for_gradients, stand_in_attention
 from omokage.pipelines.this_machine import duration, free_bytes, matmul_rate
 from omokage.talking.caches import Conditions
 from omokage.talking.config import TransformerConfig
@@ -162,18 +162,10 @@ def kept_bytes(config: TransformerConfig, dtype: torch.dtype, layers: int) -> in
             if config.audio
             else None,
         )
-        known = {value.untyped_storage()._cdata for value in network.parameters()}
-        kept = dict[int, torch.UntypedStorage]()
-
-        def keep(value: Tensor) -> Tensor:
-            storage = value.untyped_storage()
-            if storage._cdata not in known:
-                kept[storage._cdata] = storage
-            return value
-
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value), stand_in_attention():
-            network(state, network.modulation(torch.zeros(1)), conditions)
-    return sum(storage.nbytes() for storage in kept.values())
+        with stand_in_attention():
+            return kept_for_gradients(
+                network, lambda: network(state, network.modulation(torch.zeros(1)), conditions)
+            )
 
 
 def _tokens(count: int, width: int, dtype: torch.dtype, layers: int, frames: int = 1) -> tuple[Tensor, ...]:

@@ -18,6 +18,7 @@ from omokage.files import result_folder, saving
 from omokage.talking.quantize import WeightFormat
 
 MARKER = "animation.json"
+SHORTAGE = MARKER + ".short-"
 WINDOWS = "window-*.safetensors"
 
 
@@ -34,6 +35,11 @@ class WindowFiles:
     weights: str = WeightFormat.EXACT.value
 
     @classmethod
+    def beside(cls, output: Path, say: Callable[[str], None]) -> Self:
+        """Those of an animation to this file, as they are: nothing is made or deleted."""
+        return cls(output.with_name(output.name + ".work"), say)
+
+    @classmethod
     def open(
         cls, output: Path, fingerprint: Mapping[str, Any], say: Callable[[str], None], *, resume: bool
     ) -> Self:
@@ -41,7 +47,7 @@ class WindowFiles:
 
         Raises OutputError when it cannot be written, old windows cannot be deleted, or it is not of omokage.
         """
-        files = cls(output.with_name(output.name + ".work"), say)
+        files = cls.beside(output, say)
         folder, marker, key = (
             files.folder,
             files.folder / MARKER,
@@ -53,6 +59,7 @@ class WindowFiles:
             before = marker.read_text(encoding="utf-8", errors="replace") if marker.is_file() else None
             if before is not None and not (resume and before == key):
                 count = files._discard()
+                files.forget_shortages()
                 if count:
                     reason = _difference(before, key) if before != key else "they were not to be used"
                     say(f"{count} finished windows of a stopped run in {folder} were discarded: {reason}")
@@ -83,6 +90,24 @@ class WindowFiles:
         with saving(self._path(index), SafetensorError) as part:
             save_file({"latents": latents.contiguous().cpu()}, part)
 
+    def note_shortage(self, profile: str) -> bool:
+        """Note for the next start that memory ran out with this profile; whether that was possible."""
+        try:
+            (self.folder / f"{SHORTAGE}{profile}").touch()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def shortages(self) -> frozenset[str]:
+        """Names of the profiles with which memory ran out in earlier starts."""
+        return frozenset(path.name.removeprefix(SHORTAGE) for path in self.folder.glob(SHORTAGE + "*"))
+
+    def forget_shortages(self) -> None:
+        """Let the next start try every profile again."""
+        for name in self.shortages:
+            (self.folder / f"{SHORTAGE}{name}").unlink(missing_ok=True)
+
     @property
     def count(self) -> int:
         """Windows from the first one on that need not be computed again."""
@@ -97,7 +122,7 @@ class WindowFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not any(self.folder.glob(WINDOWS)):
+        if error is None or not (any(self.folder.glob(WINDOWS)) or self.shortages):
             self.remove()
 
     def remove(self) -> None:

@@ -6,7 +6,7 @@ training holds out, stay within what was visited, in other combinations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,9 +15,9 @@ from scipy.interpolate import PchipInterpolator
 
 from omokage.tracking.face_track import BLENDSHAPES
 from omokage.tracking.sway import similar_shoulders
+from omokage.tracking.visemes import VISEMES, Weights, both_sides
 
 Float = NDArray[np.float64]
-Weights = Mapping[str, float]
 
 FARTHEST = np.radians([20.0, 12.0, 8.0])  # yaw, pitch, roll of the head, both ways
 LOOK = np.array([0.36, 0.20])  # yaw and pitch of the eyes, radians, both ways
@@ -36,48 +36,27 @@ _POSES = (
     (0.7, 0.7, 0.3), (-0.7, -0.7, -0.3), (-0.7, 0.7, 0.3), (0.7, -0.7, -0.3), (0, 0, 0),
 )  # fmt: skip
 
-
-def _both(**weights: float) -> dict[str, float]:
-    """Names ending in '_' stand for their left and right."""
-    result: dict[str, float] = {}
-    for name, value in weights.items():
-        for full in (name[:-1] + "Left", name[:-1] + "Right") if name.endswith("_") else (name,):
-            result[full] = value
-    return result
-
-
-# Mouth shapes of speech, by the sounds that they stand for.
-_SOUNDS: dict[str, dict[str, float]] = {
-    "rest": {},
-    "closed": _both(mouthClose=0.02, mouthPress_=0.35, mouthRollLower=0.12, mouthRollUpper=0.08),  # m b p
-    "lip": _both(jawOpen=0.06, mouthRollLower=0.45, mouthUpperUp_=0.15),  # f v
-    "a": _both(jawOpen=0.62, mouthLowerDown_=0.2),
-    "e": _both(jawOpen=0.26, mouthStretch_=0.3, mouthLowerDown_=0.3, mouthUpperUp_=0.15),
-    "i": _both(jawOpen=0.12, mouthSmile_=0.3, mouthStretch_=0.25, mouthLowerDown_=0.35, mouthUpperUp_=0.2),
-    "o": _both(jawOpen=0.4, mouthFunnel=0.5, mouthPucker=0.15),
-    "u": _both(jawOpen=0.12, mouthPucker=0.65, mouthFunnel=0.25),
-    "s": _both(jawOpen=0.08, mouthLowerDown_=0.4, mouthUpperUp_=0.2, mouthStretch_=0.15),
-    "l": _both(jawOpen=0.22, mouthLowerDown_=0.25, mouthUpperUp_=0.1),
-}
 _SENTENCES = (
     "rest closed a closed e l i rest u s o closed a lip e rest s i closed u l a rest closed o e closed rest",
     "rest l i closed o u closed a s e rest closed i lip a closed o rest e closed a l u s closed rest",
 )
 # Faces that are held for a moment.
 _FACES: tuple[dict[str, float], ...] = (
-    _both(mouthSmile_=0.75, cheekSquint_=0.5, eyeSquint_=0.25, mouthUpperUp_=0.2, mouthLowerDown_=0.3, jawOpen=0.08),
-    _both(jawOpen=0.85),
-    _both(browInnerUp=0.8, browOuterUp_=0.7, eyeWide_=0.5, jawOpen=0.2),
-    _both(browDown_=0.7, eyeSquint_=0.4, mouthPress_=0.4, noseSneer_=0.35, mouthUpperUp_=0.3),
-    _both(mouthPucker=0.8),
-    _both(mouthFunnel=0.75, jawOpen=0.25),
-    _both(mouthFrown_=0.6, mouthShrugLower=0.5, mouthShrugUpper=0.35, jawForward=0.35),
-    _both(jawOpen=0.35, mouthClose=0.35),
+    both_sides(
+        mouthSmile_=0.75, cheekSquint_=0.5, eyeSquint_=0.25, mouthUpperUp_=0.2, mouthLowerDown_=0.3, jawOpen=0.08
+    ),
+    both_sides(jawOpen=0.85),
+    both_sides(browInnerUp=0.8, browOuterUp_=0.7, eyeWide_=0.5, jawOpen=0.2),
+    both_sides(browDown_=0.7, eyeSquint_=0.4, mouthPress_=0.4, noseSneer_=0.35, mouthUpperUp_=0.3),
+    both_sides(mouthPucker=0.8),
+    both_sides(mouthFunnel=0.75, jawOpen=0.25),
+    both_sides(mouthFrown_=0.6, mouthShrugLower=0.5, mouthShrugUpper=0.35, jawForward=0.35),
+    both_sides(jawOpen=0.35, mouthClose=0.35),
     {"mouthLeft": 0.5, "mouthSmileLeft": 0.45, "jawLeft": 0.3, "browOuterUpLeft": 0.5},
     {"mouthRight": 0.5, "mouthSmileRight": 0.45, "jawRight": 0.3, "browOuterUpRight": 0.5},
-    _both(mouthDimple_=0.5, mouthRollUpper=0.35, mouthRollLower=0.5),
-    _both(cheekPuff=0.6, mouthClose=0.03),
-    _both(mouthSmile_=0.6),
+    both_sides(mouthDimple_=0.5, mouthRollUpper=0.35, mouthRollLower=0.5),
+    both_sides(cheekPuff=0.6, mouthClose=0.03),
+    both_sides(mouthSmile_=0.6),
 )  # fmt: skip
 _FACES_HELD_OUT = (0, 1, 2, 4)
 _POSES_HELD_OUT = ((0.85, 0.2, 0), (-0.85, -0.2, 0), (0, 0.8, 0.3), (0, -0.8, -0.3))
@@ -160,7 +139,7 @@ def _mouth(time_s: Float, border: float, seconds: float) -> tuple[Float, Float]:
 
     def speak(sentence: str) -> None:
         for sound in sentence.split():
-            hold(_SOUNDS[sound], SOUND_S, 0.6 if sound == "rest" else 0.12 if sound != "closed" else 0.0)
+            hold(VISEMES[sound], SOUND_S, 0.6 if sound == "rest" else 0.12 if sound != "closed" else 0.0)
 
     def round_of(faces: Sequence[int], sentence: str) -> None:
         for place, face in enumerate(faces):

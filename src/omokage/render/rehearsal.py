@@ -15,13 +15,12 @@ from omokage.avatar.samples import avatar_state, cut_out
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample, UInt8, explicit_portrait, fill_holes
 from omokage.errors import InputError, NoFaceError
-from omokage.geometry.camera import rotation_matrix
+from omokage.geometry.camera import head_angles, head_rotation, rotation_matrix
 from omokage.geometry.rasterize import interpolate, rasterize
 from omokage.geometry.rings import smoothstep
 from omokage.media.clip import Frame, Image
 from omokage.render.face_paint import Lid, paint_face, with_teeth_of
 from omokage.render.performance import FARTHEST, Performance
-from omokage.render.retarget import head_angles, head_rotation
 from omokage.tracking.face_track import BLENDSHAPES
 from omokage.tracking.fitting import with_eye_look
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks

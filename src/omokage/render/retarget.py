@@ -15,6 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from omokage.config import Config
 from omokage.errors import InputError, NoFaceError
+from omokage.geometry.camera import head_angles, head_rotation
 from omokage.tracking.arkit import LOOKS, looks_from_gaze
 from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
@@ -376,17 +377,3 @@ def tracked(track: FaceTrack) -> FaceTrack:
     if not track.is_tracked.any():
         raise NoFaceError("no frame shows a face; give a video in which one face looks into the camera")
     return track.select(track.is_tracked)
-
-
-def head_angles(rotation: Float) -> Float:
-    """Axis-angle (T, 3) -> yaw, pitch, roll (T, 3) in radians; the inverse of `head_rotation`.
-
-    The signs are those of `geometry.camera.yaw_pitch_roll`; roll is about the head's own line of sight.
-    """
-    angles = Rotation.from_rotvec(rotation).as_euler("YXZ")
-    return np.asarray(angles * (-1.0, -1.0, 1.0), dtype=np.float64)
-
-
-def head_rotation(angles: Float) -> Float:
-    """Yaw, pitch, roll (T, 3) in radians -> axis-angle (T, 3)."""
-    return np.asarray(Rotation.from_euler("YXZ", angles * (-1.0, -1.0, 1.0)).as_rotvec(), dtype=np.float64)

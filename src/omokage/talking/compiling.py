@@ -12,7 +12,6 @@ from types import MethodType
 from typing import Any
 
 import torch
-from torch._dynamo.exc import TorchDynamoException
 
 from omokage.talking.blocks import Block, Tokens
 from omokage.talking.offload import WaitingBlocks
@@ -45,6 +44,9 @@ class _Forward:
 
     def __call__(self, block: Block, *given: Any, **named: Any) -> Tokens:
         if self._works:
+            # Seconds that only those wait for who compile.
+            from torch._dynamo.exc import TorchDynamoException
+
             try:
                 return _compiled(self._backend)(block, *given, **named)
             except TorchDynamoException as error:

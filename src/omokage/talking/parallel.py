@@ -11,8 +11,9 @@ width, D width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from omokage.talking.attention import Rotaries, Rotary, attend_jointly
 from omokage.talking.blocks import Tokens
 from omokage.talking.caches import KeyValue
 from omokage.talking.config import SamplerConfig
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class TokenShare:
                 turns,
                 joint=Rotary(of_joint(joint.cosine), of_joint(joint.sine)),
                 frame=Rotary(still.cosine.narrow(0, *cells), still.sine.narrow(0, *cells)),
-                attend=partial(self._attend, lengths),
+                attend=partial(_uncompiled_attention(), self, lengths),
             ),
         )
 
@@ -134,8 +135,7 @@ class TokenShare:
         distributed.all_reduce(shared, group=self.group)
         return shared / self.count
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def _attend(
+    def attend(
         self,
         lengths: tuple[int, ...],
         queries: Tensor,
@@ -184,6 +184,14 @@ class TokenShare:
         """First place and length of each share of so many things, as equal as can be."""
         edges = [total * share // self.count for share in range(self.count + 1)]
         return [(begin, end - begin) for begin, end in pairwise(edges)]
+
+
+@cache
+def _uncompiled_attention() -> Callable[..., Tensor]:
+    """`TokenShare.attend`, which the compiler leaves alone: one object, so that nothing is compiled twice. Made when it
+    is needed, since asking for it loads the compiler."""
+    attend: Callable[..., Tensor] = torch.compiler.disable(TokenShare.attend)  # type: ignore[no-untyped-call]
+    return attend
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ of it. All profiles but those with weights of 8 bits give the numbers of a netwo
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -237,11 +238,18 @@ def falling_back(
             if not is_shortage(error):
                 raise
             shortage = f"memory ran out with the profile '{option.profile.name}'"
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        let_go()
         if number + 1 < len(options):
             say(f"{shortage}; going on with '{options[number + 1].profile.name}'")
     raise MemoryShortageError(f"{shortage}, the smallest; close other programs, or use a larger machine")
+
+
+def let_go() -> None:
+    """Give back what nobody uses any more. Layers that are compiled refer to themselves, and so stay until they are
+    looked for; PyTorch keeps memory of a card that its tensors gave back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def smaller(choice: Choice, needs: Needs, free_host: float) -> tuple[Choice, ...]:

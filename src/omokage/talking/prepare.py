@@ -26,7 +26,7 @@ from omokage.talking.conditions.portrait import (
 )
 from omokage.talking.conditions.speech import SpeechFeatures
 from omokage.talking.model import TalkingModel
-from omokage.talking.placement import Profile, is_shortage
+from omokage.talking.placement import Profile, is_shortage, let_go
 from omokage.talking.sampler import draw_noise
 
 Result = TypeVar("Result")
@@ -126,7 +126,6 @@ def _where_it_fits(
         if device.type == "cpu" or not is_shortage(error):
             raise
     # Only here has the exception let go of what was on the device.
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    let_go()
     say(f"the {name} was encoded by the processor, since its encoder does not fit on the device")
     return encode(torch.device("cpu"))

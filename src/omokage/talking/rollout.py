@@ -34,7 +34,7 @@ from omokage.talking.sampler import denoise, draw_noise, guided_velocity, null_c
 from omokage.talking.scheduler import Step, sampling_steps
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 # Index of a window, steps done.
 StepCallback = Callable[[int, int], None]

@@ -19,10 +19,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from omokage.errors import InputError
-from omokage.geometry.camera import Camera
+from omokage.geometry.camera import Camera, head_angles, head_rotation
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
 from omokage.tracking.sway import ZONE_COUNT
 
@@ -112,16 +111,42 @@ def read_arkit_csv(path: Path, *, frame_rate: float | None = None) -> FaceTrack:
     last = np.maximum.accumulate(np.where(is_tracked, np.arange(length), int(np.argmax(is_tracked))))
     head, eyes = _radians_and_signs(head[last], eyes[last], looks[last])
     gaze = eyes if has_eyes else looks[last]
-    return FaceTrack(
-        frame_index=np.round(time_s * rate).astype(np.int64),
-        time_s=time_s,
+    return bare_track(
+        time_s,
+        rotation=head_rotation(head),
+        expression=expression[last],
+        gaze=gaze,
         is_tracked=is_tracked,
-        confidence=np.asarray(is_tracked, dtype=np.float32),
-        rotation=Rotation.from_euler("YXZ", head * (-1, -1, 1)).as_rotvec(),
-        translation=np.tile([0.0, 0.0, DISTANCE_CM], (length, 1)),
-        expression=np.clip(expression[last], 0, 1).astype(np.float32),
+        frame_index=np.round(time_s * rate).astype(np.int64),
+    )
+
+
+def bare_track(
+    time_s: Float,
+    *,
+    rotation: Float,
+    expression: NDArray[np.floating],
+    gaze: NDArray[np.floating],
+    is_tracked: NDArray[np.bool_] | None = None,
+    frame_index: NDArray[np.int64] | None = None,
+    shift: Float | None = None,
+    sway: NDArray[np.floating] | None = None,
+) -> FaceTrack:
+    """A motion (T rows, as in `FaceTrack`) that was seen in no picture: there are no landmarks, and `subject` has no
+    vertices. shift: (T, 3) cm from a head at `DISTANCE_CM`, by default none."""
+    length = len(time_s)
+    seen = np.ones(length, dtype=bool) if is_tracked is None else is_tracked
+    place = np.tile([0.0, 0.0, DISTANCE_CM], (length, 1))
+    return FaceTrack(
+        frame_index=np.arange(length) if frame_index is None else frame_index,
+        time_s=time_s,
+        is_tracked=seen,
+        confidence=np.asarray(seen, dtype=np.float32),
+        rotation=rotation,
+        translation=place if shift is None else place + shift,
+        expression=np.clip(expression, 0, 1).astype(np.float32),
         gaze=gaze.astype(np.float32),
-        sway=np.zeros((length, ZONE_COUNT, 2), np.float32),
+        sway=np.zeros((length, ZONE_COUNT, 2), np.float32) if sway is None else sway.astype(np.float32),
         landmarks=np.zeros((length, 478, 3), np.float32),
         camera=Camera.for_image(512, 512),
         subject=Subject(
@@ -138,7 +163,7 @@ def write_arkit_csv(track: FaceTrack, *, frame_rate: float = DEFAULT_RATE) -> st
     writer = csv.writer(text, lineterminator="\n")
     titles = [name[0].upper() + name[1:] for name in BLENDSHAPES]
     writer.writerow(["Timecode", "BlendshapeCount", *titles, *ANGLES])
-    head = Rotation.from_rotvec(track.rotation).as_euler("YXZ") * (-1, -1, 1)
+    head = head_angles(track.rotation)
     right, left = track.gaze[:, 0], track.gaze[:, 1]
     zero = np.zeros((len(track), 1))
     values = np.concatenate([track.expression, head, left, zero, right, zero], axis=1)

@@ -1,28 +1,39 @@
 """`PaperAvatar`: a StyleAvatar of one person in an avatar file of kind "styleavatar" (docs/avatar-format.md).
 
-Tensors `generator.*` (averaged weights), `textures.<part>.features` and `.bands`, `noise.<part>`, and, if they were
-kept, `training.<network>.*`; in the header the architecture, the time whose code draws every picture,
-and where it is from.
+Tensors `generator.*` (averaged weights), `textures.<part>.features` and `.bands`, `noise.<part>`, if they were kept
+`training.<network>.*`, and of an avatar that was trained here from a recording `subject.*`, `track.*` and `skin`; in
+the header the architecture, the time whose code draws every picture, and where it is from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from omokage.avatar.bundle import Provenance
 from omokage.avatar.container import FIRST_WITH_KINDS, STYLEAVATAR, Content, read_content, write_content
+from omokage.avatar.motion import motion_arrays, read_motion
 from omokage.avatar.paper.checkpoint import State
 from omokage.avatar.paper.config import PortraitConfig
+from omokage.avatar.paper.drawing import MeshDrawing
 from omokage.avatar.paper.portrait import NoiseMaps, Portrait, PortraitGenerator
 from omokage.avatar.paper.textures import Texture
 from omokage.avatar.paper.time_code import time_code
 from omokage.avatar.paper.window import centred, cut_background, face_cells, to_cells
+from omokage.avatar.sheet import Crop
 from omokage.errors import BundleError
+from omokage.geometry.camera import Camera
+from omokage.tracking.face_track import FaceTrack
+
+TRAINED_VERSION = 6
 
 
 @dataclass(frozen=True)
@@ -35,12 +46,24 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Person:
+    """Who was tracked in the recording. drawing: how their face mesh is drawn.  track: their motion in it.
+    skin: (468, 3) cm, the skin detail that they have at all times (`tracking.detail`)."""
+
+    drawing: MeshDrawing
+    track: FaceTrack
+    skin: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
 class PaperAvatar:
     """A person in StyleAvatar's own networks.
 
     face, background: textures of G x G cells, batch of 1.  noise: kept, so that a picture comes out the same every
-    time; official checkpoints have none.  time: whose code draws every picture.  training: weights that more
-    training starts from, by network, {} when they were not kept.
+    time; official checkpoints have none.  time: whose code draws every picture.  origin: of an imported one, or
+    provenance of one that was trained here.  training: weights that more training starts from, by network, {} when they
+    were not kept.  person: None where the face meshes were drawn by another program.
+    evaluation: what was measured on held-out frames.
     """
 
     generator: PortraitGenerator
@@ -48,22 +71,56 @@ class PaperAvatar:
     background: Texture
     noise: NoiseMaps
     time: float
-    origin: Origin
+    origin: Origin | Provenance
     training: Mapping[str, State] = field(default_factory=dict)
+    person: Person | None = None
+    evaluation: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> PortraitConfig:
         return self.generator.config
 
+    @property
+    def size(self) -> int:
+        """Side of its pictures, pixels."""
+        return self.config.size
+
+    def to_text(self) -> str:
+        """What is known of its making, for people."""
+        measured = self.evaluation
+        if isinstance(self.origin, Origin):
+            return f"imported from {self.origin.checkpoint}"
+        trained = (
+            f"pictures of {self.size} pixels, {self.origin.steps} steps in {self.origin.minutes:.1f} minutes"
+        )
+        if not measured:
+            return trained
+        return f"{trained}, {measured['psnr']:.2f} dB on {measured['held_out_frames']} held-out frames"
+
+    def to(self, device: torch.device) -> PaperAvatar:
+        """The same with all that draws on a device; the generator itself moves there."""
+
+        def moved(record: Any) -> Any:
+            return replace(record, **{f.name: getattr(record, f.name).to(device) for f in fields(record)})
+
+        return replace(
+            self,
+            generator=self.generator.to(device),
+            face=moved(self.face),
+            background=moved(self.background),
+            noise=moved(self.noise),
+        )
+
     @torch.no_grad()
     def draw(self, render: Tensor, uv: Tensor) -> Portrait:
-        """The pictures for drawn face meshes, as the official preprocessing draws them.
+        """The pictures for drawn face meshes, as the preprocessing of its training draws them.
 
         render, uv: (B, 3, S/4, S/4) in [-1, 1], black where there is no face; red and green of `uv` are the place in
         the face's texture, its blue is above -1 on the face.
         """
         cells = to_cells(uv)
-        code = time_code(torch.full((len(render), 1), self.time, device=render.device))
+        times = torch.full((len(render), 1), self.time, device=render.device)
+        code = time_code(times, self.config.style.size)
         portrait: Portrait = self.generator(
             render,
             cells[:, :2],
@@ -91,8 +148,20 @@ class PaperAvatar:
         tensors |= {f"noise.{f.name}": getattr(self.noise, f.name) for f in fields(NoiseMaps)}
         for network, state in self.training.items():
             tensors |= {f"training.{network}.{name}": value for name, value in state.items()}
-        header = {"config": self.config.to_json(), "time": self.time, "origin": asdict(self.origin)}
-        write_content(path, Content(FIRST_WITH_KINDS, STYLEAVATAR, header, tensors))
+        header: dict[str, Any] = {"config": self.config.to_json(), "time": self.time}
+        version = FIRST_WITH_KINDS
+        if isinstance(self.origin, Origin):
+            header["origin"] = asdict(self.origin)
+        else:
+            header |= {"provenance": asdict(self.origin), "evaluation": dict(self.evaluation)}
+            version = TRAINED_VERSION
+        if self.person is not None:
+            drawing = self.person.drawing
+            arrays = motion_arrays(self.person.track) | {"skin": self.person.skin}
+            tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
+            header |= {"camera": asdict(drawing.camera), "crop": asdict(drawing.crop)}
+        tensors = {name: value.detach().cpu() for name, value in tensors.items()}
+        write_content(path, Content(version, STYLEAVATAR, header, tensors))
 
     @classmethod
     def load(cls, path: Path) -> PaperAvatar:
@@ -100,33 +169,44 @@ class PaperAvatar:
         content = read_content(Path(path))
         if content.kind != STYLEAVATAR:
             raise BundleError(
-                f"{path} is an avatar of 'omokage create', not an imported StyleAvatar; drive it with 'omokage reenact'"
+                f"{path} is an avatar of the compact preset, not one at the paper's scale; drive it with "
+                "'omokage reenact'"
             )
         try:
             return _assemble(content)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BundleError(
-                f"{path} is damaged ({error}); import the checkpoint again or use a copy"
+                f"{path} is damaged ({error}); import or create it again or use a copy"
             ) from error
 
 
 def _assemble(content: Content) -> PaperAvatar:
+    header = content.header
+
     def part(prefix: str) -> State:
         return {name[len(prefix) :]: t for name, t in content.tensors.items() if name.startswith(prefix)}
 
-    generator = PortraitGenerator(PortraitConfig.from_json(content.header["config"]))
+    generator = PortraitGenerator(PortraitConfig.from_json(header["config"]))
     generator.load_state_dict(part("generator."), assign=True)
     generator.eval().requires_grad_(False)
     training: dict[str, State] = {}
     for name, value in part("training.").items():
         network, key = name.split(".", 1)
         training.setdefault(network, {})[key] = value
+    person = None
+    if "crop" in header:
+        track = read_motion(content.tensors, Camera(**header["camera"]))
+        drawing = MeshDrawing(track.subject, track.camera, Crop(**header["crop"]), generator.config.size)
+        person = Person(drawing, track, content.tensors["skin"].numpy())
+    origin = Origin(**header["origin"]) if "origin" in header else Provenance(**header["provenance"])
     return PaperAvatar(
         generator,
         Texture(**part("textures.face.")),
         Texture(**part("textures.background.")),
         NoiseMaps(**part("noise.")),
-        float(content.header["time"]),
-        Origin(**content.header["origin"]),
+        float(header["time"]),
+        origin,
         training,
+        person,
+        header.get("evaluation", {}),
     )

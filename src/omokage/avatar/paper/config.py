@@ -8,7 +8,7 @@ window can be moved over it (specification, table of grids).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from omokage.config import Config
@@ -179,6 +179,11 @@ def released_portrait() -> PortraitConfig:
         rounded_window=True,
         released_border=False,
     )
+
+
+def paper_portrait() -> PortraitConfig:
+    """The released sizes with an exact window: what `omokage create --preset paper` trains."""
+    return replace(released_portrait(), rounded_window=False)
 
 
 def small_portrait() -> PortraitConfig:

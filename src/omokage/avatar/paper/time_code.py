@@ -8,10 +8,16 @@ from torch import Tensor
 FREQUENCIES = 32
 # The released scripts draw every picture with the code of this time, which is frame 2500 of a recording.
 RELEASED_TIME = 0.5
+# Our own training lets half of its samples take the code of this time, which no frame has, and so do all pictures that
+# are drawn later: a code that no sample had draws a style that was never trained (specification 6.2).
+REST_TIME = -1.0
+FRAMES_PER_UNIT = 5000
 
 
 def time_code(times: Tensor, size: int = 64) -> Tensor:
-    """Times (B, 1), frame number / 5000 -> the first `size` of [t, sin t, cos t, sin 2t, cos 2t, ...], (B, size).
+    """Times (B, 1) -> the first `size` of [t, sin t, cos t, sin 2t, cos 2t, ...], (B, size).
+
+    The time of a frame is its number / `FRAMES_PER_UNIT`.
 
     At such frequencies neighbouring frames have unrelated codes: it is a memory of each frame, not a clock.
     """

@@ -21,7 +21,6 @@ from torch.nn import functional as F
 from omokage.errors import InputError, NoFaceError
 from omokage.media.clip import Image
 from omokage.talking.vae import CausalVae
-from omokage.tracking.morphable import MorphableModel
 
 # In front of the motion frames, the clip that becomes the first latent frame holds the portrait itself.
 MOTION_FRAMES = 2
@@ -81,6 +80,8 @@ def face_rectangle(
     A face too large for its enlarged rectangle gets the whole side. (The released pipeline shifts such a rectangle out
     at the other side and keeps a strip of a few pixels.) Raises NoFaceError when the outline is outside the picture.
     """
+    from omokage.tracking.morphable import MorphableModel  # whose rasteriser takes seconds to load
+
     outline = np.asarray(landmarks, dtype=np.float64)[MorphableModel.load().face_oval, :2]
     low, high = (np.rint(edge(axis=0)).astype(int) for edge in (outline.min, outline.max))
     sides = []

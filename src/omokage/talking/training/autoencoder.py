@@ -27,9 +27,10 @@ from omokage.talking.small_vae import SmallDecoder, SmallEncoder, begin_with, st
 from omokage.talking.training.config import OptimizerConfig
 from omokage.talking.training.state import Run
 from omokage.talking.vae import CausalVae, Posterior
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 CHECKPOINT_SECONDS = 60.0
+WINDOWS = 20  # at most, in which the share of motion is measured
 STACKS = 500  # of four frames, at most, for the principal components
 
 
@@ -181,6 +182,26 @@ def begin_linear(vae: CausalVae, footage: Footage, config: AutoencoderConfig) ->
     deviations = (lengths[:count] / len(rows) ** 0.5).clamp(min=1e-6)
     picture = F.pixel_unshuffle(mean, vae.config.stem)[0]
     begin_with(encoder, decoder, picture, components[:, :count].T * deviations[:, None].sqrt())
+    with torch.no_grad():
+        decoder.motion.fill_(_motion_share(vae, video, config.frames))
+
+
+def _motion_share(vae: CausalVae, video: Tensor, frames: int) -> float:
+    """The share of motion within four frames (see `in_motion`) with the smallest squared error, 0 to 1."""
+    decoder = vae.decoder
+    assert isinstance(decoder, SmallDecoder)
+    gained = moved = 0.0
+    with torch.no_grad():
+        for start in range(0, len(video) - frames + 1, max(frames, len(video) // WINDOWS)):
+            window = video[start : start + frames][None]
+            latents = vae.encode(window)
+            decoder.motion.zero_()
+            still = vae.decode_chunk(latents, None).video
+            decoder.motion.fill_(1)
+            change = vae.decode_chunk(latents, None).video - still
+            gained += float((change * (window - still)).sum())
+            moved += float(change.square().sum())
+    return min(max(gained / moved, 0.0), 1.0) if moved else 0.0
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from omokage.talking.folder import (
 )
 from omokage.talking.training.couple import Couple
 from omokage.talking.training.sharding import whole
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 
 def save_model(source: Path, folder: Path, couple: Couple, workers: Workers) -> None:

@@ -20,7 +20,7 @@ from omokage.talking.blocks import Block, Tokens
 from omokage.talking.caches import Modulation
 from omokage.talking.projections import AudioProjection, TimestepModulation
 from omokage.talking.training.couple import Couple
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 
 def shard(couple: Couple, workers: Workers) -> None:

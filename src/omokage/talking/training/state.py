@@ -20,7 +20,7 @@ from omokage.errors import InputError
 from omokage.files import result_folder, saving
 from omokage.talking.training.config import OptimizerConfig
 from omokage.talking.training.sharding import local
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 LATEST = "latest.json"
 VERSION = 1

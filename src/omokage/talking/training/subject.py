@@ -73,7 +73,8 @@ class SubjectConfig(Config):
     """What the windows of a clip are made to be.
 
     draws: of reference frame, noise and hidden pixels, for every window.
-    decoded: share of the draws whose motion frames went through the autoencoder before, as in a rollout.
+    decoded: share of the draws whose motion frames went through the autoencoder before, as in a rollout: as the end of
+    the window that ends there.
     mouth_weight: of the error in latent cells of the mouth, against others.
     gain, tilt, noise: deviations of random changes of the speech features: loudness, loudness of high against low
     bands, every number.  shift: bands by which a voice is moved up or down at most.
@@ -121,12 +122,17 @@ class SubjectSamples:
         latents, conditions, chosen = list[Tensor](), list[Tensor](), list[NDArray[np.int64]]()
         with torch.no_grad():
             self._references = _references(subject, video, vae)
+            ends = dict[int, Tensor]()  # frame -> it and the next one as the end of an animation's window
             for start in range(count):
                 random = np.random.default_rng((seed, start))
                 rows = random.integers(len(subject), size=config.draws)
                 window = video[start : start + sizes.frames]
                 clean = vae.encode(window[None])
-                motion = [window[:MOTION_FRAMES], _as_decoded(vae, window)]
+                # At once, which for a small autoencoder is the same as in chunks.
+                decoded = vae.decode_chunk(clean, None).video[0].clamp(-1, 1)
+                ends[start + sizes.frames - MOTION_FRAMES] = decoded[-MOTION_FRAMES:]
+                # No window ends where the first ones begin.
+                motion = [window[:MOTION_FRAMES], ends.pop(start, decoded[:MOTION_FRAMES])]
                 clips = [
                     _condition_clip(video[row], motion[int(draw < config.decoded * config.draws)], random)
                     for draw, row in enumerate(rows)
@@ -190,13 +196,6 @@ def _condition_clip(portrait: Tensor, motion: Tensor, random: np.random.Generato
     """Of a frame (3, S, S) and motion frames (2, 3, S, S): (1, 3, 3, S, S), noisy and with hidden pixels."""
     keep = torch.from_numpy(random.random(portrait.shape[-2:], dtype=np.float32))
     return condition_clip(portrait[None], disturb_motion(motion, random)[None], keep)
-
-
-def _as_decoded(vae: CausalVae, window: Tensor) -> Tensor:
-    """The first frames (2, 3, S, S) of a window (F, 3, S, S) as the last ones of the window before would come out."""
-    latents = vae.encode(window[None])
-    first, *_ = vae.decode(latents)
-    return first[0, :MOTION_FRAMES].clamp(-1, 1)
 
 
 def _references(subject: Subject, video: Tensor, vae: CausalVae) -> Tensor:

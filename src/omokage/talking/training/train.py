@@ -29,7 +29,7 @@ from omokage.talking.training.config import StageConfig
 from omokage.talking.training.couple import Couple, make_ready
 from omokage.talking.training.sharding import shard
 from omokage.talking.training.state import Run
-from omokage.talking.workers import Workers
+from omokage.workers import Workers
 
 CHECKPOINT_SECONDS = 300.0
 

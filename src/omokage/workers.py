@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Self
@@ -85,3 +86,19 @@ class Workers:
         shared = value.contiguous()
         distributed.broadcast(shared, 0)
         return shared
+
+    def average_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Give every process the mean of all their gradients; each must have them of the same parameters.
+
+        All of them travel as one tensor after the last backward pass: networks that are trained against each other go
+        through several, partly of second order, which no hook of a single one could follow.
+        """
+        gradients = [value.grad for value in parameters if value.grad is not None]
+        if self.world == 1 or not gradients:
+            return
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.world
+        means = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, mean in zip(gradients, means, strict=True):
+            gradient.copy_(mean.view_as(gradient))

@@ -1,0 +1,95 @@
+"""A dataset folder of the official preprocessing: image/, render/, uv/ and back/ with one PNG a frame (spec 1.1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from omokage.avatar.paper.frames import FrameRecord, alpha_of_cells, crop_side
+from omokage.errors import InputError
+from omokage.media.image import read_image
+
+FOLDERS = ("image", "render", "uv", "back")
+_AGAIN = "prepare it again with the official preprocessing"
+_NUMBER = re.compile(r"\d{6,}")
+
+
+@dataclass(frozen=True)
+class PreparedFolder:
+    """A folder of `count` frames, numbered from 000001, for pictures of `size` pixels."""
+
+    folder: Path
+    size: int
+    count: int
+
+    @staticmethod
+    def is_one(folder: Path) -> bool:
+        """Whether it looks like one: some of the four folders are there."""
+        return any((folder / name).is_dir() for name in FOLDERS)
+
+    @classmethod
+    def open(cls, folder: Path, size: int) -> PreparedFolder:
+        """Check that every frame has its four files. Raises InputError where one is missing or misnumbered."""
+        missing = [name for name in FOLDERS if not (folder / name).is_dir()]
+        if missing:
+            raise InputError(
+                f"{folder} lacks the folder '{missing[0]}'; a prepared dataset has {', '.join(FOLDERS)}, so {_AGAIN}"
+            )
+        numbers = {name: _numbers(folder / name) for name in FOLDERS}
+        everything = sorted(set().union(*numbers.values()))
+        if not everything:
+            raise InputError(f"{folder} holds no frames; {_AGAIN}")
+        for number in everything:
+            lacking = [name for name in FOLDERS if number not in numbers[name]]
+            if lacking:
+                raise InputError(
+                    f"{folder / lacking[0]} lacks {number:06d}.png, which other folders beside it have; {_AGAIN}"
+                )
+        if everything != list(range(1, len(everything) + 1)):
+            gap = next(i for i, number in enumerate(everything, 1) if i != number)
+            raise InputError(
+                f"{folder} has no frame {gap:06d}, though it goes up to {everything[-1]:06d}; frames must be numbered "
+                f"from 000001 without a gap, so {_AGAIN}"
+            )
+        return cls(folder, size, len(everything))
+
+    def records(self, numbers: Iterable[int] | None = None) -> Iterator[FrameRecord]:
+        """The frames of these numbers, by default all. Raises InputError for a picture of another size."""
+        crop, drawing = crop_side(self.size), self.size // 4
+        for number in range(1, self.count + 1) if numbers is None else numbers:
+            # The folder "back" holds the opacity of the person, grey.
+            yield FrameRecord(
+                frame=number,
+                image=self._read("image", number, crop),
+                alpha=alpha_of_cells(self._read("back", number, crop)[..., 0], self.size),
+                render=self._read("render", number, drawing),
+                uv=self._read("uv", number, drawing),
+            )
+
+    def _read(self, kind: str, number: int, side: int) -> NDArray[Any]:
+        path = self.folder / kind / f"{number:06d}.png"
+        picture = read_image(path)
+        if picture.shape[:2] != (side, side):
+            height, width = picture.shape[:2]
+            raise InputError(
+                f"{path} is {width}x{height} pixels, and {side}x{side} are needed for pictures of {self.size}; "
+                f"prepare it with a crop of {crop_side(self.size)} pixels"
+            )
+        return picture
+
+
+def _numbers(folder: Path) -> set[int]:
+    """Numbers of the PNG files; other files are passed over."""
+    names = [path.stem for path in folder.iterdir() if path.suffix == ".png"]
+    strange = sorted(name for name in names if not _NUMBER.fullmatch(name))
+    if strange:
+        raise InputError(
+            f"{folder} holds '{strange[0]}.png', whose name is not a frame's number such as 000001; "
+            "rename or remove it"
+        )
+    return {int(name) for name in names}

@@ -1,0 +1,111 @@
+"""`omokage speak` and `omokage voices`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from omokage.cli.options import FilePath, drawing_options, output_option, quiet_option, refuse_same_file
+from omokage.cli.progress import ProgressBar
+from omokage.errors import InputError, OutputError
+
+
+@click.command()
+@click.argument("avatar", type=FilePath)
+@output_option("The video to write: .mp4, or .webm for a transparent background.")
+@click.option("--audio", type=FilePath, help="A recording of what is said, in any language.")
+@click.option("--text", help="What is said, read aloud by --voice; @FILE takes it from a text file.")
+@click.option("--voice", default="en-us", show_default=True, help="Who reads; see `omokage voices`.")
+@click.option(
+    "--mood", type=click.Choice(["neutral", "friendly", "serious"]), default="neutral", show_default=True
+)
+@click.option(
+    "--energy", type=click.FloatRange(0, 2), default=1.0, show_default=True, help="How far the mouth opens."
+)
+@click.option(
+    "--head", type=click.FloatRange(0, 2), default=1.0, show_default=True, help="Amount of head movement."
+)
+@click.option(
+    "--blinks",
+    "blinks_per_minute",
+    type=click.FloatRange(0, 60),
+    default=14.0,
+    show_default=True,
+    help="Blinks a minute.",
+)
+@click.option(
+    "--gaze",
+    type=click.Choice(["free", "camera"]),
+    default="free",
+    show_default=True,
+    help="Glance away at times, or always look into the camera.",
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another number is another take."
+)
+@click.option(
+    "--curves", type=FilePath, help="Draw these curves (a .csv of the 52 named expressions), not the voice's."
+)
+@click.option("--write-curves", "curves_output", type=FilePath, help="Also write the curves that were drawn.")
+@click.option("--cues", type=FilePath, help="A JSON list of what changes at which second.")
+@drawing_options
+@quiet_option
+def speak(
+    avatar: Path,
+    output: Path,
+    audio: Path | None,
+    text: str | None,
+    voice: str,
+    curves: Path | None,
+    curves_output: Path | None,
+    cues: Path | None,
+    quiet: bool,
+    **how: Any,
+) -> None:
+    """Let AVATAR say a recording or a text.
+
+    The mouth follows the voice, in any language; head, eyes and breath live with it. No weights are needed.
+    """
+    script = Path(text[1:]) if text is not None and text.startswith("@") else None
+    given = [path for path in (avatar, audio, curves, cues, script) if path is not None]
+    refuse_same_file(output, *given)
+    if curves_output is not None:
+        refuse_same_file(curves_output, *given)
+        if curves_output.resolve() == output.resolve():
+            raise OutputError("the curves and the video have the same name; give --write-curves another one")
+    from omokage.pipelines.speak import SpeakConfig
+    from omokage.pipelines.speak import speak as speak_pipeline
+
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        result = speak_pipeline(
+            avatar,
+            output=output,
+            audio=audio,
+            text=text if script is None else _text_of(script),
+            voice=voice,
+            curves=curves,
+            curves_output=curves_output,
+            cues=cues,
+            config=SpeakConfig(**how),
+            on_progress=on_progress,
+        )
+    for sentence in result.warnings:
+        click.echo(f"note: {sentence}", err=True)
+    click.echo(f"video: {output}")
+
+
+@click.command()
+def voices() -> None:
+    """The voices that can read a text aloud on this machine."""
+    from omokage.pipelines.speak import voices_report
+
+    click.echo(voices_report())
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as text ({error}); give a plain text file") from error

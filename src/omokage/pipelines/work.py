@@ -1,0 +1,87 @@
+"""The folder of a `create` that is under way: what a stopped run goes on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+import omokage
+from omokage.avatar.paper.frames import INDEX
+from omokage.errors import InputError, OutputError
+from omokage.files import output_error, result_folder
+from omokage.trust.release import ReleaseConfig, release_image
+
+SUFFIX = ".avatar"
+
+
+@dataclass(frozen=True)
+class Work:
+    """The folder; a `with` block cleans up after it."""
+
+    folder: Path
+
+    @classmethod
+    def beside(cls, output: Path) -> Work:
+        """That of an avatar file."""
+        return cls(output.with_name(output.name + ".work"))
+
+    @property
+    def track(self) -> Path:
+        return self.folder / "recording.track"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.safetensors"
+
+    @property
+    def preview(self) -> Path:
+        return self.folder / "preview.png"
+
+    @classmethod
+    def open(cls, output: Path, key: Mapping[str, Any], *, is_resumed: bool) -> Work:
+        """Go on with the folder of a stopped run of the same `key`, which stands for recording and settings, or start
+        a new one. Raises OutputError."""
+        work = cls.beside(output)
+        text = json.dumps({**key, "version": omokage.__version__})
+        marker = work.folder / "run.json"
+        if work.folder.exists() and not marker.is_file():
+            raise OutputError(f"{work.folder} is in the way and not of omokage; move it or choose another -o")
+        try:
+            if marker.is_file() and not (is_resumed and marker.read_text() == text):
+                work.remove()
+            with result_folder(work.folder):
+                marker.write_text(text)
+        except OSError as error:
+            raise output_error(work.folder, error) from error
+        return work
+
+    def release_preview(self, image: NDArray[np.uint8]) -> None:
+        """Put a sheet of check pictures there, for people."""
+        release_image(image, self.preview, config=ReleaseConfig(label="preview"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Gone when the run is done, and when there is nothing that the same command could go on from.
+
+        What is finished, a track or all frames of a recording, took long and outlives any error; what is not is of no
+        use after an error in the input.
+        """
+        is_finished = any(any(self.folder.glob(name)) for name in ("*.track", f"*/{INDEX}"))
+        is_begun = not isinstance(error, InputError) and any(self.folder.glob("*/block-*"))
+        if error is None or not (is_finished or is_begun or self.checkpoint.exists()):
+            self.remove()
+
+    def remove(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)

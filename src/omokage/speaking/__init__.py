@@ -1,0 +1,1 @@
+"""From a voice or a text to the motion of a face."""
