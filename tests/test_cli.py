@@ -61,6 +61,7 @@ FLAGS = {
         "--label", "--mood", "--output", "--quiet", "--runtime", "--seed", "--text", "--voice", "--write-curves",
         "-h", "-o", "AVATAR",
     ],
+    "labels": ["--help", "-h"],
     "voices": ["--help", "-h"],
     "import": ["--help", "-h"],
     "import styleavatar": ["--help", "--keep-training", "--output", "--quiet", "-h", "-o", "CHECKPOINT"],

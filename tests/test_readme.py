@@ -63,7 +63,7 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
     assert code == 0, capsys.readouterr().err
-    assert ran == [line]
+    assert ran == ([] if line == "omokage labels" else [line])  # it prints a table that needs no pipeline
 
 
 def test_every_command_is_in_the_table() -> None:

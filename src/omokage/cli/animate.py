@@ -11,6 +11,7 @@ from omokage.cli.options import (
     Command,
     FilePath,
     is_first_process,
+    label_option,
     output_option,
     quiet_option,
     refuse_same_file,
@@ -69,7 +70,7 @@ _CHOICES = (
         metavar="NAME",
         help="Take music and noise away from what the lips follow, by a separator that another package brings.",
     ),
-    click.option("--label", help="A visible text on every picture."),
+    label_option,
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),

@@ -228,6 +228,14 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
         click.echo(f"  {file}")
 
 
+@app.command()
+def labels() -> None:
+    """The label profiles: what `--label eu`, `cn`, `jp`, `us` and `sample` write, where, and after which rules."""
+    from omokage.trust.label import labels_report
+
+    click.echo(labels_report())
+
+
 app.add_command(animate)
 app.add_command(animate_queue)
 app.add_command(create)

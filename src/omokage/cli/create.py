@@ -11,6 +11,7 @@ from click.core import ParameterSource
 from omokage.cli.options import (
     FilePath,
     is_first_process,
+    label_option,
     output_option,
     quiet_option,
     refuse_same_file,
@@ -49,7 +50,7 @@ from omokage.cli.progress import ProgressBar
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
 )
-@click.option("--label", help="A visible text on every picture that is made of this person.")
+@label_option
 @click.option("--batch", type=click.IntRange(min=1), help="Of the paper's networks: samples of a step (4).")
 @click.option(
     "--precision",

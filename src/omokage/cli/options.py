@@ -26,6 +26,11 @@ size_option = click.option(
 )
 
 
+label_option = click.option(
+    "--label", help="On every picture: any text, or a profile such as eu, jp or cn (see `omokage labels`)."
+)
+
+
 def is_first_process() -> bool:
     """Whether this is the process that speaks, of those that `torchrun` started."""
     return os.environ.get("RANK", "0") == "0"
@@ -45,7 +50,7 @@ def drawing_options(command: Command) -> Command:
             show_default=True,
             help="What computes the pictures.",
         ),
-        click.option("--label", help="A visible text on every picture."),
+        label_option,
         click.option(
             "--background",
             default="own",

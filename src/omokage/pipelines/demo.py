@@ -21,9 +21,10 @@ from omokage.pipelines.reenact import ReenactConfig, reenact
 from omokage.pipelines.rehearse import rehearse
 from omokage.pipelines.speak import SpeakConfig, speak
 from omokage.tracking.synthetic import SyntheticSubject
+from omokage.trust.label import read_label
 from omokage.trust.release import ReleaseConfig, release_clip, release_image
 
-LABEL = "sample, generated"
+LABEL = read_label("sample").text
 TEXT = "Hello. I was made from one picture, on a plain computer, in a few minutes."
 REHEARSAL_S = 16.0
 DRIVER_S = 4.0
