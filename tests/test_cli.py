@@ -62,6 +62,7 @@ FLAGS = {
         "-h", "-o", "AVATAR",
     ],
     "labels": ["--help", "-h"],
+    "licences": ["--bill", "--help", "--json", "-h", "[COMMAND]"],
     "voices": ["--help", "-h"],
     "import": ["--help", "-h"],
     "import styleavatar": ["--help", "--keep-training", "--output", "--quiet", "-h", "-o", "CHECKPOINT"],

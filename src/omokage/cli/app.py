@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -234,6 +235,23 @@ def labels() -> None:
     from omokage.trust.label import labels_report
 
     click.echo(labels_report())
+
+
+@app.command()
+@click.argument("command", required=False)
+@click.option("--bill", type=FilePath, help="Also write a software bill of materials (CycloneDX, .json).")
+@json_option
+def licences(command: str | None, bill: Path | None, as_json: bool) -> None:
+    """The licence of every package and model, of all of omokage or of what one COMMAND makes, such as speak."""
+    from omokage.pipelines.licences import licences as licences_pipeline
+    from omokage.pipelines.licences import write_bill
+
+    found = licences_pipeline(command)
+    if bill is not None:
+        write_bill(found, bill)
+    click.echo(
+        json.dumps([asdict(one) for one in found.components], indent=2) if as_json else found.to_text()
+    )
 
 
 app.add_command(animate)
