@@ -6,7 +6,8 @@
     │   ├── NoFaceError         no usable face where one is needed
     │   ├── CaptureRefusedError the recording is hopeless for an avatar (see `omokage check`)
     │   ├── BundleError         an avatar file is damaged, foreign or from a newer version
-    │   └── WeightsError        a model's weights are missing, damaged or of another model
+    │   ├── WeightsError        a model's weights are missing, damaged or of another model
+    │   └── ConsentError        nobody agreed to it, or not to this (see `omokage consent`)
     ├── OutputError             a result cannot be written (no room, no permission, bad suffix)
     ├── MissingDependencyError  an optional package or a system library is not there
     ├── MemoryShortageError     this machine has too little memory for what was asked
@@ -49,6 +50,12 @@ class BundleError(InputError):
 
 class WeightsError(InputError):
     """A model's weights are missing, damaged or of another model; the message says what to pull or to add."""
+
+
+class ConsentError(InputError):
+    """Nobody agreed to it, or not to this; the message says what is missing and how to record it."""
+
+    exit_code = 5
 
 
 class OutputError(OmokageError):
