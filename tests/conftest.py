@@ -1,7 +1,62 @@
-"""What holds for every test."""
+"""What holds for every test: a core and a home of its own, and people who agree unless the test is about that."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from omokage.trust import register
+from omokage.trust.consent import Consent, Medium, Terms
+from omokage.trust.keys import public_name, signing_key
 
 # `make test` runs two files at a time: each keeps to its own core, or they wait for each other at every step.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+RECORDED_FOR = register.recorded_for
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the user's is read or written, by programs that a test starts either."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("omokage-home")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def everybody_agrees(home_of_the_tests: None) -> Iterator[None]:
+    """A real record, signed and kept, for every medium that a test makes something of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(register, "recorded_for", lambda media: RECORDED_FOR(media) or [agree(media)])
+        yield
+
+
+@pytest.fixture
+def denied_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it: nobody agrees until it is recorded."""
+    monkeypatch.setattr(register, "recorded_for", RECORDED_FOR)
+
+
+def agree(media: str) -> Consent:
+    """Record that a drawn face, in a medium of this SHA-256, may be used in private."""
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    days = {
+        "start": yesterday.date().isoformat(),
+        "end": (yesterday + timedelta(days=300)).date().isoformat(),
+    }
+    key = signing_key()
+    record = Consent(
+        terms=Terms(kind="nobody", purposes=("private",), **days),
+        media=(Medium(media, "test"),),
+        subject="person-test",
+        created=yesterday.isoformat(timespec="seconds"),
+        signer=public_name(key),
+    )
+    record = replace(record, signature=key.sign(record.signed_bytes).hex())
+    register.keep(record)
+    return record

@@ -32,7 +32,7 @@ ME = Terms(kind="self", purposes=("private",), start="2026-11-22", end="2027-11-
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied_by_default: None) -> Path:
     monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 

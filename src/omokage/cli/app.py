@@ -17,7 +17,7 @@ import click
 
 from omokage import InputError, MissingDependencyError, OmokageError, OutputError, __version__
 from omokage.cli.animate import animate, animate_queue
-from omokage.cli.consent import consent
+from omokage.cli.consent import ask_unless_recorded, consent
 from omokage.cli.create import create
 from omokage.cli.imports import imports
 from omokage.cli.options import (
@@ -187,6 +187,7 @@ def rehearse(photo: Path, output: Path, seconds: float, quiet: bool) -> None:
     refuse_same_file(output, photo)
     from omokage.pipelines.rehearse import rehearse as rehearse_pipeline
 
+    ask_unless_recorded(photo)
     with ProgressBar(is_quiet=quiet) as on_progress:
         rehearse_pipeline(photo, output=output, seconds=seconds, on_progress=on_progress)
     click.echo(f"video: {output}")

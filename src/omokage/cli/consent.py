@@ -6,7 +6,7 @@ import json
 import sys
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,12 @@ if TYPE_CHECKING:  # its module loads slowly
     from omokage.trust.consent import Consent
 
 A_YEAR = timedelta(days=365)
+_OF_OTHERS = {
+    "uses": "What may it be used for, in a sentence",
+    "licensee": "Who may use it",
+    "witness": "Who saw the person agree",
+    "reference": "Where is the signed paper kept",
+}
 
 
 @click.group()
@@ -61,33 +67,22 @@ def new(
     output: Path | None,
 ) -> None:
     """Record that the person in MEDIA (recordings, portraits) agrees; asks what is not given."""
-    from omokage.trust.consent import Terms, new_consent, write_consent
-    from omokage.trust.keys import signing_key
+    from omokage.trust.consent import write_consent
     from omokage.trust.register import keep
 
-    kind = kind or _ask_who(media)
-    if kind == "agreed" and _is_asking():
-        uses = uses or click.prompt("What may it be used for, in a sentence")
-        licensee = licensee or click.prompt("Who may use it")
-        witness = witness or click.prompt("Who saw the person agree")
-        paper = paper or click.prompt("Where is the signed paper kept")
-    purposes = purposes or _ask_purposes()
-    today = date.today()
-    until = until or _ask_until(today)
-    terms = Terms(
-        kind=kind,  # type: ignore[arg-type]  # Terms refuses what is no kind
-        purposes=purposes,
-        start=today.isoformat(),
-        end=until,
+    record = _asked(
+        media,
+        kind,
+        purposes,
+        until,
         uses=uses,
-        channels=channels,
-        languages=languages,
-        voice=not no_voice,
         licensee=licensee,
         witness=witness,
         reference=paper,
+        channels=channels,
+        languages=languages,
+        voice=not no_voice,
     )
-    record = new_consent(media, terms, now=datetime.now(UTC), key=signing_key())
     keep(record)
     if output is not None:
         write_consent(record, output)
@@ -145,7 +140,7 @@ def verify(record: str, media: Path, purpose: str | None, channel: str, language
 
     if not media.is_file():
         raise InputError(f"{media} is not there")
-    use, now = Use(file_digest(media), purpose, channel, language), datetime.now(UTC)
+    use, now = Use(file_digest(media), purpose, channel=channel, language=language), datetime.now(UTC)
     decision = decide(_found(record), use, now=now, trusted=trusted_keys(), revoked=revoked(now))
     click.echo("\n".join(decision.reasons) if decision.reasons else f"allowed, for {decision.purpose}")
     return 0 if decision.is_allowed else ConsentError.exit_code
@@ -187,6 +182,40 @@ def key() -> None:
     from omokage.trust.keys import public_name, signing_key
 
     click.echo(public_name(signing_key()))
+
+
+def ask_unless_recorded(medium: Path) -> None:
+    """At a terminal, ask the three questions for a file that nobody's consent is recorded for."""
+    from omokage.files import file_digest
+    from omokage.trust.register import keep, recorded_for
+
+    if not _is_asking() or not medium.is_file():
+        return
+    if not recorded_for(file_digest(medium)):
+        click.echo(f"Nobody's consent is recorded for {medium.name} yet.")
+        keep(_asked((medium,), None, (), None))
+
+
+def _asked(
+    media: tuple[Path, ...], kind: str | None, purposes: tuple[str, ...], until: str | None, **terms: Any
+) -> Consent:
+    """A signed record; at a terminal, what is missing is asked."""
+    from omokage.trust.consent import Terms, new_consent
+    from omokage.trust.keys import signing_key
+
+    kind = kind or _ask_who(media)
+    if kind == "agreed" and _is_asking():
+        for name, question in _OF_OTHERS.items():
+            terms[name] = terms.get(name) or click.prompt(question)
+    purposes, today = purposes or _ask_purposes(), date.today()
+    agreed = Terms(
+        kind=kind,  # type: ignore[arg-type]  # Terms refuses what is no kind
+        purposes=purposes,
+        start=today.isoformat(),
+        end=until or _ask_until(today),
+        **terms,
+    )
+    return new_consent(media, agreed, now=datetime.now(UTC), key=signing_key())
 
 
 def _found(record: str) -> Consent:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from omokage.cli.consent import ask_unless_recorded
 from omokage.cli.options import (
     FilePath,
     is_first_process,
@@ -109,6 +110,7 @@ def create(
         raise click.UsageError(f"--{name} is an option of the paper's networks; add --preset paper")
     from omokage.pipelines.create import CreateConfig, create_avatar
 
+    ask_unless_recorded(video)
     config = CreateConfig(minutes=minutes, size=size, seed=seed, **shared)  # type: ignore[arg-type]
     with ProgressBar(is_quiet=quiet) as on_progress:
         create_avatar(video, output=output, config=config, on_progress=on_progress)

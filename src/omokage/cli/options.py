@@ -31,6 +31,12 @@ label_option = click.option(
 )
 
 
+purpose_option = click.option(
+    "--purpose",
+    help="What it is for, of what the person agreed to; needed where that is more than one thing.",
+)
+
+
 def is_first_process() -> bool:
     """Whether this is the process that speaks, of those that `torchrun` started."""
     return os.environ.get("RANK", "0") == "0"
@@ -51,6 +57,7 @@ def drawing_options(command: Command) -> Command:
             help="What computes the pictures.",
         ),
         label_option,
+        purpose_option,
         click.option(
             "--background",
             default="own",

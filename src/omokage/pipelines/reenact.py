@@ -33,6 +33,8 @@ from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
 from omokage.threads import one_ahead, one_blas_thread
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
+from omokage.trust.consent import Use
+from omokage.trust.register import permit
 from omokage.trust.release import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
@@ -50,6 +52,7 @@ class ReenactConfig(Config):
 
     background: 'own', 'transparent', a color such as '#204060', or the path of a picture.
     label: visible text; None takes the avatar's own.  runtime: 'auto', 'torch', 'onnxruntime' or 'openvino'.
+    purpose: what it is for, of those that the person agreed to; None where there is one.
     """
 
     expression_strength: float = 1.0
@@ -60,6 +63,7 @@ class ReenactConfig(Config):
     background: str = "own"
     label: str | None = None
     runtime: str = "auto"
+    purpose: str | None = None
 
     def controls(self) -> Controls:
         return Controls(
@@ -194,13 +198,17 @@ class Performer:
 
 
 def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> Performer:
-    """Open an avatar of any kind. Raises BundleError, and InputError for what its kind cannot do."""
+    """Open an avatar of any kind that may be shown.
+
+    Raises BundleError, ConsentError when it may not, and InputError for what its kind cannot do.
+    """
     if not isinstance(avatar, Avatar | PaperAvatar):
         path = Path(avatar)
         # An imported avatar is refused by the reader of compact ones, in its words.
         avatar = PaperAvatar.load(path) if is_trained_here(path) else Avatar.load(path)
     if isinstance(avatar, PaperAvatar):
         return _paper_performer(avatar, config)
+    _permit(avatar.provenance, config)
     label = config.label or avatar.provenance.label
     check_label(label, avatar.size, avatar.size)
     background = _background(config.background, avatar.size)
@@ -208,6 +216,10 @@ def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> 
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
     corrected = ReadBack(renderer).corrected
     return Performer(avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected)
+
+
+def _permit(made: Provenance, config: ReenactConfig) -> None:
+    permit(Use(made.recording_sha256, config.purpose), name=made.recording_name)
 
 
 def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
@@ -221,6 +233,8 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
         raise InputError(
             f"an avatar at the paper's scale is drawn by PyTorch and not by '{config.runtime}'; use --runtime torch"
         )
+    if isinstance(avatar.origin, Provenance):
+        _permit(avatar.origin, config)
     label = config.label or (avatar.origin.label if isinstance(avatar.origin, Provenance) else None)
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)

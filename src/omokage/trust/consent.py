@@ -16,7 +16,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, Self, cast, get_args
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -118,6 +118,10 @@ class Medium:
     sha256: str
     name: str
 
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        return cls(file_digest(path), path.name)
+
 
 @dataclass(frozen=True, slots=True)
 class Consent:
@@ -189,12 +193,14 @@ class Consent:
 class Use:
     """What is about to be done with a person.
 
-    media: the SHA-256 of the recording or portrait.  purpose: None where the consent names one only.  channel,
-    language: '' when not told.
+    media: the SHA-256 of the recording or portrait.  purpose: None where the consent names one only.  act: 'create'
+    learns from a medium, for which any of the agreed purposes will do; 'render' shows the person, for one of them.
+    channel, language: '' when not told.
     """
 
     media: str
     purpose: str | None = None
+    act: Literal["create", "render"] = "render"
     channel: str = ""
     language: str = ""
     voice: bool = False
@@ -225,7 +231,7 @@ def new_consent(
             raise InputError(f"{path} is not there; a consent is bound to the very file")
     record = Consent(
         terms=terms,
-        media=tuple(Medium(file_digest(path), path.name) for path in media),
+        media=tuple(Medium.of(path) for path in media),
         subject=previous.subject if previous else f"person-{secrets.token_hex(4)}",
         created=now.astimezone(UTC).isoformat(timespec="seconds"),
         signer=public_name(key),
@@ -261,7 +267,8 @@ def decide(
         reasons.append(f"the consent ended on {terms.end}; renew it with 'omokage consent new'")
     if use.media not in {medium.sha256 for medium in consent.media}:
         reasons.append("the consent is for another recording")
-    purpose = use.purpose or (terms.purposes[0] if len(terms.purposes) == 1 else "")
+    is_one = len(terms.purposes) == 1 or use.act == "create"
+    purpose = use.purpose or (terms.purposes[0] if is_one else "")
     if not purpose:
         reasons.append(f"say what it is for with --purpose, one of {', '.join(terms.purposes)}")
     elif purpose not in terms.purposes:

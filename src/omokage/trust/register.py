@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omokage.errors import ConsentError, InputError, OutputError
-from omokage.files import file_digest, output_error, saving
+from omokage.files import output_error, saving
 from omokage.home import data_home
 from omokage.trust.consent import Consent, Medium, Use, decide, read_consent, write_consent
 from omokage.trust.keys import canonical, is_signed, public_name, signing_key
@@ -38,9 +38,7 @@ class Permit:
 def permit(use: Use, *, name: str, now: datetime | None = None) -> Permit:
     """The consent that a use rests on. name: of the recording, for the sentence. Raises ConsentError for none."""
     now = now or datetime.now(UTC)
-    candidates = [
-        consent for consent in consents() if use.media in {medium.sha256 for medium in consent.media}
-    ]
+    candidates = recorded_for(use.media)
     if not candidates:
         raise ConsentError(
             f"nobody's consent is recorded for {name}; " + HOW_TO_CONSENT.format(name=Path(name).name)
@@ -53,6 +51,11 @@ def permit(use: Use, *, name: str, now: datetime | None = None) -> Permit:
             return Permit(consent, decision.purpose)
         refused = refused or decision.reasons
     raise ConsentError(f"{name} may not be used for this: " + "; ".join(refused))
+
+
+def recorded_for(media: str) -> list[Consent]:
+    """The records that name a medium's SHA-256, the latest first."""
+    return [consent for consent in consents() if media in {medium.sha256 for medium in consent.media}]
 
 
 def consents() -> list[Consent]:
@@ -77,7 +80,7 @@ def derive(permitted: Permit, made: Path) -> Consent:
     old, key = permitted.consent, signing_key()
     record = replace(
         old,
-        media=(*old.media, Medium(file_digest(made), made.name)),
+        media=(*old.media, Medium.of(made)),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         signer=public_name(key),
         previous=old.id,
