@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from omokage.trust import register
-from omokage.trust.consent import Consent, Medium, Terms
-from omokage.trust.keys import public_name, signing_key
+from omokage.trust.consent import Consent, Medium, Terms, new_consent
+from omokage.trust.keys import signing_key
 
 # `make test` runs two files at a time: each keeps to its own core, or they wait for each other at every step.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -45,18 +44,12 @@ def denied_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
 def agree(media: str) -> Consent:
     """Record that a drawn face, in a medium of this SHA-256, may be used in private."""
     yesterday = datetime.now(UTC) - timedelta(days=1)
-    days = {
-        "start": yesterday.date().isoformat(),
-        "end": (yesterday + timedelta(days=300)).date().isoformat(),
-    }
-    key = signing_key()
-    record = Consent(
-        terms=Terms(kind="nobody", purposes=("private",), **days),
-        media=(Medium(media, "test"),),
-        subject="person-test",
-        created=yesterday.isoformat(timespec="seconds"),
-        signer=public_name(key),
+    terms = Terms(
+        kind="nobody",
+        purposes=("private",),
+        start=yesterday.date().isoformat(),
+        end=(yesterday + timedelta(days=300)).date().isoformat(),
     )
-    record = replace(record, signature=key.sign(record.signed_bytes).hex())
+    record = new_consent([Medium(media, "test")], terms, now=yesterday, key=signing_key())
     register.keep(record)
     return record

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import stat
 import sys
@@ -10,13 +11,23 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import skimage.data
+import skimage.io
 
+from clips import make_clip, plain
 from omokage.cli import app as cli
-from omokage.errors import ConsentError, InputError
+from omokage.errors import ConsentError, InputError, OmokageError
 from omokage.files import file_digest
+from omokage.pipelines.create import CreateConfig, create_avatar
+from omokage.pipelines.reenact import ReenactConfig, performer_of
+from omokage.pipelines.rehearse import rehearse
+from omokage.pipelines.small_portrait import train_small_portrait
+from omokage.pipelines.speak import SpeakConfig, speak
+from omokage.pipelines.stand_in import stand_in
 from omokage.trust import register
 from omokage.trust.consent import (
     Consent,
+    Medium,
     Terms,
     Use,
     decide,
@@ -297,3 +308,78 @@ def test_three_questions_and_it_works(clip: Path, monkeypatch: pytest.MonkeyPatc
         ("private", "training"),
         "2027-01-31",
     )
+
+
+# the commands that make or show somebody
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_clip(tmp_path_factory.mktemp("film") / "me.mp4", draw=plain(90, 90, 90))
+
+
+def _agree(path: Path, **changes: object) -> Consent:
+    today = datetime.now(UTC).date()
+    terms = replace(ME, start=today.isoformat(), end=(today + timedelta(days=9)).isoformat(), **changes)  # type: ignore[arg-type]
+    record = new_consent([path], terms, now=datetime.now(UTC), key=signing_key())
+    register.keep(record)
+    return record
+
+
+def _left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != "home")
+
+
+def test_nothing_is_learned_without_a_consent(film: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "me.png"
+    skimage.io.imsave(photo, skimage.data.astronaut(), check_contrast=False)
+    made = tmp_path / "me.avatar"
+    for refused in (
+        lambda: create_avatar(film, output=made),
+        lambda: create_avatar(film, output=made, config=CreateConfig(force=True)),
+        lambda: rehearse(photo, output=tmp_path / "clip.mp4"),
+        lambda: train_small_portrait(film, output=tmp_path / "model"),
+    ):
+        with pytest.raises(ConsentError, match=r"nobody's consent is recorded for .*me"):
+            refused()
+    assert _left(tmp_path) == ["me.png"]
+    _agree(film)
+    with pytest.raises(OmokageError) as told:  # the next gate: there is no face in it
+        create_avatar(film, output=made)
+    assert not isinstance(told.value, ConsentError)
+
+
+def test_an_avatar_is_shown_for_what_was_agreed_and_no_longer_than_that(tmp_path: Path) -> None:
+    drawn = stand_in(128, frame_count=4).avatar
+    seen = hashlib.sha256(b"a recording of somebody").hexdigest()
+    avatar = replace(
+        drawn, provenance=replace(drawn.provenance, recording_sha256=seen, recording_name="anna.mp4")
+    )
+    with pytest.raises(ConsentError, match=r"nobody's consent is recorded for anna\.mp4"):
+        performer_of(avatar, ReenactConfig())
+    today = datetime.now(UTC).date()
+    days = {"start": today.isoformat(), "end": (today + timedelta(days=9)).isoformat()}
+    terms = replace(ME, purposes=("reception", "training"), **days)
+    record = new_consent([Medium(seen, "anna.mp4")], terms, now=datetime.now(UTC), key=signing_key())
+    register.keep(record)
+    with pytest.raises(ConsentError, match="say what it is for with --purpose, one of reception, training"):
+        performer_of(avatar, ReenactConfig())
+    with pytest.raises(ConsentError, match="for reception, training, not for marketing"):
+        speak(avatar, output=tmp_path / "out.mp4", text="Hello.", config=SpeakConfig(purpose="marketing"))
+    assert performer_of(avatar, ReenactConfig(purpose="reception", runtime="torch")).size == 128
+    register.revoke(record, "")
+    with pytest.raises(ConsentError, match="withdrawn"):
+        performer_of(avatar, ReenactConfig(purpose="reception"))
+    assert _left(tmp_path) == []
+
+
+def test_a_terminal_is_asked_once(film: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = iter(["1", "private", "2099-01-01", *3 * ["1", "private", "2035-01-01"]])
+    monkeypatch.setattr("omokage.cli.consent._is_asking", lambda: True)
+    monkeypatch.setattr("click.prompt", lambda *_, **__: next(asked))
+    create = ["create", str(film), "-o", str(tmp_path / "me.avatar"), "--quiet"]
+    assert cli.run(create) == InputError.exit_code  # not for longer than ten years
+    assert register.consents() == []
+    for _ in range(2):
+        assert cli.run(create) not in (0, ConsentError.exit_code)  # there is no face in it
+        assert len(register.consents()) == 1

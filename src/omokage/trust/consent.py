@@ -216,7 +216,7 @@ class Decision:
 
 
 def new_consent(
-    media: Sequence[Path],
+    media: Sequence[Path | Medium],
     terms: Terms,
     *,
     now: datetime,
@@ -226,12 +226,12 @@ def new_consent(
     """A signed record, bound to files. now: with a time zone. Raises InputError for a file that is not there."""
     if not media:
         raise InputError("a consent needs the recording or portrait that it is for")
-    for path in media:
-        if not path.is_file():
-            raise InputError(f"{path} is not there; a consent is bound to the very file")
+    for one in media:
+        if isinstance(one, Path) and not one.is_file():
+            raise InputError(f"{one} is not there; a consent is bound to the very file")
     record = Consent(
         terms=terms,
-        media=tuple(Medium.of(path) for path in media),
+        media=tuple(Medium.of(one) if isinstance(one, Path) else one for one in media),
         subject=previous.subject if previous else f"person-{secrets.token_hex(4)}",
         created=now.astimezone(UTC).isoformat(timespec="seconds"),
         signer=public_name(key),
