@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import av
 import numpy as np
@@ -24,7 +25,11 @@ HOW_TO_CONVERT = (
     "give WAV or raw 16-bit samples, such as 'ffmpeg -i talk.flac -f s16le -ac 1 -ar 16000 -' writes"
 )
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
-_TYPES = {(_PCM, 16): np.dtype("<i2"), (_PCM, 32): np.dtype("<i4"), (_FLOAT, 32): np.dtype("<f4")}
+_TYPES: dict[tuple[int, int], np.dtype[Any]] = {
+    (_PCM, 16): np.dtype("<i2"),
+    (_PCM, 32): np.dtype("<i4"),
+    (_FLOAT, 32): np.dtype("<f4"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,7 @@ def _fill(read: Callable[[int], bytes], data: bytes, count: int) -> bytes:
 
 
 def _pieces(
-    read: Callable[[int], bytes], data: bytes, kind: np.dtype[np.generic], sound: SoundFormat
+    read: Callable[[int], bytes], data: bytes, kind: np.dtype[Any], sound: SoundFormat
 ) -> Iterator[Float32]:
     scale = 1.0 if kind.kind == "f" else float(np.iinfo(kind).max) + 1
     width = kind.itemsize * sound.channels

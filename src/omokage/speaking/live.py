@@ -23,6 +23,7 @@ from omokage.media.clip import SoundFormat
 from omokage.media.pcm import Resampler
 from omokage.speaking.cues import Cue
 from omokage.speaking.driver import MotionStream, Style, VoiceDriver
+from omokage.speaking.hearing import HOPS_PER_S
 from omokage.talking.conditions.speech import SAMPLE_RATE
 from omokage.tracking.face_track import FaceTrack
 
@@ -33,7 +34,7 @@ WAITS = 2  # frames after which a voice begins to be said, however little of it 
 
 @dataclass(frozen=True)
 class LiveConfig(Config):
-    """How a voice comes. sample_rate: Hz.  channels: of its sound.  frame_rate: of the frames, a second.
+    """How a voice comes. sample_rate: Hz.  channels: of its sound.
 
     cushion_s: what is awaited, beside one frame, before a silent avatar begins to say it, so that a voice that comes
     unevenly is not torn apart; as long as your pieces, if those are longer and come no sooner than they are said.
@@ -42,7 +43,6 @@ class LiveConfig(Config):
 
     sample_rate: int = SAMPLE_RATE
     channels: int = 1
-    frame_rate: int = 25
     cushion_s: float = 0.02
     room_s: float = 0.5
 
@@ -51,8 +51,6 @@ class LiveConfig(Config):
             raise InputError(f"sample_rate must lie between 4000 and 192000 Hz, got {self.sample_rate}")
         if not 1 <= self.channels <= 8:
             raise InputError(f"channels must lie between 1 and 8, got {self.channels}")
-        if not 10 <= self.frame_rate <= 60:
-            raise InputError(f"frame_rate must lie between 10 and 60 frames a second, got {self.frame_rate}")
         if not 0 <= self.cushion_s <= 1 or not self.cushion_s + 0.2 <= self.room_s <= 60:
             raise InputError(
                 f"cushion_s must lie between 0 and 1, and room_s between 0.2 more than that and 60 seconds, "
@@ -63,11 +61,11 @@ class LiveConfig(Config):
     def sound(self) -> SoundFormat:
         return SoundFormat(self.sample_rate, self.channels)
 
-    @property
-    def look_ahead_frames(self) -> int:
-        """At most so many frames a mouth is behind the sound that comes; the sound waits for it."""
-        ahead_s = VoiceDriver.LATENCY_SAMPLES / SAMPLE_RATE + 0.005 + Resampler.DELAY_S
-        return int(np.ceil(ahead_s * self.frame_rate)) - 1
+
+def look_ahead_frames(frame_rate: int) -> int:
+    """At most so many frames a mouth is behind the sound that comes; the sound waits for it."""
+    ahead_s = VoiceDriver.LATENCY_SAMPLES / SAMPLE_RATE + 0.5 / HOPS_PER_S + Resampler.DELAY_S
+    return int(np.ceil(ahead_s * frame_rate)) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +132,19 @@ class LiveVoice:
     """Takes a voice as it comes and tells one frame after the other; every method may be called on any thread."""
 
     def __init__(
-        self, config: LiveConfig | None = None, style: Style | None = None, cues: Sequence[Cue] = ()
+        self,
+        config: LiveConfig | None = None,
+        *,
+        frame_rate: int = 25,
+        style: Style | None = None,
+        cues: Sequence[Cue] = (),
     ) -> None:
         self._config = config or LiveConfig()
-        self._rate = Fraction(self._config.frame_rate)
+        self._rate = Fraction(frame_rate)
         self._changed = threading.Condition()
         self._waiting = _Waiting(round(self._config.room_s * self._config.sample_rate))
         self._cushion = round(self._config.cushion_s * self._config.sample_rate)
-        self._motion = MotionStream(float(self._rate), style, cues)
+        self._motion = MotionStream(float(frame_rate), style, cues)
         self._voice, self._resampler = self._afresh()
         self._next = 0  # the frame to be filled with sound
         self._unsaid: deque[_Piece] = deque()  # of the frames before, those that are not told yet
@@ -169,7 +172,7 @@ class LiveVoice:
         return count
 
     def step(self) -> list[LiveMoment]:
-        """Time goes on by one frame. What is told is `LiveConfig.look_ahead_frames` behind: at first nothing, then one
+        """Time goes on by one frame. What is told is `look_ahead_frames` behind: at first nothing, then one
         frame each time, and nothing once all was said."""
         with self._changed:
             if self._is_ended and not self._waiting.count and self._last is None:
@@ -274,4 +277,4 @@ class LiveVoice:
             return given.astype(np.float32) / np.float32(32768)
         if not np.isfinite(given).all():
             raise InputError("a voice came with values that are no numbers; give float32 in [-1, 1]")
-        return np.clip(given, -1, 1).astype(np.float32)
+        return np.asarray(np.clip(given, -1, 1), dtype=np.float32)
