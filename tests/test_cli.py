@@ -57,9 +57,9 @@ FLAGS = {
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
     "speak": [
-        "--audio", "--background", "--blinks", "--cues", "--curves", "--energy", "--gaze", "--head", "--help",
-        "--label", "--mood", "--output", "--quiet", "--runtime", "--seed", "--text", "--voice", "--write-curves",
-        "-h", "-o", "AVATAR",
+        "--audio", "--background", "--blinks", "--channels", "--cues", "--curves", "--energy", "--gaze", "--head",
+        "--help", "--label", "--live", "--microphone", "--mood", "--output", "--quiet", "--rate", "--runtime", "--seed",
+        "--text", "--voice", "--write-curves", "-h", "-o", "AVATAR",
     ],
     "voices": ["--help", "-h"],
     "import": ["--help", "-h"],

@@ -63,7 +63,7 @@ class LiveConfig(Config):
 
 
 def look_ahead_frames(frame_rate: int) -> int:
-    """At most so many frames a mouth is behind the sound that comes; the sound waits for it."""
+    """So many frames a mouth is behind the sound that comes; the sound waits for it."""
     ahead_s = VoiceDriver.LATENCY_SAMPLES / SAMPLE_RATE + 0.5 / HOPS_PER_S + Resampler.DELAY_S
     return int(np.ceil(ahead_s * frame_rate)) - 1
 
@@ -146,6 +146,7 @@ class LiveVoice:
         self._cushion = round(self._config.cushion_s * self._config.sample_rate)
         self._motion = MotionStream(float(frame_rate), style, cues)
         self._voice, self._resampler = self._afresh()
+        self._ahead = look_ahead_frames(frame_rate)
         self._next = 0  # the frame to be filled with sound
         self._unsaid: deque[_Piece] = deque()  # of the frames before, those that are not told yet
         self._known: deque[FaceTrack] = deque()  # rows of motion of the first of them
@@ -184,7 +185,10 @@ class LiveVoice:
             self._unsaid.append(piece)
             self._hear(piece.samples)
             self._changed.notify_all()
-            return [self._told() for _ in range(len(self._known)) if not self.is_over]
+            told = []
+            while self._known and len(self._unsaid) > self._ahead and not self.is_over:
+                told.append(self._told())
+            return told
 
     def interrupt(self) -> float:
         """Nothing of what came so far is said any more, and the mouth closes; returns how many seconds were left."""
