@@ -381,8 +381,20 @@ def test_whole_numbers_and_stereo_are_heard(voice: Float32) -> None:
 class NoVoice:
     """Hears nothing, as late as the real one."""
 
+    LATENCY_SAMPLES = VoiceDriver.LATENCY_SAMPLES
+
     def step(self, samples: Float32) -> int:
         return len(samples)
+
+
+class Rows(list[None]):
+    """A track of so many rows that nobody looks at."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__([None] * count)
+
+    def select(self, _: object) -> None:
+        return None
 
 
 class NoMotion:
@@ -395,18 +407,10 @@ class NoMotion:
         self._heard += samples
         count = max(0, int((self._heard / 16000 - 0.28) * self._rate + 1e-6) + 1) - self._told
         self._told += count
-        return SimpleNamespace(select=lambda _: None, __len__=None) if count < 0 else Rows(count)
+        return Rows(count)
 
     def hush(self) -> None:
         self._heard = round(self._told / self._rate * 16000)
-
-
-class Rows(list[None]):
-    def __init__(self, count: int) -> None:
-        super().__init__([None] * count)
-
-    def select(self, _: object) -> None:
-        return None
 
 
 @pytest.mark.parametrize(("rate", "frame_rate"), [(16000, 25), (44100, 30), (22050, 24)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,8 +59,8 @@ def speak_live(
         try:
             result = speak_live_pipeline(
                 avatar,
-                source=_reader(sys.stdin.fileno()) if is_read else audio,
-                output=_writer(sys.stdout.fileno()) if is_written else output,
+                source=_read if is_read else audio,
+                output=_write if is_written else output,
                 raw=SoundFormat(*sound),
                 is_microphone=is_microphone,
                 cues=cues,
@@ -100,16 +100,13 @@ def _ended_by_signals(speakers: list[LiveSpeaker]) -> Iterator[None]:
         restore()
 
 
-def _reader(descriptor: int) -> Callable[[int], bytes]:
-    """Reads what has come, without a buffer whose lock would outlive the program."""
-    return lambda count: os.read(descriptor, count)
+def _read(count: int) -> bytes:
+    """What has come, past the buffer of `sys.stdin`, whose lock would outlive the program."""
+    return os.read(sys.stdin.fileno(), count)
 
 
-def _writer(descriptor: int) -> Callable[[bytes], int]:
-    def write(data: bytes) -> int:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(descriptor, left) :]
-        return len(data)
-
-    return write
+def _write(data: bytes) -> int:
+    left = memoryview(data)
+    while left:
+        left = left[os.write(sys.stdout.fileno(), left) :]
+    return len(data)
