@@ -99,13 +99,16 @@ def run(
 def first_frames(performer: Performer, voice: NDArray[np.float32]) -> dict[str, Any]:
     """From the first piece of an utterance, after a pause, to the frame that begins to say it."""
     latencies: list[float] = []
-    state = {"silent": True}
+    state = {"silent_frames": 0}
 
     def watch(frame: SpokenFrame) -> None:
-        is_silent = frame.latency_ms is None
-        if state["silent"] and not is_silent:
-            latencies.append(float(frame.latency_ms or 0))
-        state["silent"] = is_silent
+        if frame.latency_ms is None:
+            state["silent_frames"] += 1
+            return
+        # A voice that was late on a busy machine is no new utterance.
+        if state["silent_frames"] > FRAMES_PER_S // 2:
+            latencies.append(frame.latency_ms)
+        state["silent_frames"] = 0
 
     def script(_: LiveSpeaker, talker: Talker) -> None:
         rng = np.random.default_rng(0)
