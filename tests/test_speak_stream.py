@@ -91,6 +91,9 @@ def test_a_wav_header_tells_its_own_format(most: int) -> None:
     listed = b"LIST" + struct.pack("<I", 5) + b"INFOx\0"
     sound, values = heard(wav(samples.tobytes(), before=listed, size=0), most)
     assert sound == SoundFormat(22050, 1) and len(values) == 600
+    for at_once in (7, 1 << 20):
+        told = wav(samples.tobytes(), size=1200) + b"LIST" + struct.pack("<I", 6) + b"INFOxx"
+        np.testing.assert_array_equal(heard(told, at_once)[1][:, 0], samples / np.float32(32768))
     floats = np.array([0.5, np.nan, 7.0], dtype="<f4").tobytes()
     np.testing.assert_array_equal(heard(wav(floats, kind=3, bits=32))[1][:, 0], [0.5, 0, 1])
     extended = struct.pack("<HHIH14s", 22, 16, 4, 1, b"\0" * 14)

@@ -24,6 +24,7 @@ HEAD_BYTES = 32
 HOW_TO_CONVERT = (
     "give WAV or raw 16-bit samples, such as 'ffmpeg -i talk.flac -f s16le -ac 1 -ar 16000 -' writes"
 )
+_UNKNOWN_BYTES = 0x7F000000
 _PCM, _FLOAT, _EXTENSIBLE = 1, 3, 0xFFFE
 _TYPES: dict[tuple[int, int], np.dtype[Any]] = {
     (_PCM, 16): np.dtype("<i2"),
@@ -43,8 +44,8 @@ class PcmStream:
 def read_pcm(read: Callable[[int], bytes], raw: SoundFormat, *, name: str) -> PcmStream:
     """The sound that `read` gives: at least one byte and at most as many as asked for, none at the end.
 
-    A WAV header tells its own format, and its length is not believed, since those who stream write anything there; what
-    has no header is taken for 16-bit samples of the format `raw`. A sample that is cut off at the end is left out.
+    A WAV header tells its own format; a length of nothing, or of hours, is what programs write that do not know it yet.
+    What has no header is taken for 16-bit samples of the format `raw`. A sample that is cut off at the end is left out.
     Raises MediaError when there is nothing, or another kind of file.
     """
     head = _fill(read, b"", HEAD_BYTES)
@@ -76,8 +77,23 @@ def _read_wav(read: Callable[[int], bytes], head: bytes, name: str) -> PcmStream
         place += 8 + size + size % 2
     if found is None or (found[0], found[5]) not in _TYPES or not found[1] or not 4000 <= found[2] <= 192_000:
         raise MediaError(f"{name} is WAV of a kind that is not read as it comes; {HOW_TO_CONVERT}")
-    sound = SoundFormat(sample_rate=found[2], channels=found[1])
-    return PcmStream(sound, _pieces(read, head[place + 8 :], _TYPES[found[0], found[5]], sound))
+    sound, data = SoundFormat(sample_rate=found[2], channels=found[1]), head[place + 8 :]
+    if 0 < size < _UNKNOWN_BYTES:  # after the samples there may be words
+        data, read = data[:size], _first(size - len(data), read)
+    return PcmStream(sound, _pieces(read, data, _TYPES[found[0], found[5]], sound))
+
+
+def _first(count: int, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Reads no more than so many bytes in all."""
+    left = max(0, count)
+
+    def read_some(wanted: int) -> bytes:
+        nonlocal left
+        data = read(min(wanted, left)) if left else b""
+        left -= len(data)
+        return data
+
+    return read_some
 
 
 def _fill(read: Callable[[int], bytes], data: bytes, count: int) -> bytes:

@@ -44,6 +44,8 @@ PATIENCE_S = 0.5  # a frame leaves without its picture when that takes longer
 STALL_S = 1.0  # a clock that is farther behind goes on from now instead of catching up
 RECENT = 1500  # frames that the latencies are of
 
+_Numbered = tuple[int, Any]  # a frame, and what was made for it so far
+
 
 @dataclass(frozen=True, slots=True)
 class Clock:
@@ -269,9 +271,6 @@ class LiveSpeaker:
             motion=moment.motion,
             latency_ms=latency,
         )
-
-
-_Numbered = tuple[int, Any]  # a frame, and what was made for it so far
 
 
 def _run_stage(
