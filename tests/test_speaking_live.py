@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -513,12 +514,23 @@ def test_a_picture_that_takes_too_long_is_not_waited_for() -> None:
     assert next(leaving).picture == "last"
 
 
+def test_a_frame_that_is_not_drawn_leaves_at_once() -> None:
+    outlet: Outlet[str, str] = Outlet("rest", room=9)
+    for index in range(3):
+        outlet.expect(index, "", 0.0, is_drawn=index == 2)
+    leaving = iter(outlet)
+    assert [next(leaving).picture_index for _ in range(2)] == [-1, -1]
+    outlet.put((2, "drawn"))
+    assert next(leaving).picture == "drawn"
+
+
 def test_frames_that_nobody_takes_stop_the_clock() -> None:
     outlet: Outlet[int, int] = Outlet(0, room=3)
     for index in range(3):
         outlet.expect(index, index, 0.0)
     waited: list[bool] = []
-    thread = threading.Thread(target=lambda: waited.append(outlet.wait_for_room()))
+    assert not outlet.wait_for_room(0.001) and not outlet.is_closed
+    thread = threading.Thread(target=lambda: waited.append(outlet.wait_for_room(20)))
     thread.start()
     thread.join(0.05)
     assert waited == []
@@ -527,16 +539,14 @@ def test_frames_that_nobody_takes_stop_the_clock() -> None:
     thread.join(5)
     assert waited == [True]
     outlet.close()
-    assert not outlet.wait_for_room() and not outlet.put((1, 1))
+    assert not outlet.wait_for_room(20) and outlet.is_closed and not outlet.put((1, 1))
 
 
 # The speaker
 
 
 def speaker_with(performer: Performer, *stages: Callable[[Any], Any], **how: Any) -> LiveSpeaker:
-    from dataclasses import replace
-
-    changed = replace(performer, stages=stages or performer.stages)
+    changed = dataclasses.replace(performer, stages=stages or performer.stages)
     return LiveSpeaker(changed, clock=FakeClock().clock(), **({"keep_all": True} | how))
 
 
@@ -609,6 +619,22 @@ def test_a_slow_machine_drops_pictures_and_no_sound(performer: Performer, voice:
     assert shown == sorted(shown) and all(at <= frame.index for at, frame in zip(shown, frames, strict=True))
     assert speaker.statistics().repeated == sum(frame.is_repeated for frame in frames) >= 20
     assert PATIENCE_S < 1
+
+
+def test_a_machine_that_is_always_late_still_says_everything(performer: Performer, voice: Float32) -> None:
+    """Every look at the clock finds it 0.3 s later: it never comes to drawing, and nothing hangs or is lost."""
+    now = iter(np.arange(0, 1e6, 0.3))
+    drawn: list[Any] = []
+    changed = dataclasses.replace(performer, stages=(lambda state: drawn.append(state) or 1,))
+    speaker = LiveSpeaker(
+        changed, live=LiveConfig(room_s=4), clock=Clock(lambda: float(next(now)), lambda _: None)
+    )
+    speaker.hear(voice[:24000])
+    speaker.end()
+    frames = list(speaker)
+    assert [frame.index for frame in frames] == list(range(38))
+    np.testing.assert_array_equal(np.concatenate([f.samples for f in frames])[:24000, 0], voice[:24000])
+    assert len(drawn) < 20 and speaker.statistics().stalls > 5
 
 
 def test_a_stage_that_fails_is_told_and_threads_end(performer: Performer, voice: Float32) -> None:

@@ -41,6 +41,7 @@ from omokage.tracking.face_track import FaceTrack
 
 HELD_S = 1.0  # of frames that nobody takes: then the clock stands still
 PATIENCE_S = 0.5  # a frame leaves without its picture when that takes longer
+LATE_S = 0.06  # a clock that is farther behind begins no picture
 STALL_S = 1.0  # a clock that is farther behind goes on from now instead of catching up
 RECENT = 1500  # frames that the latencies are of
 
@@ -102,8 +103,8 @@ class Pacer:
         self._begin, self._count = clock.now(), 0
         self.stalls = 0
 
-    def wait(self) -> None:
-        """Until then; at once if it is past. A little delay is caught up with, a long one is not."""
+    def wait(self) -> float:
+        """Until then. Returns by how many seconds it was past; a little is caught up with, much is not."""
         self._count += 1
         late = self._clock.now() - (self._begin + self._count * self._step)
         if late > STALL_S:
@@ -111,6 +112,7 @@ class Pacer:
             self.stalls += 1
         elif late < 0:
             self._clock.sleep(-late)
+        return max(0.0, late)
 
 
 class LiveSpeaker:
@@ -169,7 +171,7 @@ class LiveSpeaker:
         Returns how many samples were taken. With `wait` that is all of them, and it takes until there is room: call it
         on another thread than the one that takes frames. Raises InputError for anything else than samples.
         """
-        return self._voice.put(samples, self._clock.now(), wait=wait)
+        return self._voice.put(samples, self._clock.now, wait=wait)
 
     def interrupt(self) -> float:
         """Stop speaking: what is not said yet never will be, and the mouth closes. Returns how many seconds of it."""
@@ -246,14 +248,21 @@ class LiveSpeaker:
     def _run_clock(self) -> None:
         self._pacer = Pacer(self.config.frame_rate, self._clock)
         while not self._voice.is_over:
-            if not self._outlet.wait_for_room():
-                return
-            self._pacer.wait()
+            while not self._outlet.wait_for_room(PATIENCE_S):
+                if self._outlet.is_closed:
+                    return
+                self._give_up()
+            # The sound goes first: while it is late, no picture is begun.
+            is_drawn = self._pacer.wait() < LATE_S or self._keep_all
             for moment in self._voice.step():
-                self._outlet.expect(moment.index, moment, self._clock.now())
-                self._told.put((moment.index, moment.motion))
-            if not self._keep_all:
-                self._outlet.give_up(self._clock.now() - PATIENCE_S)
+                self._outlet.expect(moment.index, moment, self._clock.now(), is_drawn=is_drawn)
+                if is_drawn:
+                    self._told.put((moment.index, moment.motion))
+            self._give_up()
+
+    def _give_up(self) -> None:
+        if not self._keep_all:
+            self._outlet.give_up(self._clock.now() - PATIENCE_S)
 
     def _left(self, leaving: Leaving[LiveMoment, Portrait]) -> SpokenFrame:
         moment = leaving.moment

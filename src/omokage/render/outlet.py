@@ -34,6 +34,7 @@ class _Expected(Generic[Moment]):
     index: int
     moment: Moment
     since_s: float
+    is_drawn: bool
 
 
 class Outlet(Generic[Moment, Picture]):
@@ -49,16 +50,21 @@ class Outlet(Generic[Moment, Picture]):
         self._is_closed = False
         self._error: BaseException | None = None
 
-    def wait_for_room(self) -> bool:
-        """Until a frame can be expected; False when none leaves any more."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._expected) < self._room or self._is_closed)
-            return not self._is_closed
+    @property
+    def is_closed(self) -> bool:
+        """No frame can be expected any more."""
+        return self._is_closed
 
-    def expect(self, index: int, moment: Moment, now_s: float) -> None:
-        """The next frame is on its way."""
+    def wait_for_room(self, timeout_s: float) -> bool:
+        """Until a frame can be expected; False when that takes longer, or will never be."""
         with self._changed:
-            self._expected.append(_Expected(index, moment, now_s))
+            self._changed.wait_for(lambda: len(self._expected) < self._room or self._is_closed, timeout_s)
+            return len(self._expected) < self._room and not self._is_closed
+
+    def expect(self, index: int, moment: Moment, now_s: float, *, is_drawn: bool = True) -> None:
+        """The next frame is on its way; one that is not drawn waits for no picture."""
+        with self._changed:
+            self._expected.append(_Expected(index, moment, now_s, is_drawn))
             self._changed.notify_all()
 
     def put(self, drawn: tuple[int, Picture]) -> bool:
@@ -102,5 +108,6 @@ class Outlet(Generic[Moment, Picture]):
     def _is_ready(self) -> bool:
         if self._is_closed or not self._expected:
             return self._is_closed
-        first = self._expected[0].index
-        return first <= self._given_up or bool(self._drawn and self._drawn[-1][0] >= first)
+        first = self._expected[0]
+        has_picture = bool(self._drawn and self._drawn[-1][0] >= first.index)
+        return has_picture or not first.is_drawn or first.index <= self._given_up

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -72,7 +72,7 @@ def look_ahead_frames(frame_rate: int) -> int:
 class LiveMoment:
     """One frame. index: from 0 on.  samples: float32 (S, channels), its sound, as it came.  motion: one row.
 
-    heard_s: when the first of its sound came, on the clock of `put`; None when it is silent.
+    heard_s: when the first of its sound was taken, on the clock of `put`; None when it is silent.
     """
 
     index: int
@@ -154,17 +154,18 @@ class LiveVoice:
         self._is_ended = self._is_closed = self._is_saying = False
         self._waits = 0  # frames for which a voice that has not begun has waited
 
-    def put(self, samples: NDArray[Any], now_s: float = 0.0, *, wait: bool = True) -> int:
+    def put(self, samples: NDArray[Any], now: Callable[[], float] = lambda: 0.0, *, wait: bool = True) -> int:
         """Take more of the voice, float32 in [-1, 1] or int16, (S,) or (S, channels); returns how many were taken.
 
         With `wait` that is all of them unless the voice is ended or closed meanwhile, else what there is room for.
-        now_s: comes out as `LiveMoment.heard_s`. Raises InputError for another shape and for what are no numbers.
+        now: gives what comes out as `LiveMoment.heard_s`. Raises InputError for another shape and for what are no
+        numbers.
         """
         left = self._checked(samples)
         count = 0
         with self._changed:
             while len(left) and not (self._is_ended or self._is_closed):
-                taken = self._waiting.put(left, now_s)
+                taken = self._waiting.put(left, now())
                 left, count = left[taken:], count + taken
                 if not wait:
                     break
