@@ -58,10 +58,9 @@ FLAGS = {
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
     "speak": [
-        "--audio", "--background", "--blinks", "--cues", "--curves", "--energy", "--gaze", "--head", "--help",
-        "--label", "--mood", "--output", "--purpose",
-        "--quiet", "--runtime", "--seed", "--text", "--voice", "--write-curves",
-        "-h", "-o", "AVATAR",
+        "--audio", "--background", "--blinks", "--channels", "--cues", "--curves", "--energy", "--gaze", "--head",
+        "--help", "--label", "--live", "--microphone", "--mood", "--output", "--purpose", "--quiet",
+        "--rate", "--runtime", "--seed", "--text", "--voice", "--write-curves", "-h", "-o", "AVATAR",
     ],
     "consent": ["--help", "-h"],
     "consent new": [

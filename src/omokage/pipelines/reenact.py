@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ from omokage.pipelines.recording import MAX_SIDE_PX, tracked
 from omokage.render.detail import rest_of, retarget_detail
 from omokage.render.paper_renderer import PaperRenderer, person_of
 from omokage.render.readback import ReadBack
-from omokage.render.realtime import state_of
+from omokage.render.realtime import network_threads, state_of
 from omokage.render.renderer import Portrait, Renderer, fit_background
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
 from omokage.threads import one_ahead, one_blas_thread
@@ -186,21 +186,25 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 
 @dataclass(frozen=True)
 class Performer:
-    """Who is driven, in whichever networks. render: draws a state.  corrected: the state to draw for one that is told.
-    track, rest: of their recording."""
+    """Who is driven, in whichever networks. render: draws a state.  stages: the same in steps for different cores.
+    corrected: the state to draw for one that is told.  track, rest: of their recording."""
 
     size: int
     label: str | None
     track: FaceTrack
     rest: Rest
     render: Callable[[AvatarState], Portrait]
+    stages: tuple[Callable[[Any], Any], ...]
     corrected: Callable[[AvatarState], AvatarState]
 
 
-def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> Performer:
+def performer_of(
+    avatar: Path | Avatar | PaperAvatar, config: ReenactConfig, *, is_live: bool = False
+) -> Performer:
     """Open an avatar of any kind that may be shown.
 
-    Raises BundleError, ConsentError when it may not, and InputError for what its kind cannot do.
+    is_live: frames are drawn while they are wanted, and nothing is corrected. Raises BundleError, ConsentError when it
+    may not, and InputError for what its kind cannot do.
     """
     if not isinstance(avatar, Avatar | PaperAvatar):
         path = Path(avatar)
@@ -212,10 +216,13 @@ def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> 
     label = config.label or avatar.provenance.label
     check_label(label, avatar.size, avatar.size)
     background = _background(config.background, avatar.size)
-    renderer = Renderer(avatar, runtime=config.runtime, background=background)
+    threads = network_threads(avatar.size) if is_live else None
+    renderer = Renderer(avatar, runtime=config.runtime, background=background, threads=threads)
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
-    corrected = ReadBack(renderer).corrected
-    return Performer(avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected)
+    corrected = _as_told if is_live else ReadBack(renderer).corrected
+    return Performer(
+        avatar.size, label, avatar.track, rest_of(avatar), renderer.render, renderer.stages, corrected
+    )
 
 
 def _permit(made: Provenance, config: ReenactConfig) -> None:
@@ -239,9 +246,12 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)
     # A picture takes too long to be drawn twice: the state is drawn as it is told.
-    return Performer(
-        avatar.size, label, person.track, rest, PaperRenderer(avatar).render, lambda state: state
-    )
+    render = PaperRenderer(avatar).render
+    return Performer(avatar.size, label, person.track, rest, render, (render,), _as_told)
+
+
+def _as_told(state: AvatarState) -> AvatarState:
+    return state
 
 
 def _pictures(
