@@ -19,6 +19,7 @@ from omokage import InputError, MissingDependencyError, OmokageError, OutputErro
 from omokage.cli.animate import animate, animate_queue
 from omokage.cli.consent import ask_unless_recorded, consent
 from omokage.cli.create import create
+from omokage.cli.identity import identity_group
 from omokage.cli.imports import imports
 from omokage.cli.options import (
     FilePath,
@@ -260,6 +261,7 @@ app.add_command(animate)
 app.add_command(animate_queue)
 app.add_command(consent)
 app.add_command(create)
+app.add_command(identity_group)
 app.add_command(imports)
 app.add_command(speak)
 app.add_command(train_portrait)
