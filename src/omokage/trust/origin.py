@@ -12,10 +12,10 @@ import json
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
-import omokage
 from omokage.errors import OutputError
 from omokage.trust.identity import Identity, trusted_roots
 
@@ -51,7 +51,7 @@ class OriginClaim:
     render_id: str = ""
 
     def manifest(self) -> dict[str, Any]:
-        agent = {"name": "omokage", "version": omokage.__version__}
+        agent = {"name": "omokage", "version": version("omokage")}
         created = {"action": "c2pa.created", "digitalSourceType": self.source_type, "softwareAgent": agent}
         own = {
             "version": OWN_VERSION,
