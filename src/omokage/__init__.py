@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from omokage.pipelines.reenact import reenact
     from omokage.pipelines.rehearse import rehearse
     from omokage.pipelines.speak import speak
+    from omokage.pipelines.verify import verify
     from omokage.tracking.face_track import FaceTrack
 
 __version__ = "0.1.0"
@@ -58,6 +59,7 @@ __all__ = [
     "reenact",
     "rehearse",
     "speak",
+    "verify",
 ]
 
 _LAZY = {
@@ -69,6 +71,7 @@ _LAZY = {
     "reenact": "omokage.pipelines.reenact",
     "rehearse": "omokage.pipelines.rehearse",
     "speak": "omokage.pipelines.speak",
+    "verify": "omokage.pipelines.verify",
 }
 
 

@@ -151,7 +151,7 @@ def perform(
         output,
         frame_rate=driving.frame_rate,
         audio=driving.audio,
-        config=ReleaseConfig(label=performer.label),
+        config=ReleaseConfig(label=performer.label, avatar=performer.recording),
         frame_count=len(moved.motion),
         on_progress=on_progress,
     )
@@ -183,7 +183,7 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 @dataclass(frozen=True)
 class Performer:
     """Who is driven, in whichever networks. render: draws a state.  corrected: the state to draw for one that is told.
-    track, rest: of their recording."""
+    track, rest: of their recording.  recording: its SHA-256, or empty."""
 
     size: int
     label: str | None
@@ -191,6 +191,7 @@ class Performer:
     rest: Rest
     render: Callable[[AvatarState], Portrait]
     corrected: Callable[[AvatarState], AvatarState]
+    recording: str = ""
 
 
 def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> Performer:
@@ -207,7 +208,8 @@ def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> 
     renderer = Renderer(avatar, runtime=config.runtime, background=background)
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
     corrected = ReadBack(renderer).corrected
-    return Performer(avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected)
+    made_from = avatar.provenance.recording_sha256
+    return Performer(avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected, made_from)
 
 
 def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
@@ -221,13 +223,13 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
         raise InputError(
             f"an avatar at the paper's scale is drawn by PyTorch and not by '{config.runtime}'; use --runtime torch"
         )
-    label = config.label or (avatar.origin.label if isinstance(avatar.origin, Provenance) else None)
+    made = avatar.origin if isinstance(avatar.origin, Provenance) else None
+    label = config.label or (made.label if made else None)
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)
     # A picture takes too long to be drawn twice: the state is drawn as it is told.
-    return Performer(
-        avatar.size, label, person.track, rest, PaperRenderer(avatar).render, lambda state: state
-    )
+    render, recording = PaperRenderer(avatar).render, made.recording_sha256 if made else ""
+    return Performer(avatar.size, label, person.track, rest, render, lambda state: state, recording)
 
 
 def _pictures(

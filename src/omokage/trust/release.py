@@ -1,18 +1,18 @@
 """The one door out: every clip, picture and report leaves through here.
 
-A release draws the visible label, encodes, writes atomically, and says in the file's metadata whether it is generated.
+A release draws the visible label, adds the invisible mark, encodes, writes atomically, says in the file's metadata
+whether it is generated, and enters what was generated into the register of renders.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InternalError, OutputError
-from omokage.files import output_error
+from omokage.files import file_digest, output_error
 from omokage.media.clip import Audio
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
@@ -31,6 +31,10 @@ from omokage.media.encode import (
     write_image,
 )
 from omokage.trust.label import Corner, check_label, draw_label
+from omokage.trust.mark_key import installation_key
+from omokage.trust.marking import chosen_profile, id_text, mark_for
+from omokage.trust.registry import Render, now, register
+from omokage.trust.video_mark import Marker, can_be_marked
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -64,7 +68,7 @@ class ReleaseConfig(Config):
 
     `label`: visible text on every picture, such as 'AI-generated', or None for none. `title` and `purpose` go into
     the metadata when given. `origin`: whether the hidden notice says that the picture is AI-generated or recorded;
-    clips are always generated.
+    clips are always generated. `avatar`: for the register of renders only, the SHA-256 of what an avatar was made from.
     """
 
     label: str | None = None
@@ -72,17 +76,24 @@ class ReleaseConfig(Config):
     title: str = ""
     purpose: str = ""
     origin: Origin = "generated"
+    avatar: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """A file that has left: `duration_s` is 0 for pictures and texts, `sha256` is hexadecimal, of the whole file."""
+    """A file that has left.
+
+    `duration_s` is 0 for pictures and texts; `sha256` is hexadecimal, of the whole file. `render_id`: 12 hexadecimal
+    digits, what the invisible mark says; None for texts, for what is not generated, and for pictures that are too small
+    for a mark.
+    """
 
     path: Path
     frame_count: int
     duration_s: float
     sha256: str
     label: str | None
+    render_id: str | None = None
 
 
 def release_clip(
@@ -110,6 +121,8 @@ def release_clip(
         raise InternalError(f"no frames came for {path}")
     height, width, channels = first.shape
     check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
+    facts = {"frame rate": str(frame_rate), "sound": str(audio.sample_rate if audio else 0)}
+    hidden = _Hidden.of(_labeled(first, config), path, config, facts, audio)
     with clip_writer(
         path,
         width=width,
@@ -118,32 +131,36 @@ def release_clip(
         audio=audio,
         alpha=channels == 4,
         metadata=_metadata(config),
+        on_written=hidden.enter,
     ) as writer:
         for image in itertools.chain([first], source):
-            writer.write(_labeled(image, config))
+            writer.write(hidden.marked(_labeled(image, config)))
             on_progress(Progress("writing", writer.frame_count, frame_count or 0))
-    return _released(path, config.label, writer.frame_count, float(writer.frame_count / frame_rate))
+    return hidden.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
 def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig | None = None) -> Released:
-    """Label and write a picture, uint8 (H, W, 3), or (H, W, 4) for a `.png`. Raises OutputError."""
+    """Label, mark and write a picture, uint8 (H, W, 3), or (H, W, 4) for a `.png`. Raises OutputError."""
     config = config or ReleaseConfig()
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
-    write_image(path, _labeled(image, config), _metadata(config) | {"xmp": _xmp(config)})
-    return _released(path, config.label, 1, 0.0)
+    labeled = _labeled(image, config)
+    hidden = _Hidden.of(labeled, path, config, {})
+    write_image(path, hidden.marked(labeled), _metadata(config) | {"xmp": _xmp(config)}, hidden.enter)
+    return hidden.released(1, 0.0)
 
 
 def release_text(text: str, path: Path) -> Released:
     """Write a report (HTML, JSON, CSV, plain text) in UTF-8. Raises OutputError."""
     write_bytes(path, text.encode())
-    return _released(path, None, 0, 0.0)
+    return Released(path=path, frame_count=0, duration_s=0.0, sha256=file_digest(path), label=None)
 
 
 def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path] = ()) -> None:
     """Tell before long work, not after it, that `path` cannot be written.
 
     Refuses a suffix outside `suffixes`, a missing folder, a folder without permission, a path that is a folder, and
-    one that is among the `inputs` (which would overwrite what the user gave). Raises OutputError.
+    one that is among the `inputs` (which would overwrite what the user gave). Where pictures will be marked, it also
+    makes sure of the key. Raises OutputError, or InputError about the key.
     """
     if path.suffix.lower() not in suffixes:
         given = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
@@ -158,6 +175,55 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:
         raise output_error(path, error) from error
+    if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
+        installation_key()
+        chosen_profile()
+
+
+class _Hidden:
+    """The invisible mark of one release, and its row in the register."""
+
+    def __init__(
+        self, path: Path, config: ReleaseConfig, marker: Marker | None, render_id: str | None
+    ) -> None:
+        self._path, self._config, self._marker, self._render_id = path, config, marker, render_id
+        self._sha256 = ""
+
+    @classmethod
+    def of(
+        cls,
+        first: NDArray[np.uint8],
+        path: Path,
+        config: ReleaseConfig,
+        facts: Mapping[str, str],
+        audio: Audio | None = None,
+    ) -> Self:
+        """For a release that begins with the labeled picture `first`."""
+        if config.origin != "generated" or not can_be_marked(first.shape[1], first.shape[0]):
+            return cls(path, config, None, None)
+        said = {name: str(value) for name, value in config.to_json().items()}
+        mark = mark_for(first, {**said, **facts}, audio.samples if audio else None)
+        return cls(path, config, Marker(mark, first), id_text(mark.render_id))
+
+    def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self._marker.apply(image) if self._marker else image
+
+    def enter(self, written: Path) -> None:
+        """Take the digest of the finished file, and enter it into the register if it is marked. Raises OutputError."""
+        self._sha256 = file_digest(written)
+        if self._render_id is not None:
+            purpose, avatar = self._config.purpose, self._config.avatar
+            register(Render(self._render_id, now(), self._sha256, self._path.name, purpose, avatar))
+
+    def released(self, frame_count: int, duration_s: float) -> Released:
+        return Released(
+            path=self._path,
+            frame_count=frame_count,
+            duration_s=duration_s,
+            sha256=self._sha256,
+            label=self._config.label,
+            render_id=self._render_id,
+        )
 
 
 def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint8]:
@@ -184,9 +250,3 @@ def _xmp(config: ReleaseConfig) -> str:
         f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
     )
-
-
-def _released(path: Path, label: str | None, frame_count: int, duration_s: float) -> Released:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Released(path=path, frame_count=frame_count, duration_s=duration_s, sha256=digest, label=label)

@@ -1,0 +1,23 @@
+"""The folder in which omokage keeps what belongs to this installation: models, the key of its marks, its renders."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+HOME_VARIABLE = "OMOKAGE_HOME"
+
+
+def data_home() -> Path:
+    """`OMOKAGE_HOME`, or the folder that the platform keeps for a user's data; it may not exist yet."""
+    if chosen := os.environ.get(HOME_VARIABLE):
+        return Path(chosen).expanduser()
+    match sys.platform:
+        case "win32":
+            data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        case "darwin":
+            data = Path.home() / "Library" / "Application Support"
+        case _:
+            data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return data / "omokage"
