@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from omokage.errors import InternalError
-from omokage.trust import mark_code, mark_pattern
+from omokage.trust import mark_code, mark_pattern, mark_search
 from omokage.trust.label import draw_label
 from omokage.trust.mark_pattern import (
     PRIVATE_BITS,
@@ -53,6 +53,12 @@ def found(pictures: Sequence[Picture], *keys: bytes) -> list[Found]:
     for picture in pictures:
         evidence.add(picture)
     return find(evidence.plane(), [PUBLIC, *map(private, keys or (SECRET,))])
+
+
+@pytest.fixture
+def few_scales(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the scale is known and nothing is to be read, trying all of them takes two seconds for nothing."""
+    monkeypatch.setattr(mark_search, "candidate_chips", lambda plane: [4.0])
 
 
 def texture(width: int, height: int, seed: int = 0) -> Picture:
@@ -307,16 +313,20 @@ def test_marks_of_two_installations_are_both_read() -> None:
 
 
 def test_nothing_is_found_where_nothing_is() -> None:
-    """Also no mark of a key that did not make it, though one of another key is there."""
-    picture = texture(320, 320, seed=8)
-    public, own = found([picture])
+    public, own = found([texture(320, 320, seed=8)])
     assert (public.payload, own.payload, public.is_present, own.is_present) == (None, None, False, False)
     assert max(public.z, own.z) < PRESENT
+
+
+@pytest.mark.usefixtures("few_scales")
+def test_a_key_finds_nothing_of_another() -> None:
+    picture = texture(320, 320, seed=8)
     marked = Marker(Mark(5, b"not ours".ljust(32, b".")), picture).apply(picture)
     public, own = found([marked])
     assert public.payload == PUBLIC_PAYLOAD and own.payload is None
 
 
+@pytest.mark.usefixtures("few_scales")
 def test_a_mark_that_cannot_be_read_is_still_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """The acceptance rule: the synchronisation alone makes a mark, never an id."""
     sent = Chips.modulated
@@ -326,13 +336,14 @@ def test_a_mark_that_cannot_be_read_is_still_told(monkeypatch: pytest.MonkeyPatc
         return np.where(chips.carries < 0, sent(chips, payload), noise).astype(np.float32)
 
     picture = texture(448, 448, seed=30)
-    monkeypatch.setattr(Chips, "modulated", garbled)
-    marked = Marker(Mark(77, SECRET), picture).apply(picture)
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(Chips, "modulated", garbled)
+        marked = Marker(Mark(77, SECRET), picture).apply(picture)
     for one in found([marked]):
         assert one.payload is None and one.is_present and one.z >= PRESENT
 
 
+@pytest.mark.usefixtures("few_scales")
 def test_a_low_score_is_not_believed_even_with_its_crc() -> None:
     picture = texture(320, 320, seed=31)
     marked = Marker(Mark(77, SECRET), picture).apply(picture)
@@ -342,6 +353,7 @@ def test_a_low_score_is_not_believed_even_with_its_crc() -> None:
     assert [one.payload for one in find(evidence.plane(), strict)] == [None, None]
 
 
+@pytest.mark.usefixtures("few_scales")
 def test_flat_and_tiny_pictures_are_no_trouble() -> None:
     for picture in (np.zeros((128, 128, 3), np.uint8), np.full((130, 700, 3), 255, np.uint8)):
         assert [one.payload for one in found([picture])] == [None, None]

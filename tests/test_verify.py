@@ -24,8 +24,9 @@ from omokage.trust import marking, registry
 from omokage.trust.mark_key import KEY_VARIABLE, derived, installation_key, key_path, read_key
 from omokage.trust.registry import Render, register, registry_path, renders_of
 from omokage.trust.release import ReleaseConfig, Released, check_writable, release_clip, release_image
-from test_marks import texture
+from test_marks import few_scales, texture
 
+__all__ = ["few_scales"]  # a fixture
 RATE = Fraction(25)
 
 
@@ -238,6 +239,7 @@ def test_a_transparent_clip_is_marked_where_it_is_opaque(tmp_path: Path) -> None
     assert next(read_frames(tmp_path / "a.webm")).image[:60].max() < 4
 
 
+@pytest.mark.usefixtures("few_scales")
 def test_another_installation_reads_the_public_layer_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +254,7 @@ def test_another_installation_reads_the_public_layer_only(
     assert "not in the register of this machine" in report.to_text()
 
 
+@pytest.mark.usefixtures("few_scales")
 def test_an_unmarked_picture_is_never_called_real(tmp_path: Path) -> None:
     release_image(texture(256, 256), tmp_path / "a.png", config=ReleaseConfig(origin="recorded"))
     report = omokage.verify(tmp_path / "a.png")
@@ -271,6 +274,7 @@ def test_verify_opens_no_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert omokage.verify(tmp_path / "a.png").exit_code == 0
 
 
+@pytest.mark.usefixtures("few_scales")
 def test_a_folder_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "out"
     (folder / "deeper").mkdir(parents=True)
