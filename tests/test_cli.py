@@ -89,6 +89,7 @@ FLAGS = {
         "--batch", "--device", "--help", "--lora", "--minutes", "--output", "--preset", "--quiet", "--seed", "--shards",
         "--stage", "--steps", "--weights", "-h", "-o", "VIDEOS",
     ],
+    "verify": ["--help", "--json", "--key", "--quiet", "-h", "FILE_OR_FOLDER"],
     "weights": ["--help", "-h"],
     "weights add": ["--help", "--quiet", "-h", "NAME", "FOLDER"],
     "weights list": ["--help", "--json", "--quiet", "--verify", "-h"],

@@ -63,7 +63,7 @@ def test_commands_run(
     for name in (
         "check", "create", "create_paper", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo",
         "weights", "animate", "train_portrait", "small_portrait", "animate_queue", "import_styleavatar", "speak",
-        "licences", "speak_live",
+        "licences", "speak_live", "verify",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])

@@ -34,6 +34,7 @@ from omokage.cli.options import (
 from omokage.cli.progress import ProgressBar
 from omokage.cli.speak import speak, voices
 from omokage.cli.train_portrait import train_portrait
+from omokage.cli.verify import verify
 from omokage.cli.weights import weights
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
@@ -265,6 +266,7 @@ app.add_command(identity_group)
 app.add_command(imports)
 app.add_command(speak)
 app.add_command(train_portrait)
+app.add_command(verify)
 app.add_command(voices)
 app.add_command(weights)
 

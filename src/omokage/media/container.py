@@ -18,7 +18,7 @@ from omokage.errors import MediaError
 MAX_SIDE = 8192
 PICTURE = "picture"
 
-_VIDEO_DEMUXERS = {"mov": "MP4 or MOV", "matroska": "WebM or Matroska", "avi": "AVI", "mpegts": "MPEG-TS"}
+VIDEO_DEMUXERS = {"mov": "MP4 or MOV", "matroska": "WebM or Matroska", "avi": "AVI", "mpegts": "MPEG-TS"}
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),
     (0, b"\x1a\x45\xdf\xa3", "matroska"),
@@ -109,7 +109,7 @@ def open_container(path: Path) -> InputContainer:
         )
     except (av.FFmpegError, ValueError) as error:
         raise MediaError(
-            f"{path} is damaged or cut off: its {_VIDEO_DEMUXERS.get(kind, kind)} headers cannot be read; "
+            f"{path} is damaged or cut off: its {VIDEO_DEMUXERS.get(kind, kind)} headers cannot be read; "
             "copy or export the recording again"
         ) from error
 

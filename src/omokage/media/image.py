@@ -14,7 +14,7 @@ from omokage.errors import MediaError
 from omokage.media.clip import Image
 from omokage.media.container import MAX_SIDE, PICTURE, sniff
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 
 
 def is_still_image(path: Path) -> bool:
@@ -31,7 +31,7 @@ def read_image(path: Path) -> Image:
     if not is_still_image(path):
         raise MediaError(f"{path} is a video or sound file; a picture (PNG, JPEG, WebP) is needed here")
     try:
-        with PIL.Image.open(path, formats=_FORMATS) as picture:
+        with PIL.Image.open(path, formats=FORMATS) as picture:
             if max(picture.size) > MAX_SIDE:
                 width, height = picture.size
                 raise MediaError(

@@ -24,7 +24,7 @@ from omokage.pipelines.work import SUFFIX, Work
 from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
 from omokage.trust.consent import Use
-from omokage.trust.register import permit
+from omokage.trust.consents import permit
 from omokage.trust.release import check_label, check_writable
 
 

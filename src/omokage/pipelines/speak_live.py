@@ -26,7 +26,7 @@ from omokage.speaking.cues import read_cues
 from omokage.speaking.driver import MOODS
 from omokage.speaking.live import LiveConfig
 from omokage.talking.conditions.speech import SAMPLE_RATE
-from omokage.trust.release import ReleaseConfig, Released, release_live
+from omokage.trust.release import Released, release_live
 
 MOST_CHANNELS = 2  # of the video's sound; of more, the first two are kept
 MICROPHONE_ROOM_S = 0.25
@@ -88,7 +88,7 @@ def speak_live(
             output,
             frame_rate=Fraction(config.frame_rate),
             sound=replace(sound, channels=min(sound.channels, MOST_CHANNELS)),
-            config=ReleaseConfig(label=performer.label),
+            config=performer.release(),
             on_progress=on_progress,
         )
     statistics = speaker.statistics()
