@@ -1,4 +1,4 @@
-"""`omokage verify`: which marks of omokage are in pictures and videos. MAIN: `verify`.
+"""`omokage verify`: what pictures and videos say of where they come from. MAIN: `verify`.
 
 No file is changed and no socket is opened. What is not found is told as 'no mark found', never as 'real'.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,6 +19,7 @@ from omokage.media.container import PICTURE, VIDEO_DEMUXERS, sniff
 from omokage.media.decode import probe, read_frames, read_image
 from omokage.media.metadata import read_comment
 from omokage.threads import one_blas_thread
+from omokage.trust.consents import all_records, revoked
 from omokage.trust.mark_key import installation_key, key_path, read_key
 from omokage.trust.mark_pattern import PRIVATE_BITS, PRODUCT, PUBLIC_BITS, PUBLIC_KEY, chips_of
 from omokage.trust.mark_search import (
@@ -30,13 +32,20 @@ from omokage.trust.mark_search import (
     find,
 )
 from omokage.trust.marking import id_text, pattern_key
+from omokage.trust.origin import NO_ORIGIN, Origin, read_origin
 from omokage.trust.registry import Render, renders_of
 from omokage.trust.video_mark import PUBLIC_SHARE
 
 SECONDS: Final = 30.0  # of a video
 FRAMES: Final = 60  # spread over them
-NOT_CHECKED: Final = ("signature", "consent", "fingerprint")
+NOT_CHECKED: Final = ("fingerprint",)
 NOTHING: Final = "no mark found; that does not tell how the picture came about"
+
+_ORIGIN: Final = {
+    "trusted": "whole, signed by {}",
+    "unknown signer": "whole, signed by {}, whose root is not trusted here",
+    "altered": "not whole: something was changed after it was signed",
+}
 
 Verdict = Literal["made with omokage", "mark present, id unreadable", "no mark found", "cannot be read"]
 
@@ -64,7 +73,8 @@ class Verification:
     """What was found in one file.
 
     synchronisation: z of the marks' common pattern; from 8 on a mark is there.  disclosure: the comment in the file's
-    metadata, which anybody can write or remove.  frame_count: how many were looked at.  problem: why it was not read.
+    metadata, which anybody can write or remove.  origin: the signed one.  consent: a sentence on the record that a
+    trusted origin names, as it stands now.  frame_count: how many were looked at.  problem: why it was not read.
     private: None where no key is at hand.
     """
 
@@ -74,6 +84,8 @@ class Verification:
     private: PrivateMark | None = None
     synchronisation: float = 0.0
     disclosure: str = ""
+    origin: Origin = NO_ORIGIN
+    consent: str = ""
     frame_count: int = 0
     width: int = 0
     height: int = 0
@@ -104,6 +116,15 @@ class Verification:
             },
             "synchronisation": round(self.synchronisation, 2),
             "disclosure": self.disclosure or None,
+            "origin": {
+                "state": self.origin.state,
+                "signer": self.origin.signer or None,
+                "software": self.origin.software or None,
+                "source_type": self.origin.source_type or None,
+                "provenance": self.origin.own,
+                "problems": list(self.origin.problems),
+            },
+            "consent": self.consent or None,
             "frames": self.frame_count,
             "width": self.width,
             "height": self.height,
@@ -122,6 +143,9 @@ class Verification:
             lines += [f"    {_row(render)}" for render in self.private.renders]
             if not self.private.renders:
                 lines.append("    its row is not in the register of this machine")
+        lines += [f"  {line}" for line in _origin_lines(self.origin)]
+        if self.consent:
+            lines.append(f"  consent: {self.consent}")
         if self.disclosure:
             lines.append(f"  metadata (anybody can write it): {self.disclosure}")
         if min(self.width, self.height) < LEAST_SEARCHED_PX:
@@ -140,9 +164,10 @@ class VerifyReport:
 
     @property
     def exit_code(self) -> int:
-        """0: a mark of omokage in every file; 1: not in every file; 2: a file cannot be read."""
+        """0: a mark of omokage in every file; 1: not in every file, or one was altered; 2: a file cannot be read."""
         verdicts = {file.verdict for file in self.files}
-        return 2 if "cannot be read" in verdicts else 1 if "no mark found" in verdicts else 0
+        is_altered = any(file.origin.state == "altered" for file in self.files)
+        return 2 if "cannot be read" in verdicts else 1 if "no mark found" in verdicts or is_altered else 0
 
     def to_json(self) -> dict[str, Any]:
         return {"files": [file.to_json() for file in self.files], "skipped": self.skipped}
@@ -202,6 +227,7 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
     else:
         found = find(evidence.plane(), _keys(secrets))
     public, *own = found
+    origin = read_origin(path)
     private = max(own, key=lambda one: (one.payload is not None, one.z), default=None)
     return Verification(
         path=path,
@@ -210,6 +236,8 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
         private=None if private is None else _private_mark(private),
         synchronisation=max(one.z for one in (public, *own)),
         disclosure=read_comment(path),
+        origin=origin,
+        consent=_consent(origin),
         frame_count=evidence.frame_count,
         width=size[0],
         height=size[1],
@@ -263,6 +291,39 @@ def _product(mark: PublicMark) -> str:
     if mark.product == PRODUCT:
         return f"made with omokage (mark version {mark.version})"
     return f"of another product (code {mark.product})"
+
+
+def _origin_lines(origin: Origin) -> Iterator[str]:
+    if origin.state == "none":
+        yield "no signed origin"
+    else:
+        yield f"signed origin: {_ORIGIN[origin.state].format(origin.signer)}"
+        if origin.state == "trusted":
+            made = origin.source_type.rpartition("/")[2]
+            yield f"  says: by {origin.software}, {made}" + (
+                f", for {p}" if (p := _said(origin, "purpose")) else ""
+            )
+    yield from (f"  found: {problem}" for problem in origin.problems)
+
+
+def _said(origin: Origin, name: str) -> str:
+    return str((origin.own or {}).get(name) or "")
+
+
+def _consent(origin: Origin) -> str:
+    """How the consent stands now that a trusted origin names. Raises ConsentError for a damaged list of withdrawals."""
+    number = _said(origin, "consent") if origin.state == "trusted" else ""
+    if not number:
+        return ""
+    known = [record for record in all_records() if record.id == number]
+    if not known:
+        return f"{number[:12]}, which is not recorded on this machine"
+    today = datetime.now(UTC)
+    withdrawn = revoked(today).get(number)
+    if withdrawn:
+        return f"{number[:12]}, WITHDRAWN on {withdrawn}"
+    end = known[0].terms.end
+    return f"{number[:12]}, {'ended' if today.date().isoformat() > end else 'holds until'} {end}"
 
 
 def _row(render: Render) -> str:
