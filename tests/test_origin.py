@@ -131,7 +131,7 @@ def test_a_copy_that_was_packed_anew_has_none(clip: Path, tmp_path: Path) -> Non
 
 
 def test_a_name_does_not_decide_what_a_file_is(tmp_path: Path) -> None:
-    picture = _picture(tmp_path / "a.png")
+    picture = _picture(tmp_path / "a.jpg")
     sign_origin(picture, CLAIM, identity())
     named = picture.rename(tmp_path / "a.mp4")
     assert read_origin(named).state == "trusted"
@@ -286,24 +286,24 @@ def test_verify_says_what_an_origin_says_and_how_the_consent_stands_now(
     shown.mkdir()
     picture = np.ascontiguousarray(skimage.data.astronaut())
     config = ReleaseConfig(purpose="private", consent=record.id)
-    release_image(picture, shown / "a.png", config=config)
+    release_image(picture, shown / "a.jpg", config=config)
 
-    (found,) = verify(shown / "a.png").files
+    (found,) = verify(shown / "a.jpg").files
     assert found.origin.state == "trusted" and "holds until" in found.consent
     consents.revoke(record, "")
-    assert "WITHDRAWN" in verify(shown / "a.png").files[0].consent
-    assert cli.run(["verify", str(shown / "a.png")]) == 0
+    assert "WITHDRAWN" in verify(shown / "a.jpg").files[0].consent
+    assert cli.run(["verify", str(shown / "a.jpg")]) == 0
     said = capsys.readouterr().out
     assert "signed origin: whole, signed by" in said and "trainedAlgorithmicMedia, for private" in said
 
-    content = (shown / "a.png").read_bytes()
-    PIL.Image.open(shown / "a.png").save(shown / "b.png")  # saved anew: the manifest is gone, the mark is not
+    content = (shown / "a.jpg").read_bytes()
+    PIL.Image.open(shown / "a.jpg").save(shown / "b.png")  # saved anew: the manifest is gone, the mark is not
     (copy,) = verify(shown / "b.png").files
     assert (copy.origin.state, copy.verdict, copy.consent) == ("none", "made with omokage", "")
-    (shown / "a.png").write_bytes(content.replace(b"private", b"publicx"))
-    altered = verify(shown / "a.png")
+    (shown / "a.jpg").write_bytes(content.replace(b"private", b"publicx"))
+    altered = verify(shown / "a.jpg")
     assert altered.files[0].origin.state == "altered" and altered.exit_code == 1
     monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "elsewhere"))
-    (shown / "a.png").write_bytes(content)
-    (elsewhere,) = verify(shown / "a.png").files
+    (shown / "a.jpg").write_bytes(content)
+    (elsewhere,) = verify(shown / "a.jpg").files
     assert (elsewhere.origin.state, elsewhere.consent) == ("unknown signer", "")
