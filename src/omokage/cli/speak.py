@@ -19,6 +19,13 @@ from omokage.errors import InputError, OutputError
 @click.option("--text", help="What is said, read aloud by --voice; @FILE takes it from a text file.")
 @click.option("--voice", default="en-us", show_default=True, help="Who reads; see `omokage voices`.")
 @click.option(
+    "--driver",
+    type=click.Choice(["auto", "general", "personal"]),
+    default="auto",
+    show_default=True,
+    help="Whose way of moving the mouth: everybody's, this person's, or the better one.",
+)
+@click.option(
     "--mood", type=click.Choice(["neutral", "friendly", "serious"]), default="neutral", show_default=True
 )
 @click.option(
@@ -66,7 +73,8 @@ def speak(
 ) -> None:
     """Let AVATAR say a recording or a text.
 
-    The mouth follows the voice, in any language; head, eyes and breath live with it. No weights are needed.
+    The mouth follows the voice, in any language; head, eyes and breath live with it. No weights are needed. Where the
+    recording had sound, the mouth moves as this person's does.
     """
     script = Path(text[1:]) if text is not None and text.startswith("@") else None
     given = [path for path in (avatar, audio, curves, cues, script) if path is not None]
@@ -94,6 +102,31 @@ def speak(
     for sentence in result.warnings:
         click.echo(f"note: {sentence}", err=True)
     click.echo(f"video: {output}")
+
+
+@click.command("learn-speech")
+@click.argument("avatar", type=FilePath)
+@click.argument("recording", type=FilePath)
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
+)
+@quiet_option
+def learn_speech(avatar: Path, recording: Path, resume: bool, quiet: bool) -> None:
+    """Teach AVATAR how its person speaks.
+
+    RECORDING shows the person speaking, with sound; half a minute is enough. `create` does this by itself with the
+    recording of the avatar. What was learned is put into AVATAR, which stays as it is otherwise.
+    """
+    refuse_same_file(avatar, recording)
+    from omokage.pipelines.learn_speech import LearnSpeechConfig
+    from omokage.pipelines.learn_speech import learn_speech as learn_speech_pipeline
+
+    config = LearnSpeechConfig(resume=resume)
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        learned = learn_speech_pipeline(avatar, recording, config=config, on_progress=on_progress)
+    for sentence in learned.sentences:
+        click.echo(sentence)
+    click.echo(f"avatar: {avatar}")
 
 
 @click.command()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from omokage.avatar.bundle import Avatar, Provenance
+from omokage.avatar.bundle import Avatar, Provenance, SpeechPart
 from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.container import is_trained_here
 from omokage.avatar.paper.bundle import PaperAvatar
@@ -183,7 +183,7 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 @dataclass(frozen=True)
 class Performer:
     """Who is driven, in whichever networks. render: draws a state.  corrected: the state to draw for one that is told.
-    track, rest: of their recording."""
+    track, rest: of their recording.  speech: how they speak, where that was learned."""
 
     size: int
     label: str | None
@@ -191,6 +191,7 @@ class Performer:
     rest: Rest
     render: Callable[[AvatarState], Portrait]
     corrected: Callable[[AvatarState], AvatarState]
+    speech: SpeechPart | None = None
 
 
 def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> Performer:
@@ -207,7 +208,9 @@ def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> 
     renderer = Renderer(avatar, runtime=config.runtime, background=background)
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
     corrected = ReadBack(renderer).corrected
-    return Performer(avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected)
+    return Performer(
+        avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected, avatar.speech
+    )
 
 
 def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:

@@ -7,7 +7,7 @@ is, a face track that was seen in no picture, with `NEUTRAL` as its rest.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Literal
 
@@ -65,10 +65,17 @@ class Style(Config):
 
 @dataclass(frozen=True)
 class Articulation:
-    """visemes: (N, 10) weights for every hop of 10 ms.  level: (N,) loudness in [0, 1], 0 outside speech."""
+    """visemes: (N, 10) weights for every hop of 10 ms.  level: (N,) loudness in [0, 1], 0 outside speech.
+    bands (N, `hearing.BANDS`), voicing (N,): of the sound itself, as in `Heard`."""
 
     visemes: Float
     level: Float
+    bands: Float
+    voicing: Float
+
+    def cut(self, start: int, stop: int) -> Articulation:
+        """The hops from `start` to before `stop`."""
+        return Articulation(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
 
 def driven_by_voice(voice: Float32) -> Articulation:
@@ -79,15 +86,18 @@ def driven_by_voice(voice: Float32) -> Articulation:
         pieces.append(reader.read(voice[start : start + PIECE_SAMPLES], is_end=is_end))
     weights = np.concatenate([weights for weights, _ in pieces]).astype(np.float64)
     smooth = gaussian_filter1d(weights, SMOOTHING_S * HOPS_PER_S, axis=0) if len(weights) else weights
-    level = np.concatenate([heard.level_db for _, heard in pieces])
-    return Articulation(smooth, loudness(level) * (1 - smooth[:, REST]))
+    level, bands, voicing = (
+        np.concatenate([getattr(heard, name) for _, heard in pieces])
+        for name in ("level_db", "bands", "voicing")
+    )
+    return Articulation(smooth, loudness(level) * (1 - smooth[:, REST]), bands, voicing)
 
 
 def driven_by_text(phonemes: Sequence[Phoneme], voice: Float32) -> Articulation:
     """The same from phonemes that are known; `voice` (S,) is their sound."""
     heard = driven_by_voice(voice)
     middles = (np.arange(len(heard.level)) + 0.5) / HOPS_PER_S
-    return Articulation(viseme_weights(phonemes, middles), heard.level)
+    return replace(heard, visemes=viseme_weights(phonemes, middles))
 
 
 def loudness(level_db: Float32) -> Float:
