@@ -43,8 +43,9 @@ Float = NDArray[np.float64]
 
 HELD_OUT_SHARE = 0.2
 FARTHEST_LAG_S = 0.4
-LEAST_LAG_S = 0.08  # two frames: less is how people speak, and how the curve errs
-LEAST_LAG_R, LEAST_LAG_GAIN = 0.25, 0.1  # correlation at the best lag, and how much more than at none
+LEAST_LAG_R = 0.25  # correlation at the best lag
+# From two frames on sound and picture are apart for people, too: then the correlation must be so much more than at 0.
+APART_S, LEAST_GAIN = 0.08, 0.1
 SUFFIX = ".avatar"
 
 
@@ -123,7 +124,8 @@ def learned_speech(
             f"{recording.name} holds {said:.0f} seconds of speech to learn from and {said_in_tail:.0f} to measure "
             f"with, {LEAST_SPEECH_S:.0f} and {LEAST_TAIL_S:.0f} are needed"
         )
-    driver, verdict = learn(material, config, folder=folder, on_progress=on_progress)
+    learned = learn(material, config, folder=folder, on_progress=on_progress)
+    driver, verdict = learned.driver, learned.verdict
     seconds = time.monotonic() - started
     report = {
         "recording": recording.name,
@@ -146,11 +148,8 @@ def material_of(speech: SpeechTrack, track: FaceTrack) -> tuple[Material, float]
     articulation = driven_by_voice(speech.voice)
     times = np.arange(0, min(float(seen.time_s[-1]), speech.duration_s), 1 / FRAME_RATE)
     opening = mouth_opening(seen.landmarks.astype(np.float64))
-    lag_s = _lag(articulation, before, mouth_opening(before.landmarks.astype(np.float64)))
-    if abs(lag_s) >= LEAST_LAG_S:
-        articulation = shifted(articulation, lag_s)
-    else:
-        lag_s = 0.0
+    lag_s = picture_lag(articulation, before, mouth_opening(before.landmarks.astype(np.float64)))
+    articulation = shifted(articulation, lag_s)
     nearest = np.abs(seen.time_s[np.searchsorted(seen.time_s, times).clip(0, len(seen) - 1)] - times)
     known = np.minimum(
         nearest, np.abs(seen.time_s[(np.searchsorted(seen.time_s, times) - 1).clip(0)] - times)
@@ -185,6 +184,8 @@ def lip_gap(track: FaceTrack, expression: NDArray[np.floating]) -> Float:
 def shifted(articulation: Articulation, by_s: float) -> Articulation:
     """The same sound later (above 0) or earlier, with silence where there is none."""
     hops = round(by_s * HOPS_PER_S)
+    if not hops:
+        return articulation
 
     def moved(values: Float, silent: Any) -> Float:
         gap = np.full((min(abs(hops), len(values)), *values.shape[1:]), silent, dtype=values.dtype)
@@ -199,9 +200,9 @@ def shifted(articulation: Articulation, by_s: float) -> Articulation:
     )
 
 
-def _lag(articulation: Articulation, track: FaceTrack, opening: Float) -> float:
-    """Seconds by which the mouth comes after its sound: the highest correlation of the general driver's jaw with the
-    recording's, 0 when there is no clear one."""
+def picture_lag(articulation: Articulation, track: FaceTrack, opening: Float) -> float:
+    """Seconds by which a mouth comes after its sound: the highest correlation of the general driver's jaw with the
+    recording's jaw and with its opening (T,), 0 when there is no clear one."""
     rate = float(1 / np.median(np.diff(track.time_s)))
     hops = (np.arange(len(articulation.visemes)) + 0.5) / HOPS_PER_S
     found = np.interp(track.time_s, hops, (articulation.visemes @ shapes())[:, JAW])
@@ -211,9 +212,10 @@ def _lag(articulation: Articulation, track: FaceTrack, opening: Float) -> float:
     ]
     r = np.mean([np.nan_to_num(curve.r) for curve in curves], axis=0)
     best = int(np.argmax(r))
-    is_clear = r[best] >= LEAST_LAG_R and r[best] - r[len(r) // 2] >= LEAST_LAG_GAIN
+    lag_s = float(curves[0].lag_s[best])
+    is_clear = r[best] >= LEAST_LAG_R and (abs(lag_s) < APART_S or r[best] - r[len(r) // 2] >= LEAST_GAIN)
     is_inside = 0 < best < len(r) - 1  # a curve that still rises at the end has no peak
-    return float(curves[0].lag_s[best]) if is_clear and is_inside else 0.0
+    return lag_s if is_clear and is_inside else 0.0
 
 
 def _track(recording: Path, work: Work, on_progress: ProgressCallback) -> FaceTrack:
@@ -234,7 +236,7 @@ def _nothing(reason: str) -> LearnedSpeech:
 
 
 def _lag_sentence(lag_s: float) -> str:
-    if not lag_s:
+    if abs(lag_s) < APART_S:
         return ""
     order = "after" if lag_s > 0 else "before"
     return (

@@ -107,6 +107,9 @@ class _Block(nn.Module):
 class MotionTransformer(nn.Module):
     """Noisy motion of a window -> the motion, both as modes of what is left over the expected mouth, in deviations."""
 
+    places: Tensor
+    heard_places: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config

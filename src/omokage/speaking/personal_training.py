@@ -92,6 +92,24 @@ class Verdict(Config):
         return is_ahead and min(self.personal.speaking, self.cross.speaking) >= LEAST_R
 
 
+@dataclass(frozen=True)
+class Choice:
+    """How well a strength of the networks and a share of the way agree, cross-validated."""
+
+    strength: float
+    share: float
+    cross: Agreement
+
+
+@dataclass(frozen=True)
+class Learned:
+    """tried: all choices, of which `driver` is one."""
+
+    driver: PersonalDriver
+    verdict: Verdict
+    tried: tuple[Choice, ...]
+
+
 def speech_seconds(material: Material) -> tuple[float, float]:
     """How long is spoken with a face in view: before the held-out end, and in it."""
     _, visemes = sound_frames(material.articulation)
@@ -108,7 +126,7 @@ def learn(
     *,
     folder: Path | None = None,
     on_progress: ProgressCallback = ignore_progress,
-) -> tuple[PersonalDriver, Verdict]:
+) -> Learned:
     """Learn from the frames before `border`, then measure on those from there on.
 
     folder: where checkpoints are kept, so that a stopped run goes on.
@@ -116,17 +134,22 @@ def learn(
     config = config or LearningConfig()
     learning = _Learning(material, config)
     networks = tuple(learning.network(fold, folder, on_progress) for fold in range(FOLDS))
-    strength, share, cross = learning.chosen(networks)
-    driver = replace(learning.driver, networks=networks, strength=strength, share=share)
+    tried = learning.tried(networks)
+    best = max(choice.cross.speaking for choice in tried)
+    chosen = max(
+        (choice for choice in tried if choice.cross.speaking >= best - AS_GOOD),
+        key=lambda choice: (choice.strength, choice.share),
+    )
+    driver = replace(learning.driver, networks=networks, strength=chosen.strength, share=chosen.share)
     tail = np.arange(material.border, len(material.mouth))
     added = offsets(driver, material.articulation, config.seed)[: len(material.mouth)]
     verdict = Verdict(
         personal=learning.agreement(added, tail),
         general=learning.agreement(np.zeros_like(added), tail),
-        cross=cross,
+        cross=chosen.cross,
         cross_general=learning.agreement(np.zeros_like(added), learning.known),
     )
-    return driver, verdict
+    return Learned(driver, verdict, tried)
 
 
 class _Learning:
@@ -209,8 +232,8 @@ class _Learning:
             np.flatnonzero(fits) + before,
         )
 
-    def chosen(self, networks: Sequence[MotionTransformer]) -> tuple[float, float, Agreement]:
-        """The strength and share with which all agree best, each on its own fold; and how well."""
+    def tried(self, networks: Sequence[MotionTransformer]) -> tuple[Choice, ...]:
+        """How well all agree, each on its own fold, with every strength and share."""
         found = []
         for strength in STRENGTHS:
             added = np.zeros((len(self.sound), len(BLENDSHAPES)))
@@ -219,11 +242,8 @@ class _Learning:
                 first, stop = max(0, int(fold[0]) - WARM_UP), int(fold[-1]) + 1
                 heard = self._material.articulation.cut(first * HOPS, (stop + FUTURE + 1) * HOPS)
                 added[fold[0] : stop] = offsets(one, heard)[fold[0] - first : stop - first]
-            found += [(strength, share, self.agreement(share * added, self.known)) for share in SHARES]
-        best = max(agreement.speaking for _, _, agreement in found)
-        return max(
-            (entry for entry in found if entry[2].speaking >= best - AS_GOOD), key=lambda entry: entry[:2]
-        )
+            found += [Choice(strength, share, self.agreement(share * added, self.known)) for share in SHARES]
+        return tuple(found)
 
     def agreement(self, added: Float, rows: Rows) -> Agreement:
         """Of the general driver with something added (T, 52), over rows."""
