@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from omokage.avatar.bundle import Avatar, Provenance
+from omokage.avatar.bundle import Avatar, Provenance, SpeechPart
 from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.container import is_trained_here
 from omokage.avatar.paper.bundle import PaperAvatar
@@ -188,7 +188,7 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 class Performer:
     """Who is driven, in whichever networks. render: draws a state.  stages: the same in steps for different cores.
     corrected: the state to draw for one that is told.  track, rest: of their recording.  recording: its SHA-256.
-    permit: why they may be shown."""
+    permit: why they may be shown.  speech: how they speak, where that was learned."""
 
     size: int
     label: str | None
@@ -199,6 +199,7 @@ class Performer:
     corrected: Callable[[AvatarState], AvatarState]
     recording: str = ""
     permit: Permit | None = None
+    speech: SpeechPart | None = None
 
     def release(self) -> ReleaseConfig:
         """What leaves of them says this."""
@@ -244,6 +245,7 @@ def performer_of(
         corrected,
         made_from,
         permitted,
+        avatar.speech,
     )
 
 
