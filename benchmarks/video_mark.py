@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
 from itertools import islice
 from pathlib import Path
@@ -51,8 +51,9 @@ from omokage.trust.video_mark import PUBLIC_SHARE, Mark, Marker, Profile
 Picture = NDArray[np.uint8]
 Clip = list[Picture]
 SECONDS = 2.0
+SIDES = (192, 256, 320, 384)
 PUBLIC = Key(chips_of(PUBLIC_KEY, PUBLIC_BITS), PUBLIC_SHARE, LEAST_PUBLIC_SCORE)
-PARTS = ("cost", "time", "false_claims", "robustness", "robustness_high_assurance")
+PARTS = ("cost", "time", "false_claims", "sizes", "robustness", "robustness_high_assurance")
 PICTURES = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 
 
@@ -239,23 +240,24 @@ def _cost(clip: Clip, profile: Profile) -> dict[str, Any]:
 
 
 def measure_robustness(
-    clips: dict[str, Clip], pictures: dict[str, Picture], repeats: int, profiles: Sequence[Profile]
+    clips: dict[str, Clip],
+    pictures: dict[str, Picture],
+    repeats: int,
+    profile: Profile,
+    *,
+    targets_only: bool,
 ) -> dict[str, Any]:
-    """Every attack on every clip, `repeats` times for the attacks with a target, once for the others."""
+    """Every attack with a target `repeats` times on every clip, the others once; pictures have attacks of their own."""
     trials: list[dict[str, Any]] = []
-    for profile in profiles:
-        for index, (name, clip) in enumerate(clips.items()):
-            for repeat, mark in enumerate(draws(repeats, 100 + index)):
-                trials += _attacked(
-                    name, clip, Mark(mark.render_id, mark.key, profile), repeat, pictures=False
-                )
-                print(profile, name, repeat, _tally(trials[-len(ATTACKS) :]), flush=True)
-        for index, (name, picture) in enumerate(pictures.items()):
-            for mark in draws(repeats, 500 + index):
-                trials += _attacked(
-                    name, [picture], Mark(mark.render_id, mark.key, profile), 0, pictures=True
-                )
-            print(profile, name, flush=True)
+    for index, (name, clip) in enumerate(clips.items()):
+        for repeat, mark in enumerate(draws(repeats, 100 + index)):
+            chosen = [a for a in ATTACKS if a in T7 + T8 or (repeat == 0 and not targets_only)]
+            trials += _attacked(name, clip, Mark(mark.render_id, mark.key, profile), chosen)
+            print(profile, name, repeat, _tally([t for t in trials if t["source"] == name]), flush=True)
+    for index, (name, picture) in enumerate(pictures.items()):
+        for mark in draws(repeats, 500 + index):
+            trials += _attacked(name, [picture], Mark(mark.render_id, mark.key, profile), PICTURE_ATTACKS)
+        print(profile, name, _tally([t for t in trials if t["source"] == name]), flush=True)
     return {
         "rule": f"private: CRC and score >= {LEAST_PRIVATE_SCORE}; public: CRC and score >= {LEAST_PUBLIC_SCORE}",
         "targets": {"T7": list(T7), "T8": list(T8)},
@@ -281,13 +283,13 @@ def jpeg(picture: Picture, quality: int) -> Picture:
     return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
 
 
-def _attacked(name: str, clip: Clip, mark: Mark, repeat: int, *, pictures: bool) -> list[dict[str, Any]]:
+def _attacked(name: str, clip: Clip, mark: Mark, attacks: Iterable[str]) -> list[dict[str, Any]]:
+    pictures = len(clip) == 1
     marker = Marker(mark, clip[0])
     marked = [marker.apply(picture) for picture in clip]
     leaving = marked if pictures else encoded(marked, 18)[0]
     rows = []
-    names = list(PICTURE_ATTACKS) if pictures else [a for a in ATTACKS if repeat == 0 or a in T7 + T8]
-    for attack in names:
+    for attack in attacks:
         seen = [PICTURE_ATTACKS[attack](leaving[0])] if pictures else ATTACKS[attack](leaving)
         public, own = look(seen, mark.key)
         rows.append(
@@ -323,6 +325,26 @@ def _by_attack(trials: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _tally(trials: Sequence[dict[str, Any]]) -> str:
     return f"public {sum(t['public'] for t in trials)}, private {sum(t['private'] for t in trials)} of {len(trials)}"
+
+
+def measure_sizes(clips: dict[str, Clip], repeats: int) -> dict[str, Any]:
+    """The same scenes released smaller."""
+    rows = []
+    for side in SIDES:
+        for attack in ("as released", "CRF 23", "CRF 28"):
+            tally = {"side": side, "attack": attack, "n": 0, "public": 0, "private": 0}
+            for index, clip in enumerate(clips.values()):
+                small = resized(clip, side / min(clip[0].shape[:2]))
+                for mark in draws(repeats, 700 + index):
+                    marker = Marker(mark, small[0])
+                    leaving = encoded([marker.apply(picture) for picture in small], 18)[0]
+                    public, own = look(ATTACKS[attack](leaving), mark.key)
+                    tally["n"] += 1
+                    tally["public"] += public.payload == PUBLIC_PAYLOAD
+                    tally["private"] += own.payload == mark.render_id
+            rows.append(tally)
+            print(tally, flush=True)
+    return {"rows": rows}
 
 
 # T9: false claims
@@ -456,6 +478,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=200, help="wrong keys for each picture")
     parser.add_argument("--searches", type=int, default=60)
     parser.add_argument("--codes", type=int, default=10000)
+    parser.add_argument("--targets-only", action="store_true", help="only the attacks that have a target")
     parser.add_argument("--only", nargs="+", choices=PARTS)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -467,9 +490,12 @@ def main() -> None:
         "false_claims": lambda: measure_false_claims(
             clips, pictures, arguments.keys, arguments.searches, arguments.codes
         ),
-        "robustness": lambda: measure_robustness(clips, pictures, arguments.repeats, "standard"),
+        "sizes": lambda: measure_sizes(clips, arguments.repeats),
+        "robustness": lambda: measure_robustness(
+            clips, pictures, arguments.repeats, "standard", targets_only=arguments.targets_only
+        ),
         "robustness_high_assurance": lambda: measure_robustness(
-            clips, pictures, arguments.repeats, "high assurance"
+            clips, pictures, arguments.repeats, "high assurance", targets_only=arguments.targets_only
         ),
     }
     path: Path = arguments.output

@@ -123,8 +123,8 @@ def test_what_leaves_is_signed_before_it_has_a_name(tmp_path, monkeypatch, suffi
 
     def leave():
         if suffix in CLIP_SUFFIXES:
-            return release_clip(_frames(5, 200, 200), path, frame_rate=RATE, config=config)
-        return release_image(moving_disc(0, 200, 200), path, config=config)
+            return release_clip(_frames(5, 256, 256), path, frame_rate=RATE, config=config)
+        return release_image(moving_disc(0, 256, 256), path, config=config)
 
     released, origin = leave(), read_origin(path)
     assert released.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()

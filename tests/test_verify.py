@@ -281,7 +281,7 @@ def test_a_folder_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[
     release_image(texture(256, 256), folder / "a.png")
     (folder / "report.txt").write_text("words")
     assert run(["verify", str(folder), "--quiet"]) == 0
-    assert "1 other files" in capsys.readouterr().out
+    assert "no pictures or videos: 1)" in capsys.readouterr().out
     release_image(texture(64, 64), folder / "deeper" / "tiny.png")
     assert run(["verify", str(folder), "--quiet", "--json"]) == 1
     shown = json.loads(capsys.readouterr().out)

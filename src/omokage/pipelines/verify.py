@@ -150,7 +150,7 @@ class Verification:
             lines.append(f"  metadata (anybody can write it): {self.disclosure}")
         if min(self.width, self.height) < LEAST_SEARCHED_PX:
             lines.append(
-                f"  {self.width}x{self.height} pixels are too few for a mark, which takes {LEAST_SEARCHED_PX} a side"
+                f"  {self.width}x{self.height} pixels are too few; below {LEAST_SEARCHED_PX} a side none is looked for"
             )
         return "\n".join(lines)
 
@@ -175,7 +175,7 @@ class VerifyReport:
     def to_text(self) -> str:
         lines = [file.to_text() for file in self.files]
         if self.skipped:
-            lines.append(f"({self.skipped} other files in the folder are no pictures or videos)")
+            lines.append(f"(not looked at, as no pictures or videos: {self.skipped})")
         return "\n".join(lines)
 
 

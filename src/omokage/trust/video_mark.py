@@ -35,9 +35,7 @@ from omokage.trust.mark_signal import SAMPLES, chip_px, folded, luma, reduced, s
 
 Profile = Literal["standard", "high assurance"]
 PEAK_TO_NOISE_DB: Final[dict[Profile, float]] = {"standard": 45.0, "high assurance": 42.0}
-LEAST_SIDE_PX: Final = (
-    192  # smaller pictures hold too few chips for a message that survives their own encoding
-)
+LEAST_SIDE_PX: Final = 256  # of smaller ones, not every message survived its own encoding (docs/marks.md)
 PUBLIC_SHARE: Final = 0.35  # of the energy; the private message is almost twice as long
 
 _MASK_RANGE = (0.5, 1.9)
