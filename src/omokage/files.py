@@ -7,12 +7,15 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
+from typing import TypeAlias
 
-from omokage.errors import OutputError
+from omokage.errors import InputError, OutputError
 
 _REASONS = {
     errno.ENOSPC: "the disk is full; free some space or choose another folder",
@@ -26,6 +29,32 @@ _REASONS = {
     errno.EISDIR: "it is a folder; give a file name",
     errno.EEXIST: "it is a file, and a folder is needed; choose another name",
 }
+
+
+Given: TypeAlias = FileIO
+
+
+def open_given(path: Path, error: type[InputError] = InputError) -> Given:
+    """Open a file that a user named, for reading and without a buffer.
+
+    Raises `error` with one sentence when it is a folder, a device, a pipe or a socket, is not there, or may not be
+    read: what is no ordinary file may never end, or wait for somebody to write into it.
+    """
+    try:
+        if path.is_dir():
+            raise error(f"{path} is a folder; give the file inside it")
+        if path.exists() and not path.is_file():
+            raise error(f"{path} is a device or a pipe; give an ordinary file")
+        file = path.open("rb", buffering=0)
+    except FileNotFoundError as problem:
+        raise error(f"{path} does not exist; check the name and the folder") from problem
+    except (OSError, ValueError) as problem:  # ValueError: a name with a zero byte
+        reason = getattr(problem, "strerror", None) or problem
+        raise error(f"{path} cannot be read ({reason}); check its permissions") from problem
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # it was replaced just now
+        file.close()
+        raise error(f"{path} is a device or a pipe; give an ordinary file")
+    return file
 
 
 @contextmanager
