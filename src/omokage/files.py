@@ -1,19 +1,24 @@
-"""Results on disk: a file or a folder is complete, or it is not there. And what a file is known by: its digest."""
+"""Files that users give and results on disk.
+
+What was given is read when it is an ordinary file of a sensible size. A result is complete, or it is not there. And a
+file is known by its digest.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from omokage.errors import InputError, OutputError
 
@@ -32,6 +37,7 @@ _REASONS = {
 
 
 Given: TypeAlias = FileIO
+MOST_TEXT_BYTES = 64_000_000  # three hours of a capture app's table at 60 frames a second
 
 
 def open_given(path: Path, error: type[InputError] = InputError) -> Given:
@@ -43,8 +49,7 @@ def open_given(path: Path, error: type[InputError] = InputError) -> Given:
     try:
         if path.is_dir():
             raise error(f"{path} is a folder; give the file inside it")
-        if path.exists() and not path.is_file():
-            raise error(f"{path} is a device or a pipe; give an ordinary file")
+        refuse_device(path, error)
         file = path.open("rb", buffering=0)
     except FileNotFoundError as problem:
         raise error(f"{path} does not exist; check the name and the folder") from problem
@@ -55,6 +60,60 @@ def open_given(path: Path, error: type[InputError] = InputError) -> Given:
         file.close()
         raise error(f"{path} is a device or a pipe; give an ordinary file")
     return file
+
+
+def is_given_file(path: Path) -> bool:
+    """`Path.is_file`, and False for names that no system takes: too long, or with a zero byte."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def refuse_device(path: Path, error: type[InputError] = InputError, *, most_bytes: int | None = None) -> None:
+    """For libraries that open a path themselves: raise `error` for a device, a pipe or a socket, or too many bytes."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return  # whoever opens it says what is wrong
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise error(f"{path} is a device or a pipe; give an ordinary file")
+    if most_bytes is not None and found.st_size > most_bytes:
+        raise error(
+            f"{path} has {found.st_size / 1e9:.1f} GB; at most {most_bytes / 1e9:g} GB are read, so use another file"
+        )
+
+
+def read_given_text(path: Path, *, most_bytes: int = MOST_TEXT_BYTES) -> str:
+    """The text of a file that a user named: UTF-8, with or without a byte order mark.
+
+    Raises InputError for a device, a pipe or more than `most_bytes`; OSError and UnicodeDecodeError for the rest,
+    because only the caller knows what was meant to be in it.
+    """
+    refuse_device(path)
+    with path.open("rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise InputError(f"{path} has more than {most_bytes / 1e6:g} MB of text; give a shorter file")
+    return data.decode("utf-8-sig")
+
+
+def parse_json(text: str) -> Any:
+    """The values of a JSON text. Raises ValueError, also for one that is nested too deep."""
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def refuse_links_out(folder: Path, paths: Iterable[Path]) -> None:
+    """Files that were found in a folder must lie in it: raise InputError for a link that leads elsewhere."""
+    root = folder.resolve()
+    for path in paths:
+        if not path.resolve().is_relative_to(root):
+            raise InputError(
+                f"{path} is a link to a file outside {folder}; put the file itself there, or leave it out"
+            )
 
 
 @contextmanager

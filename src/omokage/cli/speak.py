@@ -10,6 +10,7 @@ import click
 from omokage.cli.options import FilePath, drawing_options, output_option, quiet_option, refuse_same_file
 from omokage.cli.progress import ProgressBar
 from omokage.errors import InputError, OutputError
+from omokage.files import read_given_text
 
 
 @click.command()
@@ -106,6 +107,6 @@ def voices() -> None:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_given_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text ({error}); give a plain text file") from error

@@ -103,8 +103,12 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_uint16), ("instructions", ctypes.POINTER(_Instruction)))
 
 
-def confine(limits: InputLimits) -> tuple[str, ...]:
-    """Take away from this process what decoding does not need; what has been taken. For good."""
+def confine(limits: InputLimits, cpu_s: float) -> tuple[str, ...]:
+    """Take away from this process what decoding does not need; what has been taken. For good.
+
+    cpu_s: computing time that it gets at first, see `allow_cpu`.
+    """
+    allow_cpu(cpu_s)
     taken = [*_limit_resources(limits)]
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
@@ -138,7 +142,6 @@ def _limit_resources(limits: InputLimits) -> list[str]:
         "core dumps": (resource.RLIMIT_CORE, 0),
     }
     taken = ["time"]
-    allow_cpu(limits.opening_cpu_s)
     for name, (kind, value) in wanted.items():
         with contextlib.suppress(ValueError, OSError):  # macOS refuses a limit of memory
             _, most = resource.getrlimit(kind)

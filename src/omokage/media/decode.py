@@ -93,11 +93,11 @@ def _frames(path: Path, orientation: Orientation, task: PicturesTask) -> Iterato
 
 def _picture(path: Path, raw: RawPicture, orientation: Orientation) -> Image:
     """What came from the decoder -> upright RGB uint8."""
-    if raw.layout not in _CHANNELS or len(raw.data) != raw.height * raw.row_bytes:
-        raise MediaError(f"the decoder of {path} gave a picture that makes no sense; export the clip again")
-    channels, kind = _CHANNELS[raw.layout]
-    rows = np.frombuffer(raw.data, np.uint8).reshape(raw.height, raw.row_bytes)
+    channels, kind = _CHANNELS.get(raw.layout, (0, np.dtype("u1")))
     used = raw.width * channels * kind.itemsize
+    if not 0 < used <= raw.row_bytes or len(raw.data) != raw.height * raw.row_bytes:
+        raise MediaError(f"the decoder of {path} gave a picture that makes no sense; export the clip again")
+    rows = np.frombuffer(raw.data, np.uint8).reshape(raw.height, raw.row_bytes)
     packed = np.ascontiguousarray(rows[:, :used]).view(kind).reshape(raw.height, raw.width, channels)
     if kind.itemsize == 2:
         image = tone_map(packed.astype(np.uint16, copy=False), raw.transfer)

@@ -86,7 +86,12 @@ def is_out_of_memory(error: BaseException) -> bool:
 def video_stream(container: InputContainer) -> VideoStream | None:
     """The stream of moving pictures, or None. Cover pictures of sound files do not count."""
     streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    return max(streams, key=lambda s: s.width * s.height, default=None)
+    return max(streams, key=_area, default=None)
+
+
+def _area(stream: VideoStream) -> int:
+    # Without a decoder there is no context, whatever PyAV's types say, and no size.
+    return stream.width * stream.height if getattr(stream, "codec_context", None) is not None else 0
 
 
 def require_video(container: InputContainer, path: Path, limits: InputLimits) -> VideoStream:

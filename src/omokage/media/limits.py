@@ -49,8 +49,8 @@ class InputLimits(Config):
     max_streams: tracks in a file.  codecs: names of FFmpeg's decoders.
 
     is_sandboxed: decode in a process of its own, without files, network or programs as far as the system can take
-    them away (docs/safety.md). memory_gb: its address space.  opening_cpu_s: its computing time for headers and the
-    first picture; afterwards it gets cpu_share seconds more for each second of the clip, and opening_cpu_s on top.
+    them away (docs/safety.md). memory_gb: its address space.  opening_cpu_s: its computing time to open a file, and a
+    second more for each 20 MB; what could be opened gets cpu_share seconds for each second that it lasts.
     silence_s: how long it may be waited for without a sign of life.
     """
 
@@ -63,7 +63,7 @@ class InputLimits(Config):
     codecs: tuple[str, ...] = VIDEO_CODECS + SOUND_CODECS
     is_sandboxed: bool = True
     memory_gb: float = 4.0
-    opening_cpu_s: int = 10
+    opening_cpu_s: float = 5.0
     cpu_share: float = 60.0
     silence_s: float = 30.0
 

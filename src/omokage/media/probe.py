@@ -88,7 +88,7 @@ def scan(path: Path) -> Scan:
     """`probe` with the details that decoding needs; remembered until the file changes. Raises MediaError."""
     try:
         state = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return _scan(path, 0, 0, input_limits())  # which says what is wrong
     return _scan(path, state.st_mtime_ns, state.st_size, input_limits())
 

@@ -58,6 +58,19 @@ class StillTask:
 
 
 @dataclass(frozen=True, slots=True)
+class StillsTask:
+    """Still pictures one after the other, each handed over with a `Handed` when the last has been answered."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A whole file. path: for messages."""
+
+    path: str
+    data: Data
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """The decoder has started; protections: what has been taken from it."""
 
@@ -141,9 +154,9 @@ class RawStill:
     data: Data
 
 
-Task: TypeAlias = ScanTask | PicturesTask | SoundTask | StillTask
+Task: TypeAlias = ScanTask | PicturesTask | SoundTask | StillTask | StillsTask
 Answer: TypeAlias = RawScan | RawPicture | RawSound | RawStill
-Message: TypeAlias = Answer | Ready | Alive | Failed | Done
+Message: TypeAlias = Answer | Handed | Ready | Alive | Failed | Done
 
 _KINDS: Final[Mapping[str, type[Any]]] = {
     kind.__name__: kind for kind in (*typing.get_args(Task), *typing.get_args(Message))

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Final
 
@@ -43,7 +44,7 @@ class Source:
     """An open file and the name of its demuxer, or `PICTURE`. path: for messages; only `file` is read."""
 
     path: Path
-    file: Given
+    file: Given | BytesIO
     kind: str
 
 

@@ -49,7 +49,11 @@ def still_of(source: Source, limits: InputLimits) -> Iterator[RawStill]:
                 )
             picture.load()
             made = _plain(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+    except PIL.Image.DecompressionBombError as error:
+        raise MediaError(
+            f"{path} claims far more pixels than the {limits.max_side} a side that are read, so save it smaller"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         # A permission is lacking when Pillow looks for more kinds of pictures than these.
         is_unknown = isinstance(error, PIL.UnidentifiedImageError | PermissionError)
         reason = "its first bytes make no sense" if is_unknown else error

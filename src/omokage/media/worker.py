@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -18,17 +19,19 @@ from omokage.errors import MediaError
 from omokage.media.confinement import allow_cpu, confine
 from omokage.media.limits import InputLimits
 from omokage.media.records import (
+    LONGEST_LINE,
     Alive,
     Answer,
     Done,
     Failed,
+    Handed,
     Message,
     PicturesTask,
-    RawScan,
     RawSound,
     Ready,
     ScanTask,
     SoundTask,
+    StillsTask,
     StillTask,
     Task,
     from_line,
@@ -36,6 +39,7 @@ from omokage.media.records import (
 )
 from omokage.media.source import Source
 
+_BYTES_A_SECOND = 20e6  # of a file that is read from end to end
 OUT_OF_MEMORY = 71  # exit status: the parent knows the limit and says it
 
 
@@ -58,6 +62,20 @@ def answers(source: Source, task: Task, limits: InputLimits) -> Iterator[Answer 
             from omokage.media.still import still_of
 
             return still_of(source, limits)
+        case StillsTask():
+            from omokage.media.still import still_of
+
+            return (still for each in _handed(source) for still in still_of(each, limits))
+
+
+def _handed(pipe: Source) -> Iterator[Source]:
+    """What comes through standard input, until it is closed."""
+    wire = io.BufferedReader(pipe.file)
+    while line := wire.readline(LONGEST_LINE):
+        announced = from_line(line)
+        handed = announced.finish(wire.read(announced.size))
+        assert isinstance(handed, Handed)
+        yield Source(Path(handed.path), io.BytesIO(handed.data), pipe.kind)
 
 
 def main() -> NoReturn:
@@ -66,14 +84,16 @@ def main() -> NoReturn:
     request = json.loads(sys.argv[1])
     limits = InputLimits.from_json(request["limits"])
     task = from_line(json.dumps(request["task"]).encode()).finish(b"")
-    assert isinstance(task, ScanTask | PicturesTask | SoundTask | StillTask)
+    assert isinstance(task, Task)
     source = Source(Path(request["path"]), io.FileIO(os.dup(0), "r"), request["kind"])
     work = answers(source, task, limits)  # imports what it needs while files may still be opened
-    _send(Ready(", ".join(confine(limits))))
+    _send(Ready(", ".join(confine(limits, _allowance_s(task, limits)))))
     try:
         for number, answer in enumerate(work):
-            if number == 0:
-                _allow_for(task, answer, limits)
+            if number == 0 and isinstance(answer, RawSound):
+                allow_cpu(_allowance_s(task, limits, answer.announced_s))
+            if isinstance(task, StillsTask):  # each anew
+                allow_cpu(time.process_time() + _allowance_s(task, limits))
             _send(answer)
         _send(Done())
     except MediaError as error:
@@ -87,15 +107,13 @@ def main() -> NoReturn:
     os._exit(0)  # nothing of a library that read the file runs once more
 
 
-def _allow_for(task: Task, first: Answer | Alive, limits: InputLimits) -> None:
-    """The file has opened: computing time in proportion to what it claims to be, up to the longest that is read."""
-    claimed_s = task.duration_s if isinstance(task, PicturesTask) else 0.0
-    if isinstance(first, RawSound):
-        claimed_s = first.announced_s
-    if isinstance(first, Alive | RawScan):
-        claimed_s = limits.opening_cpu_s  # reading through a large file
-    claimed_s = min(max(0.0, claimed_s), limits.max_hours * 3600)
-    allow_cpu(2 * limits.opening_cpu_s + limits.cpu_share * claimed_s)
+def _allowance_s(task: Task, limits: InputLimits, claimed_s: float = 0.0) -> float:
+    """Computing time, s: for the headers and the first picture, for going through the file, and for what it holds."""
+    if isinstance(task, PicturesTask):
+        claimed_s = task.duration_s
+    held_s = min(max(0.0, claimed_s), limits.max_hours * 3600)
+    opening = limits.opening_cpu_s * (4 if isinstance(task, StillTask | StillsTask) else 1)
+    return opening + os.fstat(0).st_size / _BYTES_A_SECOND + limits.cpu_share * held_s
 
 
 def _send(message: Message) -> None:
