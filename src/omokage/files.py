@@ -13,8 +13,10 @@ import os
 import re
 import shutil
 import stat
+import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -117,11 +119,14 @@ def refuse_links_out(folder: Path, paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def saving(path: Path, *failures: type[Exception]) -> Iterator[Path]:
+def saving(
+    path: Path, *failures: type[Exception], seal: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
     """Write a file atomically: give the `.part` neighbor to write, and let it take the place of `path` at the end.
 
     After an error or an interruption no neighbor is left, and `path` is what it was. OSErrors, and `failures` of the
-    library that writes, become OutputError.
+    library that writes, become OutputError. `seal` sees the neighbor when it is complete; when it raises, `path` stays
+    what it was.
     """
     part = path.with_name(path.name + ".part")
     kinds: tuple[type[Exception], ...] = (OSError, *failures)
@@ -129,11 +134,59 @@ def saving(path: Path, *failures: type[Exception]) -> Iterator[Path]:
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
+        if seal is not None:
+            seal(part)
         part.replace(path)
     except kinds as error:
         raise output_error(path, error) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, *, wait_s: float = 30.0) -> Iterator[None]:
+    """One process and thread at a time: hold an exclusive lock on a file, which is made if missing and stays.
+
+    The system lifts it when its holder ends, however that was. Raises OSError; TimeoutError is one.
+    """
+    with path.open("ab") as file:
+        give_up = time.monotonic() + wait_s
+        while not _try_lock(file.fileno()):
+            if time.monotonic() > give_up:
+                raise TimeoutError(errno.ETIMEDOUT, f"another process has held {path.name} for {wait_s:g} s")
+            time.sleep(0.005)
+        try:
+            yield
+        finally:
+            _unlock(file.fileno())
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            os.lseek(descriptor, 0, os.SEEK_SET)
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        msvcrt.locking(descriptor, msvcrt.LK_UNLCK, 1)
+else:
+    import fcntl
+
+    def _try_lock(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _unlock(descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
 
 
 @contextmanager

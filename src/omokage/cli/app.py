@@ -16,6 +16,7 @@ import click
 
 from omokage import InputError, MissingDependencyError, OmokageError, OutputError, __version__
 from omokage.cli.animate import animate, animate_queue
+from omokage.cli.audit import audit
 from omokage.cli.create import create
 from omokage.cli.imports import imports
 from omokage.cli.options import (
@@ -230,6 +231,7 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
 
 app.add_command(animate)
 app.add_command(animate_queue)
+app.add_command(audit)
 app.add_command(create)
 app.add_command(imports)
 app.add_command(speak)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import av
 import numpy as np
@@ -28,6 +28,7 @@ from omokage.errors import InternalError, OutputError
 from omokage.files import saving
 from omokage.media.clip import Audio
 
+Seal: TypeAlias = Callable[[Path], None]
 CLIP_SUFFIXES: Final = (".mp4", ".mov", ".webm")
 ALPHA_SUFFIXES: Final = (".webm",)
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg")
@@ -50,20 +51,22 @@ def clip_writer(
     audio: Audio | None = None,
     alpha: bool = False,
     metadata: Mapping[str, str] | None = None,
+    seal: Seal | None = None,
 ) -> Iterator[ClipWriter]:
     """Encode frames into a clip inside a `with` block; the file appears when the block ends without an error.
 
     `.mp4` and `.mov` hold H.264 and AAC with the index first, `.webm` holds VP9 and Opus and may carry `alpha`.
     Pictures are tagged BT.709; H.264 needs even sides, so odd ones get one more row or column, a copy of the last.
     `audio` starts with the first picture and is cut, or padded with silence, to the length of the pictures. Equal
-    input gives equal bytes. Raises OutputError when the file cannot be written.
+    input gives equal bytes. `seal` sees the complete file before it appears. Raises OutputError when it cannot be
+    written.
     """
     suffix = path.suffix.lower()
     if suffix not in (ALPHA_SUFFIXES if alpha else CLIP_SUFFIXES):
         wanted = "a transparent clip needs the suffix .webm" if alpha else "use .mp4, .mov or .webm"
         raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
     options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix != ".webm" else {})
-    with saving(path, av.FFmpegError) as part:
+    with saving(path, av.FFmpegError, seal=seal) as part:
         container = av.open(f"file:{part.absolute()}", mode="w", format=suffix[1:], options=options)
         try:
             container.metadata.update(metadata or {})
@@ -186,7 +189,9 @@ class ClipWriter:
         self._container.mux(self._sound.encode(frame))
 
 
-def write_image(path: Path, image: NDArray[np.uint8], metadata: Mapping[str, str]) -> None:
+def write_image(
+    path: Path, image: NDArray[np.uint8], metadata: Mapping[str, str], seal: Seal | None = None
+) -> None:
     """Write uint8 (H, W, 3) or, for PNG, (H, W, 4) with its metadata.
 
     PNG carries `metadata` as text chunks, JPEG its `comment` as a comment; a value under `xmp` is embedded as an XMP
@@ -209,10 +214,10 @@ def write_image(path: Path, image: NDArray[np.uint8], metadata: Mapping[str, str
     else:
         wanted = "a transparent picture needs .png" if image.shape[2] == 4 else "use .png or .jpg"
         raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
-    write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue(), seal)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file atomically. Raises OutputError."""
-    with saving(path) as part:
+def write_bytes(path: Path, data: bytes, seal: Seal | None = None) -> None:
+    """Write a whole file atomically; `seal` sees it before it appears. Raises OutputError."""
+    with saving(path, seal=seal) as part:
         part.write_bytes(data)

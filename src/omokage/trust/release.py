@@ -1,6 +1,7 @@
 """The one door out: every clip, picture and report leaves through here.
 
 A release draws the visible label, encodes, writes atomically, and says in the file's metadata whether it is generated.
+The file appears once the audit log holds its row; when that cannot be written, nothing appears.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from omokage.media.encode import (
     write_bytes,
     write_image,
 )
+from omokage.trust.audit import check_audit, record_release
 from omokage.trust.label import Corner, check_label, draw_label
 
 __all__ = [
@@ -118,6 +120,7 @@ def release_clip(
         audio=audio,
         alpha=channels == 4,
         metadata=_metadata(config),
+        seal=lambda part: _record(part, path, "clip", config, frames=writer.frame_count),
     ) as writer:
         for image in itertools.chain([first], source):
             writer.write(_labeled(image, config))
@@ -129,13 +132,14 @@ def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig
     """Label and write a picture, uint8 (H, W, 3), or (H, W, 4) for a `.png`. Raises OutputError."""
     config = config or ReleaseConfig()
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
-    write_image(path, _labeled(image, config), _metadata(config) | {"xmp": _xmp(config)})
+    metadata = _metadata(config) | {"xmp": _xmp(config)}
+    write_image(path, _labeled(image, config), metadata, lambda part: _record(part, path, "picture", config))
     return _released(path, config.label, 1, 0.0)
 
 
 def release_text(text: str, path: Path) -> Released:
     """Write a report (HTML, JSON, CSV, plain text) in UTF-8. Raises OutputError."""
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(), lambda part: _record(part, path, "report"))
     return _released(path, None, 0, 0.0)
 
 
@@ -143,7 +147,8 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
     """Tell before long work, not after it, that `path` cannot be written.
 
     Refuses a suffix outside `suffixes`, a missing folder, a folder without permission, a path that is a folder, and
-    one that is among the `inputs` (which would overwrite what the user gave). Raises OutputError.
+    one that is among the `inputs` (which would overwrite what the user gave); and an audit log that takes no row.
+    Raises OutputError.
     """
     if path.suffix.lower() not in suffixes:
         given = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
@@ -158,6 +163,7 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:
         raise output_error(path, error) from error
+    check_audit()
 
 
 def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint8]:
@@ -183,6 +189,20 @@ def _xmp(config: ReleaseConfig) -> str:
         f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE[config.origin]}</Iptc4xmpExt:DigitalSourceType>"
         f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
+    )
+
+
+def _record(part: Path, path: Path, kind: str, config: ReleaseConfig | None = None, **facts: int) -> None:
+    """The row of the audit log without which no file leaves. Raises AuditError."""
+    if config is None:
+        record_release(part, path, kind=kind, facts=facts, personal={})
+        return
+    record_release(
+        part,
+        path,
+        kind=kind,
+        facts={"origin": config.origin, "is_labeled": config.label is not None, **facts},
+        personal={"label": config.label, "title": config.title, "purpose": config.purpose},
     )
 
 

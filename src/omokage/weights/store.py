@@ -14,9 +14,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -26,9 +24,9 @@ from typing import Any, Self
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import OutputError, WeightsError
 from omokage.files import file_digest, output_error, saving
+from omokage.home import data_home
 from omokage.weights.registry import REGISTRY, WeightsSpec, find_spec, size_text
 
-HOME_VARIABLE = "OMOKAGE_HOME"
 FORMAT = 1
 ROOM_TO_SPARE = 200_000_000
 
@@ -123,16 +121,7 @@ class Installation:
 
 def weights_home() -> Path:
     """The folder of all models, which may not exist yet."""
-    if chosen := os.environ.get(HOME_VARIABLE):
-        return Path(chosen).expanduser() / "weights"
-    match sys.platform:
-        case "win32":
-            data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-        case "darwin":
-            data = Path.home() / "Library" / "Application Support"
-        case _:
-            data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
-    return data / "omokage" / "weights"
+    return data_home() / "weights"
 
 
 def folder_of(name: str) -> Path:

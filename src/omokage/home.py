@@ -1,0 +1,24 @@
+"""Where omokage keeps what belongs to a user: installed models, the audit log."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+HOME_VARIABLE: Final = "OMOKAGE_HOME"
+
+
+def data_home() -> Path:
+    """`OMOKAGE_HOME`, or omokage's folder where the platform keeps a user's data; it may not exist yet."""
+    if chosen := os.environ.get(HOME_VARIABLE):
+        return Path(chosen).expanduser()
+    match sys.platform:
+        case "win32":
+            data = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+        case "darwin":
+            data = Path.home() / "Library" / "Application Support"
+        case _:
+            data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share")
+    return data / "omokage"
