@@ -44,7 +44,7 @@ FLAGS = {
     "audit": ["--help", "-h"],
     "audit export": ["--help", "--output", "--personal", "-h", "-o"],
     "audit show": ["--help", "--json", "--last", "-h"],
-    "audit verify": ["--against", "--help", "--json", "--quiet", "-h", "LOG"],
+    "audit verify": ["--against", "--help", "--json", "--quiet", "-h", "[LOG]"],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
     "create": [

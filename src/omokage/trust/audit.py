@@ -14,25 +14,21 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from omokage.errors import AuditError, OutputError
-from omokage.files import locked, output_error, parse_json, saving
+from omokage.files import locked, output_error, saving
 from omokage.home import data_home
 
 if TYPE_CHECKING:  # signing takes a moment to load, which `omokage --help` need not wait for
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    from omokage.trust.audit_row import Row, Value
-
-# Salted hash, as in a row -> salt and values.
-Personal: TypeAlias = "dict[str, tuple[bytes, Mapping[str, Value]]]"
+    from omokage.trust.audit_row import Kept, Row, Value
 
 AUDIT_VARIABLE: Final = "OMOKAGE_AUDIT"
 LOG, HEAD, PERSONAL, KEY, PUBLIC, LOCK = (
@@ -86,14 +82,16 @@ class AuditLog:
 
         Raises AuditError.
         """
+        from omokage.trust.audit_row import parse_kept
+
         wanted = set(numbers)
         with self.held() as key:
             last = self.ready(key)
             kept, gone = list[bytes](), set[int]()
             for line in self._lines(PERSONAL):
-                number = _number_of(line)
-                if number in wanted:
-                    gone.add(number)
+                each = parse_kept(line)
+                if each is not None and each.number in wanted:
+                    gone.add(each.number)
                 else:
                     kept.append(line)
             if gone:
@@ -103,17 +101,15 @@ class AuditLog:
                     part.write_bytes(b"".join(line + b"\n" for line in kept))
             return len(gone)
 
-    def personal(self) -> Personal:
+    def personal(self) -> dict[str, Kept]:
         """What is personal and was not erased, by its hash in a row. Raises AuditError.
 
         By the hash and not by the row, because the row may have broken off after its personal part was written.
         """
-        found: Personal = {}
-        for line in self._lines(PERSONAL):
-            if _number_of(line) is not None:
-                said = json.loads(line)
-                found[str(said["hash"])] = (bytes.fromhex(said["salt"]), dict(said["values"]))
-        return found
+        from omokage.trust.audit_row import parse_kept
+
+        kept = (parse_kept(line) for line in self._lines(PERSONAL))
+        return {each.hash: each for each in kept if each is not None}
 
     def _lines(self, name: str) -> list[bytes]:
         try:
@@ -245,9 +241,9 @@ class AuditLog:
         from omokage.trust.audit_row import (
             LONGEST_ROW,
             NOTHING_BEFORE,
+            keep,
             make_row,
             public_text,
-            salted_hash,
         )
 
         if last is None and event != BEGIN and event != REPAIR:
@@ -255,10 +251,9 @@ class AuditLog:
         number = last.number + 1 if last else 0
         hashed = None
         if personal:
-            salt = os.urandom(16)
-            hashed = salted_hash(salt, personal)
-            said = {"row": number, "hash": hashed, "salt": salt.hex(), "values": dict(personal)}
-            self._append_bytes(PERSONAL, json.dumps(said).encode("ascii") + b"\n", own_line=True)
+            kept = keep(number, personal)
+            hashed = kept.hash
+            self._append_bytes(PERSONAL, kept.line + b"\n", own_line=True)
         row = make_row(number, event, facts, hashed, last.hash if last else NOTHING_BEFORE, key)
         if len(row.line) > LONGEST_ROW:
             raise ValueError(f"a row of {len(row.line)} bytes is too long")
@@ -312,13 +307,3 @@ def _user() -> str:
         return getpass.getuser()
     except (OSError, KeyError, ImportError):  # nobody by that number, as in containers
         return str(os.getuid()) if hasattr(os, "getuid") else ""
-
-
-def _number_of(line: bytes) -> int | None:
-    """The row that a line of `PERSONAL` belongs to; None when it broke off."""
-    try:
-        said = parse_json(line.decode("ascii"))
-        bytes.fromhex(said["salt"])
-        return int(said["row"]) if isinstance(said["values"], dict) and "hash" in said else None
-    except (ValueError, KeyError, TypeError):
-        return None

@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import AuditError, InputError
-from omokage.files import open_given, parse_json
-from omokage.trust.audit import BEGIN, FORGET, HEAD, KEY, LOG, PUBLIC, REPAIR, AuditLog, Personal
+from omokage.files import open_given
+from omokage.trust.audit import BEGIN, FORGET, HEAD, KEY, LOG, PUBLIC, REPAIR, AuditLog
 from omokage.trust.audit_row import (
     LONGEST_ROW,
     NOTHING_BEFORE,
+    Kept,
     Parts,
     is_signed,
+    parse_kept,
     parse_row,
     public_key,
     public_text,
     read_key,
-    salted_hash,
     split_line,
 )
 
 EXPORT: Final = "export"
-PERSONAL_LINE: Final = b'{"personal_of":'
 SIGNED_EVERY: Final = 1000  # rows; the signature of the last one vouches for all, these say up to where
 _MOST_PROBLEMS = 20
 _REPORT_EVERY = 20_000
@@ -176,9 +177,9 @@ def _export_claim(path: Path) -> _Claim:
     return claim
 
 
-def _walk(chain: _Chain, log: Path, on_progress: ProgressCallback, skip: int = 0) -> Personal:
+def _walk(chain: _Chain, log: Path, on_progress: ProgressCallback, skip: int = 0) -> dict[str, Kept]:
     """Take every line of a log, or of an export after its first line; what is personal in an export."""
-    personal: Personal = {}
+    personal = dict[str, Kept]()
     try:
         with log.open("rb") as file:
             for done, line in enumerate(file):
@@ -186,8 +187,8 @@ def _walk(chain: _Chain, log: Path, on_progress: ProgressCallback, skip: int = 0
                     on_progress(Progress("verifying", done, 0))
                 if done < skip:
                     continue
-                if skip and line.startswith(PERSONAL_LINE):
-                    _take_personal(chain, line, personal)
+                if skip and (kept := parse_kept(line.rstrip(b"\n"))) is not None:
+                    personal[kept.hash] = kept
                 else:
                     _take(chain, line)
     except OSError as error:
@@ -242,14 +243,6 @@ def _take_meaning(chain: _Chain, line: bytes, parts: Parts, number: int) -> None
         chain.personal[number] = row.personal
 
 
-def _take_personal(chain: _Chain, line: bytes, personal: Personal) -> None:
-    try:
-        said = parse_json(line.decode("ascii"))
-        personal[str(said["personal_of"])] = (bytes.fromhex(said["salt"]), dict(said["values"]))
-    except (ValueError, KeyError, TypeError):
-        chain.blame("a line with personal data makes no sense")
-
-
 def _check_end(chain: _Chain) -> None:
     """The signature of the last row vouches for every row before it."""
     if chain.number < 0:
@@ -289,10 +282,10 @@ def _check_kept(chain: _Chain, kept: _Claim) -> None:
         chain.blame(f"row {kept.number} is not the one of the export that was kept")
 
 
-def _check_personal(chain: _Chain, kept: Personal) -> list[str]:
+def _check_personal(chain: _Chain, kept: Mapping[str, Kept]) -> list[str]:
     """What is kept beside the log must have the hashes in it; what is gone must have been erased on purpose."""
     for number, digest in chain.personal.items():
-        if digest in kept and salted_hash(*kept[digest]) != digest:
+        if digest in kept and not kept[digest].is_true:
             chain.blame(f"what is personal of row {number} was changed")
     gone = {number for number, digest in chain.personal.items() if digest not in kept}
     untold = sorted(gone - chain.forgotten)

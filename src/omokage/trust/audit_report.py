@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterable, Mapping
 from datetime import UTC
@@ -11,8 +10,8 @@ from pathlib import Path
 from omokage.errors import AuditError, InputError
 from omokage.files import saving
 from omokage.trust.audit import FORGET, LOG, RELEASE, REPAIR, AuditLog
-from omokage.trust.audit_check import EXPORT, PERSONAL_LINE, stated_key
-from omokage.trust.audit_row import Row, Value, make_row, parse_row, public_text
+from omokage.trust.audit_check import EXPORT, stated_key
+from omokage.trust.audit_row import Kept, Row, Value, make_row, parse_row, public_text
 
 Shown = tuple[Row, Mapping[str, Value] | None]
 
@@ -36,9 +35,7 @@ def export(output: Path, *, with_personal: bool = False) -> Row:
         first = make_row(last.number + 1, EXPORT, facts, None, last.hash, key)
     with saving(output) as part, part.open("wb") as file:
         file.write(first.line + b"\n" + rows)
-        for digest, (salt, values) in personal.items():
-            text = json.dumps({"salt": salt.hex(), "values": dict(values)})
-            file.write(PERSONAL_LINE + f'"{digest}",{text[1:]}\n'.encode("ascii"))
+        file.writelines(kept.line + b"\n" for kept in personal.values())
     return first
 
 
@@ -59,7 +56,14 @@ def last_rows(count: int) -> list[Shown]:
         ) from error
     rows = [row for line in lines if (row := parse_row(line.rstrip(b"\n"))) is not None]
     personal = log.personal()
-    return [(row, personal.get(row.personal or "", (b"", None))[1]) for row in rows[-count:]]
+    return [(row, _values(personal.get(row.personal or ""))) for row in rows[-count:]]
+
+
+def _values(kept: Kept | None) -> Mapping[str, Value] | None:
+    try:
+        return kept.values() if kept is not None else None
+    except (ValueError, TypeError):  # somebody changed it, which `verify` says
+        return None
 
 
 def rows_text(rows: Iterable[Shown]) -> str:

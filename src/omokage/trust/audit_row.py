@@ -12,11 +12,12 @@ import base64
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
@@ -30,11 +31,15 @@ LONGEST_ROW: Final = 1 << 16
 _MEANING: Final = b"omokage audit row 1\0"  # so that a signature of this key means nothing elsewhere
 _HASH, _SIGNATURE = b',"hash":"', b'","signature":"'
 _HEX = 64
+_KEPT = re.compile(rb'\{"row":(\d{1,15}),"salt":"([0-9a-f]{32})","hash":"([0-9a-f]{64})","values":(\{.*\})\}')
 
 
 @dataclass(frozen=True)
 class Row:
-    """number: from 0.  at: UTC.  facts: nothing personal.  personal: salted hash of what is, or None."""
+    """number: from 0.  at: UTC.  facts: nothing personal.  personal: salted hash of what is, or None.
+
+    signature: in base64.
+    """
 
     number: int
     at: datetime
@@ -52,9 +57,8 @@ class Row:
         return values
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A line taken apart without being understood."""
+class Parts(NamedTuple):  # a tuple, because a hundred thousand are made in a second
+    """A line taken apart without being understood. signature: in base64."""
 
     body: bytes
     hash: str
@@ -81,8 +85,8 @@ def make_row(
     }
     body = json.dumps(values, separators=(",", ":"))[:-1].encode("ascii")
     digest = hashlib.sha256(body).hexdigest()
-    signature = key.sign(_MEANING + bytes.fromhex(digest))
-    line = b'%s%s%s%s%s"}' % (body, _HASH, digest.encode(), _SIGNATURE, base64.b64encode(signature))
+    signature = base64.b64encode(key.sign(_MEANING + bytes.fromhex(digest)))
+    line = b'%s%s%s%s%s"}' % (body, _HASH, digest.encode(), _SIGNATURE, signature)
     return Row(number, at, event, facts, personal, previous, digest, signature, line)
 
 
@@ -93,12 +97,7 @@ def split_line(line: bytes) -> Parts | None:
     mark = stated + _HEX
     if at < 0 or line[mark : mark + len(_SIGNATURE)] != _SIGNATURE or not line.endswith(b'"}'):
         return None
-    try:
-        digest = line[stated:mark].decode("ascii")
-        signature = base64.b64decode(line[mark + len(_SIGNATURE) : -2], validate=True)
-    except ValueError:
-        return None
-    return Parts(line[:at], digest, signature)
+    return Parts(line[:at], line[stated:mark].decode("ascii", "replace"), line[mark + len(_SIGNATURE) : -2])
 
 
 def parse_row(line: bytes) -> Row | None:
@@ -124,18 +123,53 @@ def parse_row(line: bytes) -> Row | None:
 
 
 def is_signed(digest: str, signature: bytes, key: Ed25519PublicKey) -> bool:
-    """Whether the signature of a row's hash is this key's."""
+    """Whether the signature, in base64, of a row's hash is this key's."""
     try:
-        key.verify(signature, _MEANING + bytes.fromhex(digest))
+        key.verify(base64.b64decode(signature, validate=True), _MEANING + bytes.fromhex(digest))
     except (InvalidSignature, ValueError):
         return False
     return True
 
 
-def salted_hash(salt: bytes, values: Mapping[str, Value]) -> str:
-    """SHA-256 over a salt and values, hexadecimal: without the salt nobody can try out what the values were."""
-    text = json.dumps(dict(values), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(salt + text.encode("ascii")).hexdigest()
+class Kept(NamedTuple):
+    """What is personal of a row, kept beside the log: the JSON `text` of its values, and the salted hash in the row.
+
+    number: of the row, unless its write broke off after this one's.
+    """
+
+    number: int
+    salt: str
+    hash: str
+    text: bytes
+
+    @property
+    def line(self) -> bytes:
+        """Without its end."""
+        return b'{"row":%d,"salt":"%s","hash":"%s","values":%s}' % (
+            self.number, self.salt.encode(), self.hash.encode(), self.text,
+        )  # fmt: skip
+
+    @property
+    def is_true(self) -> bool:
+        """Whether the values have this hash: without the salt nobody can try out what they were."""
+        return hashlib.sha256(self.salt.encode() + self.text).hexdigest() == self.hash
+
+    def values(self) -> dict[str, Value]:
+        """Raises ValueError when it holds something else."""
+        said = parse_json(self.text.decode("ascii"))
+        return dict(said)
+
+
+def keep(number: int, values: Mapping[str, Value]) -> Kept:
+    """Values with a salt of their own and the hash of both."""
+    salt, text = os.urandom(16).hex(), json.dumps(dict(values), separators=(",", ":")).encode("ascii")
+    return Kept(number, salt, hashlib.sha256(salt.encode() + text).hexdigest(), text)
+
+
+def parse_kept(line: bytes) -> Kept | None:
+    """From `Kept.line`; None when it is none."""
+    found = _KEPT.fullmatch(line)
+    return Kept(int(found[1]), found[2].decode(), found[3].decode(), found[4]) if found else None
 
 
 def make_key(path: Path) -> Ed25519PrivateKey:
