@@ -8,6 +8,7 @@ it meets the first, which would be too late: no file opens then.
 from __future__ import annotations
 
 import errno
+import os
 import struct
 import time
 from array import array
@@ -33,6 +34,7 @@ from omokage.media.source import PICTURE, Source
 
 ALIVE_S: Final = 1.0
 _READ_BYTES: Final = 1 << 18
+_LARGE_PX: Final = 4096
 _NAMES: Final = {"mov": "MP4 or MOV", "matroska": "WebM or Matroska", "avi": "AVI", "mpegts": "MPEG-TS"}
 
 
@@ -103,7 +105,13 @@ def require_video(container: InputContainer, path: Path, limits: InputLimits) ->
     check_size(path, stream.width, stream.height, limits)
     stream.codec_context.options = {"max_pixels": str(limits.max_side**2)}
     stream.codec_context.thread_type = "AUTO"
+    stream.codec_context.thread_count = min((os.cpu_count() or 1) + 1, _most_threads(stream))
     return stream
+
+
+def _most_threads(stream: VideoStream) -> int:
+    """Each thread holds pictures of its own: sixteen of 8192x8192 took 4.2 GB, which is more than `memory_gb`."""
+    return 8 if max(stream.width, stream.height) <= _LARGE_PX else 3
 
 
 def check_codec(stream: Stream, path: Path, limits: InputLimits) -> None:

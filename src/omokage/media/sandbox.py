@@ -134,6 +134,7 @@ def _next_answer(path: Path, decoder: _Decoder, limits: InputLimits) -> Answer |
             case Failed():
                 raise MediaError(_one_line(message.sentence))
             case Ready():
+                decoder.is_ready = True
                 logger.debug("decoding %s without: %s", path, _one_line(message.protections))
             case Alive():
                 pass
@@ -148,6 +149,7 @@ class _Decoder:
 
     def __init__(self, process: subprocess.Popen[bytes], wire: IO[bytes]) -> None:
         self.process = process
+        self.is_ready = False
         self.is_silent = False
         self._wire = wire
         self._rest = b""
@@ -252,20 +254,29 @@ def _started(path: Path, kind: str, task: Task, limits: InputLimits, file: Given
         decoder.close()
 
 
-def _ended(path: Path, decoder: _Decoder, limits: InputLimits) -> MediaError:
+def _ended(path: Path, decoder: _Decoder, limits: InputLimits) -> MediaError | InternalError:
     """Why it ended without having said so."""
     status = decoder.process.wait()
+    if not decoder.is_ready and status == 1:
+        return InternalError(
+            f"the decoder for {path} cannot be started; 'python -P -m omokage.media.worker' shows the reason"
+        )
     if decoder.is_silent:
         reason = f"it gave nothing for {limits.silence_s:g} s"
     elif status == OUT_OF_MEMORY:
         return _too_much_memory(path, limits)
-    elif status == -getattr(signal, "SIGXCPU", 0):
+    elif _died_of("SIGXCPU", status):
         reason = "it took far more computing time than its length allows"
-    elif status == -getattr(signal, "SIGKILL", 0):
+    elif _died_of("SIGKILL", status):
         reason = "the system ended it, most often for lack of memory"
     else:
         reason = f"it broke down (status {status})"
     return MediaError(f"the decoder of {path} was stopped: {reason}; {_SUGGEST}")
+
+
+def _died_of(name: str, status: int) -> bool:
+    number = getattr(signal, name, None)  # Windows has neither
+    return number is not None and status == -number
 
 
 def _too_much_memory(path: Path, limits: InputLimits) -> MediaError:
