@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -21,7 +22,8 @@ from omokage.pipelines.bench import machine
 from omokage.trust import audit
 from omokage.trust.audit import AuditLog
 from omokage.trust.audit_check import verify
-from omokage.trust.audit_row import keep, make_row, read_key
+from omokage.trust.audit_row import keep, make_row
+from omokage.trust.keys import signing_key
 
 FACTS = {"kind": "clip", "sha256": "0" * 64, "bytes": 1_000_000, "origin": "generated", "is_labeled": True}
 TARGET_S = 2.0
@@ -31,7 +33,7 @@ def filled(folder: Path, count: int) -> None:
     """A log of `count` rows more, each with something personal."""
     log = AuditLog(folder)
     last = log.append(audit.RELEASE, FACTS, {"path": "a.mp4"})
-    key = read_key(folder / audit.KEY)
+    key = signing_key()
     with (folder / audit.LOG).open("ab") as rows, (folder / audit.PERSONAL).open("ab") as kept:
         for _ in range(count):
             beside = keep(last.number + 1, {"path": "/videos/clip.mp4", "user": "reception"})
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
+        os.environ["OMOKAGE_HOME"] = place  # a key of its own
         folder = Path(place) / "audit"
         log = AuditLog(folder)
         append, _ = timed(lambda: log.append(audit.RELEASE, FACTS, {"path": "a.mp4"}), 200)

@@ -35,6 +35,7 @@ from omokage.pipelines.small_portrait import (
     small_portrait,
     train_small_portrait,
 )
+from omokage.pipelines.stand_in import agree_for_nobody
 from omokage.pipelines.talker import write_talker
 from omokage.pipelines.untrained import tiny_architecture
 from omokage.talking.folder import TOY
@@ -152,6 +153,7 @@ def main(arguments: Sequence[str]) -> int:
             clip = keep / f"synthetic-{frames}-frames.mp4"
             if not clip.exists():
                 write_talker(clip, frames, side=128 if given.quick else 256, seed=given.seed)
+            agree_for_nobody(clip)
         result = measure(clip, keep / f"{clip.stem}.model", config)
     known = json.loads(given.output.read_text(encoding="utf-8"))["runs"] if given.output.exists() else []
     runs = [run for run in known if run["clip"] != result["clip"]] + [

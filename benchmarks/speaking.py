@@ -28,7 +28,7 @@ from omokage.pipelines.bench import machine
 from omokage.pipelines.recording import MAX_SIDE_PX
 from omokage.pipelines.speak import speak
 from omokage.pipelines.speech_track import read_speech, resampled
-from omokage.pipelines.stand_in import stand_in
+from omokage.pipelines.stand_in import agree_for_nobody, stand_in
 from omokage.render.retarget import JAW
 from omokage.speaking.driver import driven_by_voice, motion
 from omokage.speaking.hearing import HOPS_PER_S
@@ -36,6 +36,7 @@ from omokage.speaking.phonemes import viseme_weights
 from omokage.speaking.voices import speak_text
 from omokage.tracking.tracker import track_clip
 from omokage.tracking.visemes import NAMES, shapes
+from omokage.trust.consent import Medium
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 from learn_voice_reader import EXAM, FLITE, said_by_flite
@@ -110,6 +111,7 @@ def speed() -> dict[str, Any]:
     voice = resampled(spoken.sound, 16000)[:, 0]
     seconds = len(voice) / 16000
     person = stand_in(256).avatar
+    agree_for_nobody(Medium(person.provenance.recording_sha256, person.provenance.recording_name))
     motions, videos = [], []
     for _ in range(REPEATS):
         start = time.perf_counter()

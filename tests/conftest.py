@@ -1,23 +1,61 @@
-"""What holds for every test."""
+"""What holds for every test: a core and a home of its own, and people who agree unless the test is about that."""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 import pytest
+
+from omokage.trust import register
+from omokage.trust.consent import Consent, Medium, Terms, new_consent
+from omokage.trust.keys import signing_key
 
 # `make test` runs two files at a time: each keeps to its own core, or they wait for each other at every step.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+RECORDED_FOR = register.recorded_for
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_test_writes_into_the_real_audit_log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """For what sessions and modules release; every test has a log of its own."""
+def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing of the user's is read or written, by programs that a test starts either."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMOKAGE_AUDIT", str(tmp_path_factory.mktemp("audit-of-the-session")))
+        patch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("omokage-home")))
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def everybody_agrees(home_of_the_tests: None) -> Iterator[None]:
+    """A real record, signed and kept, for every medium that a test makes something of."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(register, "recorded_for", lambda media: RECORDED_FOR(media) or [agree(media)])
+        yield
+
+
+@pytest.fixture
+def denied_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it: nobody agrees until it is recorded."""
+    monkeypatch.setattr(register, "recorded_for", RECORDED_FOR)
+
+
+def agree(media: str) -> Consent:
+    """Record that a drawn face, in a medium of this SHA-256, may be used in private."""
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    terms = Terms(
+        kind="nobody",
+        purposes=("private",),
+        start=yesterday.date().isoformat(),
+        end=(yesterday + timedelta(days=300)).date().isoformat(),
+    )
+    record = new_consent([Medium(media, "test")], terms, now=yesterday, key=signing_key())
+    register.keep(record)
+    return record
+
+
 @pytest.fixture(autouse=True)
-def _audit_log_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def audit_log_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What modules and sessions release is written into the home of the tests."""
     monkeypatch.setenv("OMOKAGE_AUDIT", str(tmp_path_factory.mktemp("audit")))

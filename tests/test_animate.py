@@ -27,6 +27,7 @@ from clips import beep, onset_s
 from omokage.cli import app as cli
 from omokage.config import Progress
 from omokage.errors import (
+    ConsentError,
     InputError,
     MediaError,
     MemoryShortageError,
@@ -398,6 +399,16 @@ def refused(
         animate(portrait, speech, output=output, config=settings(weights, **choices))
     assert "\n" not in str(error.value)
     assert not list(speech.parent.glob("refused*"))
+
+
+@pytest.mark.usefixtures("denied_by_default")
+def test_nobody_is_animated_without_a_consent(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "home"))
+    with pytest.raises(ConsentError, match="nobody's consent is recorded for"):
+        animate(portrait, speech, output=tmp_path / "out.mp4", config=settings(weights))
+    assert not [path for path in tmp_path.iterdir() if path.name != "home"]
 
 
 @pytest.mark.parametrize(

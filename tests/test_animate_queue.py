@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -245,6 +247,52 @@ def test_a_cluster_that_does_not_answer_is_told(folder: Path, monkeypatch: pytes
         list(run_with_ray(jobs_of(folder, *THREE), run_job, "10.0.0.1:6379", on_card=False))
 
 
+def test_jobs_spread_over_machines_and_outlive_one(folder: Path) -> None:
+    """Two nodes of a cluster share the jobs; when one is lost in the middle, the other does its job again."""
+    pytest.importorskip("ray", reason="needs 'pip install omokage[queue]'")
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = {node.node_id: node for node in (cluster.add_node(num_cpus=2), cluster.add_node(num_cpus=2))}
+
+    def working(marks: Path) -> Callable[[Job], Outcome]:
+        def run(job: Job) -> Outcome:
+            import os  # a worker gets no names of this file
+            import time
+
+            import ray
+
+            from omokage.pipelines.queue_jobs import Outcome, State
+
+            node, name = ray.get_runtime_context().get_node_id(), job.portrait.stem
+            (marks / f"{name}-{os.getpid()}.started").write_text(node)
+            deadline = time.monotonic() + 100
+            wanted = 2 if name == "ben" else 1  # the first that does ben's job never ends by itself
+            while len(list(marks.glob("ben-*"))) < wanted and time.monotonic() < deadline:
+                time.sleep(0.02)
+            return Outcome(job, State.DONE, 1.0, (node,))
+
+        return run
+
+    jobs, marks = jobs_of(folder, *THREE), folder / "marks"
+    marks.mkdir()
+    try:
+        outcomes, lost = [], ""
+        for outcome in run_with_ray(jobs, working(marks), cluster.address, on_card=False):
+            outcomes.append(outcome)
+            if not lost and list(marks.glob("ben-*")):
+                mark = next(marks.glob("ben-*"))
+                lost = mark.read_text()
+                cluster.remove_node(nodes[lost], allow_graceful=False)
+                os.kill(int(mark.stem.split("-")[1]), signal.SIGKILL)  # a machine takes its workers with it
+    finally:
+        cluster.shutdown()
+    assert [outcome.state for outcome in outcomes] == [State.DONE] * 3
+    by_name = {outcome.job.portrait.stem: outcome.sentences[0] for outcome in outcomes}
+    assert lost in nodes and by_name["ben"] != lost
+    assert len(list(marks.glob("ben-*"))) == 2
+
+
 def test_jobs_run_on_workers(folder: Path) -> None:
     """A job that fails and a worker that dies stop no other job."""
     pytest.importorskip("ray", reason="needs 'pip install omokage[queue]'")
@@ -271,6 +319,4 @@ def test_jobs_run_on_workers(folder: Path) -> None:
     )
     assert [outcome.state for outcome in report.outcomes] == [State.DONE, State.FAILED, State.DONE]
     assert "its worker was lost" in report.outcomes[1].sentences[0]
-    import os
-
     assert str(os.getpid()) not in report.outcomes[0].sentences

@@ -269,8 +269,8 @@ def test_a_label_that_cannot_be_drawn_is_told_before_the_work(
 ) -> None:
     film("me.mp4", person[:3])
     monkeypatch.setattr("omokage.pipelines.recording.track_clip", None)
-    said = refusal(capfd, *(word.format(clip="me.mp4") for word in command), "--label", "面影")
-    assert "cannot be drawn ('面影')" in said
+    said = refusal(capfd, *(word.format(clip="me.mp4") for word in command), "--label", "\ue000\ue001")
+    assert "cannot be drawn ('\ue000\ue001')" in said
 
 
 # Full disks and locked folders

@@ -33,13 +33,13 @@ FLAGS = {
     "": ["--debug", "--help", "--version", "-h"],
     "animate": [
         "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
-        "--memory", "--no-resume", "--output", "--plan", "--prompt", "--quiet", "--resume", "--reuse", "--seed",
-        "--separator", "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
+        "--memory", "--no-resume", "--output", "--plan", "--prompt", "--purpose", "--quiet", "--resume", "--reuse",
+        "--seed", "--separator", "--steps", "--weights", "-h", "-o", "PORTRAIT", "SPEECH",
     ],
     "animate-queue": [
         "--any-face", "--compile", "--device", "--guidance", "--guidance-interval", "--help", "--label", "--lora",
-        "--memory", "--no-resume", "--output", "--prompt", "--quiet", "--ray", "--resume", "--reuse", "--seed",
-        "--separator", "--steps", "--weights", "-h", "-o", "JOBS",
+        "--memory", "--no-resume", "--output", "--prompt", "--purpose", "--quiet", "--ray", "--resume", "--reuse",
+        "--seed", "--separator", "--steps", "--weights", "-h", "-o", "JOBS",
     ],
     "audit": ["--help", "-h"],
     "audit export": ["--help", "--output", "--personal", "-h", "-o"],
@@ -58,13 +58,33 @@ FLAGS = {
     ],
     "reenact": [
         "--background", "--blink", "--expression-strength", "--gaze", "--help", "--label", "--mouth-only", "--output",
+        "--purpose",
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
     "speak": [
-        "--audio", "--background", "--blinks", "--cues", "--curves", "--energy", "--gaze", "--head", "--help",
-        "--label", "--mood", "--output", "--quiet", "--runtime", "--seed", "--text", "--voice", "--write-curves",
-        "-h", "-o", "AVATAR",
+        "--audio", "--background", "--blinks", "--channels", "--cues", "--curves", "--energy", "--gaze", "--head",
+        "--help", "--label", "--live", "--microphone", "--mood", "--output", "--purpose", "--quiet",
+        "--rate", "--runtime", "--seed", "--text", "--voice", "--write-curves", "-h", "-o", "AVATAR",
     ],
+    "consent": ["--help", "-h"],
+    "consent new": [
+        "--agreed", "--channel", "--help", "--language", "--me", "--no-voice", "--nobody", "--output", "--paper",
+        "--purpose", "--to", "--until", "--uses", "--witness", "-h", "-o", "MEDIA...",
+    ],
+    "consent list": ["--help", "--json", "-h"],
+    "consent show": ["--help", "--json", "-h", "RECORD"],
+    "consent verify": ["--channel", "--help", "--language", "--purpose", "-h", "RECORD", "MEDIA"],
+    "consent revoke": ["--help", "--reason", "-h", "RECORD"],
+    "consent export": ["--help", "--output", "-h", "-o"],
+    "consent import": ["--help", "--trust", "-h", "PATH"],
+    "consent key": ["--help", "-h"],
+    "identity": ["--help", "-h"],
+    "identity show": ["--help", "-h"],
+    "identity new": ["--help", "--organization", "-h"],
+    "identity export": ["--help", "--output", "-h", "-o"],
+    "identity trust": ["--help", "-h", "ROOT"],
+    "labels": ["--help", "-h"],
+    "licences": ["--bill", "--help", "--json", "-h", "[COMMAND]"],
     "voices": ["--help", "-h"],
     "import": ["--help", "-h"],
     "import styleavatar": ["--help", "--keep-training", "--output", "--quiet", "-h", "-o", "CHECKPOINT"],
@@ -269,7 +289,7 @@ def test_reenact(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert calls.arguments == (Path("me.avatar"), Path("d.mp4"))
     assert calls.keywords["config"].values == {
         "expression_strength": 1.0, "pose_strength": 1.0, "mouth_only": False, "gaze": "driver", "blink": 1.0,
-        "background": "own", "label": None, "runtime": "auto",
+        "background": "own", "label": None, "runtime": "auto", "purpose": None,
     }  # fmt: skip
     run("reenact a b -o c --gaze camera --blink 0 --background #00ff00 --mouth-only --runtime torch", capsys)
     values = calls.keywords["config"].values
@@ -292,7 +312,7 @@ def test_speak(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     }
     assert calls.keywords["config"].values == {
         "mood": "neutral", "energy": 1.0, "head": 1.0, "blinks_per_minute": 14.0, "gaze": "free", "seed": 0,
-        "background": "own", "label": None, "runtime": "auto",
+        "background": "own", "label": None, "runtime": "auto", "purpose": None,
     }  # fmt: skip
     assert calls.keywords["cues"] is None
     script = tmp_path / "script.txt"
@@ -314,7 +334,8 @@ def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert calls.keywords["output"] == Path("out.mp4")
     assert calls.keywords["config"].values == {
         "prompt": "a person talks to the camera", "seed": 0, "steps": 50, "guidance": 3.5, "any_face": False,
-        "label": None, "device": "auto", "resume": True, "weights": None, "lora": None, "memory": "auto",
+        "label": None, "purpose": None, "device": "auto", "resume": True, "weights": None, "lora": None,
+        "memory": "auto",
         "guidance_interval": (0.0, 1.0), "reuse": 0.0, "compile": False, "separator": None,
     }  # fmt: skip
     run(

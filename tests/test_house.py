@@ -38,6 +38,7 @@ PUBLIC = [
     "FaceTrack",
     "InputError",
     "InternalError",
+    "LiveSpeaker",
     "MediaError",
     "MissingDependencyError",
     "NoFaceError",

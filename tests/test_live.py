@@ -32,9 +32,10 @@ from omokage.render import readback as readback_module
 from omokage.render import realtime
 from omokage.render.detail import retarget_detail
 from omokage.render.readback import ReadBack
-from omokage.render.realtime import REST_FRAMES, LivePipeline, Place
+from omokage.render.realtime import REST_FRAMES, LivePipeline
 from omokage.render.renderer import Renderer
 from omokage.render.retarget import Controls, Coverage, Rest, retarget
+from omokage.render.stages import Place
 from omokage.threads import one_ahead
 from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FRAME_ARRAYS

@@ -39,8 +39,12 @@ class AnyResult(SimpleNamespace):
 
 
 @pytest.mark.parametrize("line", sorted(set(OMOKAGE_LINES)))
-def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     ran = []
+    monkeypatch.chdir(tmp_path)
+    Path("me.mp4").write_bytes(b"a recording")
 
     def pipeline(*_: Any, **__: Any) -> AnyResult:
         ran.append(line)
@@ -59,11 +63,13 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     for name in (
         "check", "create", "create_paper", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo",
         "weights", "animate", "train_portrait", "small_portrait", "animate_queue", "import_styleavatar", "speak",
+        "licences", "speak_live",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
     assert code == 0, capsys.readouterr().err
-    assert ran == [line]
+    needs_pipeline = not line.startswith(("omokage labels", "omokage consent", "omokage identity"))
+    assert ran == ([line] if needs_pipeline else [])
 
 
 def test_every_command_is_in_the_table() -> None:

@@ -20,7 +20,8 @@ import pytest
 from clips import beep, flash, moving_disc, onset_s, small_disk
 from omokage.errors import InputError, InternalError, MediaError, OutputError
 from omokage.media.decode import probe, read_audio, read_frames, read_image
-from omokage.trust.label import TEXT_SHARE, check_label, draw_label
+from omokage.trust import label as label_module
+from omokage.trust.label import TEXT_SHARE, Label, check_label, draw_label, label_profiles, read_label
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     DIGITAL_SOURCE_TYPE,
@@ -279,7 +280,7 @@ def test_label_corners_wrapping_and_alpha():
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("生成 ok", "cannot be drawn .'生成'.; write"),
+        ("\ue000\ue001 ok", "cannot be drawn .'\ue000\ue001'.; write"),
         ("נוצר", "cannot be drawn"),
         (" ", "empty"),
         ("x" * 300, "does not fit"),
@@ -293,7 +294,18 @@ def test_labels_that_cannot_be_drawn(text, words):
     check_label(None, 128, 128)
 
 
-@pytest.mark.parametrize("text", ["künstlich erzeugt", "créé par IA", "создано ИИ", "τεχνητό", "5 % – ok"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "künstlich erzeugt",
+        "créé par IA",
+        "создано ИИ",
+        "τεχνητό",
+        "5 % – ok",
+        "この映像はAIで作成しました",
+        "数字人・AI生成",
+    ],
+)
 def test_labels_of_other_languages(text):
     labeled = draw_label(np.zeros((256, 256, 3), np.uint8), text)
     assert labeled[-60:].max() > 230
@@ -301,9 +313,56 @@ def test_labels_of_other_languages(text):
 
 def test_the_larger_font_is_not_there_without_its_package(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("omokage.trust.label._SYSTEM_FONTS", ())
     with pytest.raises(InputError, match=r"cannot be drawn \('ü'\)"):
         check_label("künstlich", 256, 256)
     check_label("AI", 256, 256)
+
+
+@pytest.mark.parametrize("width, height", [(256, 256), (288, 512), (512, 288), (720, 1280), (1920, 1080)])
+@pytest.mark.parametrize("name", sorted(label_profiles()))
+def test_a_profiles_labels_survive_square_and_upright_crops(name, width, height):
+    profile = label_profiles()[name]
+    assert profile.sources and profile.why
+    image = np.zeros((height, width, 3), np.uint8)
+    for language in profile.texts:
+        labeled = draw_label(image, f"{name}:{language}")
+        for ratio in (1.0, 9 / 16):
+            crop_width, crop_height = (
+                (round(height * ratio), height) if width > height * ratio else (width, round(width / ratio))
+            )
+            top, left = (height - crop_height) // 2, (width - crop_width) // 2
+            crop = labeled[top : top + crop_height, left : left + crop_width]
+            assert crop.sum(dtype=np.int64) == labeled.sum(dtype=np.int64)
+        rows, _ = np.nonzero((labeled > 200).any(axis=2))
+        assert (rows.mean() > height / 2) == profile.corner.startswith("lower")
+        letters = np.ptp(rows) + 1
+        assert letters >= 0.95 * TEXT_SHARE * min(width, height)
+
+
+def test_a_label_is_a_profile_or_the_very_text():
+    assert read_label("jp").text == "AI生成" and read_label("jp:en").text == "AI-generated"
+    assert read_label("eu:de").text == "KI-generiert" and read_label("eu").profile == "eu"
+    for text in ("Europe", "us: made by AI", "eu:", "EU", "jp:EN"):
+        assert read_label(text, corner="upper left") == Label(text, "upper left")
+    with pytest.raises(InputError, match="'jp' has no text in 'de'; use jp:ja, jp:en"):
+        check_label("jp:de", 256, 256)
+
+
+def test_chinese_labels_have_the_shapes_that_chinese_readers_know():
+    """样 and 成 differ between the two cuts; a text without a language takes the Japanese ones."""
+    font = {
+        code: label_module._font_for(Label("成", "lower left", "cn", code), 40.0).getname()[0]
+        for code in ("zh", "ja")
+    }
+    assert font == {"zh": "Noto Sans CJK SC", "ja": "Noto Sans CJK JP"}
+
+
+def test_every_letter_of_every_profile_is_in_a_font_that_comes_along(monkeypatch):
+    monkeypatch.setattr(label_module, "_SYSTEM_FONTS", ())
+    for name, profile in label_profiles().items():
+        for language in profile.texts:
+            check_label(f"{name}:{language}", 256, 256)
 
 
 def test_the_label_is_on_every_released_frame(tmp_path):

@@ -349,6 +349,8 @@ def test_japanese_and_english_are_read_with_times() -> None:
 def test_missing_voices_and_engines_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="omokage voices"):
         speak_text("hello", "xx-none")
+    with pytest.raises(InputError, match=r"'en-us' has no variant 'nobody'; take one of .*f3"):
+        speak_text("hello", "en-us+nobody")
     with pytest.raises(MissingDependencyError, match="offers voices"):
         speak_text("hello", "nobody:en")
     monkeypatch.setattr(voices, "run_module", lambda *_, **__: b'{"error": "library"}\n')

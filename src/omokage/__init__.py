@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from omokage.capture.check import check_recording
     from omokage.pipelines.animate import animate
     from omokage.pipelines.create import create_avatar
+    from omokage.pipelines.live_speaker import LiveSpeaker
     from omokage.pipelines.reenact import reenact
     from omokage.pipelines.rehearse import rehearse
     from omokage.pipelines.speak import speak
@@ -45,6 +46,7 @@ __all__ = [
     "FaceTrack",
     "InputError",
     "InternalError",
+    "LiveSpeaker",
     "MediaError",
     "MissingDependencyError",
     "NoFaceError",
@@ -63,6 +65,7 @@ __all__ = [
 _LAZY = {
     "Avatar": "omokage.avatar.bundle",
     "FaceTrack": "omokage.tracking.face_track",
+    "LiveSpeaker": "omokage.pipelines.live_speaker",
     "animate": "omokage.pipelines.animate",
     "check_recording": "omokage.capture.check",
     "create_avatar": "omokage.pipelines.create",

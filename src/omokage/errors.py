@@ -6,7 +6,8 @@
     │   ├── NoFaceError         no usable face where one is needed
     │   ├── CaptureRefusedError the recording is hopeless for an avatar (see `omokage check`)
     │   ├── BundleError         an avatar file is damaged, foreign or from a newer version
-    │   └── WeightsError        a model's weights are missing, damaged or of another model
+    │   ├── WeightsError        a model's weights are missing, damaged or of another model
+    │   └── ConsentError        nobody agreed to it, or not to this (see `omokage consent`)
     ├── OutputError             a result cannot be written (no room, no permission, bad suffix)
     │   └── AuditError          the audit log cannot be written, or is not as it was written: nothing is released
     ├── MissingDependencyError  an optional package or a system library is not there
@@ -50,6 +51,12 @@ class BundleError(InputError):
 
 class WeightsError(InputError):
     """A model's weights are missing, damaged or of another model; the message says what to pull or to add."""
+
+
+class ConsentError(InputError):
+    """Nobody agreed to it, or not to this; the message says what is missing and how to record it."""
+
+    exit_code = 5
 
 
 class OutputError(OmokageError):

@@ -1,17 +1,16 @@
-"""Where omokage keeps what belongs to a user: installed models, the audit log."""
+"""The folder in which omokage keeps what belongs to this installation: models, the key of its marks, its renders."""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
-from typing import Final
 
-HOME_VARIABLE: Final = "OMOKAGE_HOME"
+HOME_VARIABLE = "OMOKAGE_HOME"
 
 
 def data_home() -> Path:
-    """`OMOKAGE_HOME`, or omokage's folder where the platform keeps a user's data; it may not exist yet."""
+    """`OMOKAGE_HOME`, or the folder that the platform keeps for a user's data; it may not exist yet."""
     if chosen := os.environ.get(HOME_VARIABLE):
         return Path(chosen).expanduser()
     match sys.platform:

@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
+from omokage.cli.consent import ask_unless_recorded
 from omokage.cli.options import (
     Command,
     FilePath,
     is_first_process,
+    label_option,
     output_option,
+    purpose_option,
     quiet_option,
     refuse_same_file,
 )
@@ -69,7 +72,8 @@ _CHOICES = (
         metavar="NAME",
         help="Take music and noise away from what the lips follow, by a separator that another package brings.",
     ),
-    click.option("--label", help="A visible text on every picture."),
+    label_option,
+    purpose_option,
     click.option(
         "--device",
         type=click.Choice(["auto", "cpu", "cuda"]),
@@ -149,6 +153,8 @@ def animate(
         if is_first:
             click.echo(plan_pipeline(portrait, speech, config=config).to_text())
         return
+    if is_first:
+        ask_unless_recorded(portrait)
     with ProgressBar(is_quiet=quiet) as on_progress:
         result = animate_pipeline(portrait, speech, output=output, config=config, on_progress=on_progress)
     if not is_first:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,9 @@ import click
 from omokage import InputError, MissingDependencyError, OmokageError, OutputError, __version__
 from omokage.cli.animate import animate, animate_queue
 from omokage.cli.audit import audit
+from omokage.cli.consent import ask_unless_recorded, consent
 from omokage.cli.create import create
+from omokage.cli.identity import identity_group
 from omokage.cli.imports import imports
 from omokage.cli.options import (
     FilePath,
@@ -186,6 +189,7 @@ def rehearse(photo: Path, output: Path, seconds: float, quiet: bool) -> None:
     refuse_same_file(output, photo)
     from omokage.pipelines.rehearse import rehearse as rehearse_pipeline
 
+    ask_unless_recorded(photo)
     with ProgressBar(is_quiet=quiet) as on_progress:
         rehearse_pipeline(photo, output=output, seconds=seconds, on_progress=on_progress)
     click.echo(f"video: {output}")
@@ -229,10 +233,37 @@ def demo(output: Path, minutes: float, quiet: bool) -> None:
         click.echo(f"  {file}")
 
 
+@app.command()
+def labels() -> None:
+    """The label profiles: what `--label eu`, `cn`, `jp`, `us` and `sample` write, where, and after which rules."""
+    from omokage.trust.label import labels_report
+
+    click.echo(labels_report())
+
+
+@app.command()
+@click.argument("command", required=False)
+@click.option("--bill", type=FilePath, help="Also write a software bill of materials (CycloneDX, .json).")
+@json_option
+def licences(command: str | None, bill: Path | None, as_json: bool) -> None:
+    """The licence of every package and model, of all of omokage or of what one COMMAND makes, such as speak."""
+    from omokage.pipelines.licences import licences as licences_pipeline
+    from omokage.pipelines.licences import write_bill
+
+    found = licences_pipeline(command)
+    if bill is not None:
+        write_bill(found, bill)
+    click.echo(
+        json.dumps([asdict(one) for one in found.components], indent=2) if as_json else found.to_text()
+    )
+
+
 app.add_command(animate)
 app.add_command(animate_queue)
 app.add_command(audit)
+app.add_command(consent)
 app.add_command(create)
+app.add_command(identity_group)
 app.add_command(imports)
 app.add_command(speak)
 app.add_command(train_portrait)

@@ -8,9 +8,11 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from omokage.cli.consent import ask_unless_recorded
 from omokage.cli.options import (
     FilePath,
     is_first_process,
+    label_option,
     output_option,
     quiet_option,
     refuse_same_file,
@@ -49,7 +51,7 @@ from omokage.cli.progress import ProgressBar
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
 )
-@click.option("--label", help="A visible text on every picture that is made of this person.")
+@label_option
 @click.option("--batch", type=click.IntRange(min=1), help="Of the paper's networks: samples of a step (4).")
 @click.option(
     "--precision",
@@ -108,6 +110,7 @@ def create(
         raise click.UsageError(f"--{name} is an option of the paper's networks; add --preset paper")
     from omokage.pipelines.create import CreateConfig, create_avatar
 
+    ask_unless_recorded(video)
     config = CreateConfig(minutes=minutes, size=size, seed=seed, **shared)  # type: ignore[arg-type]
     with ProgressBar(is_quiet=quiet) as on_progress:
         create_avatar(video, output=output, config=config, on_progress=on_progress)

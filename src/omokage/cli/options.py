@@ -26,6 +26,17 @@ size_option = click.option(
 )
 
 
+label_option = click.option(
+    "--label", help="On every picture: any text, or a profile such as eu, jp or cn (see `omokage labels`)."
+)
+
+
+purpose_option = click.option(
+    "--purpose",
+    help="What it is for, of what the person agreed to; needed where that is more than one thing.",
+)
+
+
 def is_first_process() -> bool:
     """Whether this is the process that speaks, of those that `torchrun` started."""
     return os.environ.get("RANK", "0") == "0"
@@ -45,7 +56,8 @@ def drawing_options(command: Command) -> Command:
             show_default=True,
             help="What computes the pictures.",
         ),
-        click.option("--label", help="A visible text on every picture."),
+        label_option,
+        purpose_option,
         click.option(
             "--background",
             default="own",

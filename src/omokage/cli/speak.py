@@ -9,14 +9,21 @@ import click
 
 from omokage.cli.options import FilePath, drawing_options, output_option, quiet_option, refuse_same_file
 from omokage.cli.progress import ProgressBar
+from omokage.cli.speak_live import STREAM, speak_live
 from omokage.errors import InputError, OutputError
 from omokage.files import read_given_text
 
 
 @click.command()
 @click.argument("avatar", type=FilePath)
-@output_option("The video to write: .mp4, or .webm for a transparent background.")
-@click.option("--audio", type=FilePath, help="A recording of what is said, in any language.")
+@output_option(
+    "The video to write: .mp4, or .webm for a transparent background; with --live also -, a stream to stdout."
+)
+@click.option(
+    "--audio",
+    type=FilePath,
+    help="A recording of what is said, in any language; with --live also -, a stream from stdin.",
+)
 @click.option("--text", help="What is said, read aloud by --voice; @FILE takes it from a text file.")
 @click.option("--voice", default="en-us", show_default=True, help="Who reads; see `omokage voices`.")
 @click.option(
@@ -51,6 +58,27 @@ from omokage.files import read_given_text
 )
 @click.option("--write-curves", "curves_output", type=FilePath, help="Also write the curves that were drawn.")
 @click.option("--cues", type=FilePath, help="A JSON list of what changes at which second.")
+@click.option("--live", "is_live", is_flag=True, help="Say it while it is heard; Ctrl-C ends it.")
+@click.option(
+    "--rate",
+    type=click.IntRange(4000, 192_000),
+    default=16_000,
+    show_default=True,
+    help="Samples a second of a stream without a WAV header (16-bit).",
+)
+@click.option(
+    "--channels",
+    type=click.IntRange(1, 8),
+    default=1,
+    show_default=True,
+    help="Channels of a stream without a WAV header.",
+)
+@click.option(
+    "--microphone",
+    "is_microphone",
+    is_flag=True,
+    help="The stream never waits: what cannot be said in time is left out.",
+)
 @drawing_options
 @quiet_option
 def speak(
@@ -62,13 +90,31 @@ def speak(
     curves: Path | None,
     curves_output: Path | None,
     cues: Path | None,
+    is_live: bool,
+    rate: int,
+    channels: int,
+    is_microphone: bool,
     quiet: bool,
     **how: Any,
 ) -> None:
     """Let AVATAR say a recording or a text.
 
     The mouth follows the voice, in any language; head, eyes and breath live with it. No weights are needed.
+
+    With --live the voice comes as it is said, from stdin or a file, and leaves 0.3 seconds later with the picture:
+
+      espeak-ng --stdout "Hello." | omokage speak me.avatar --audio - --live -o - | ffplay -
     """
+    if is_live:
+        if audio is None or text is not None or curves is not None or curves_output is not None:
+            raise InputError(
+                "--live follows a voice while it is heard; give --audio - or --audio FILE, and no text and no curves"
+            )
+        return speak_live(
+            avatar, audio, output, cues, how, sound=(rate, channels), is_microphone=is_microphone, quiet=quiet
+        )
+    if STREAM in (str(audio), str(output)):
+        raise InputError(f"{STREAM} stands for a stream, and without --live files are needed; add --live")
     script = Path(text[1:]) if text is not None and text.startswith("@") else None
     given = [path for path in (avatar, audio, curves, cues, script) if path is not None]
     refuse_same_file(output, *given)
@@ -95,6 +141,7 @@ def speak(
     for sentence in result.warnings:
         click.echo(f"note: {sentence}", err=True)
     click.echo(f"video: {output}")
+    return None
 
 
 @click.command()

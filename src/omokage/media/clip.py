@@ -1,4 +1,4 @@
-"""Records of media: a frame, what a clip is, a sound track."""
+"""Records of media: a frame, what a clip is, a sound track, a picture with its part of the sound."""
 
 from __future__ import annotations
 
@@ -54,3 +54,23 @@ class Audio:
 
     samples: NDArray[np.float32]
     sample_rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class SoundFormat:
+    """Of a sound that is still to come: `sample_rate` in Hz, and how many `channels`."""
+
+    sample_rate: int
+    channels: int
+
+    def samples_until(self, frames: int, frame_rate: Fraction) -> int:
+        """How many samples belong to so many frames; rounding never adds up."""
+        return round(frames / frame_rate * self.sample_rate)
+
+
+@dataclass(frozen=True, slots=True)
+class SoundingFrame:
+    """A picture, uint8 (H, W, 3) RGB or (H, W, 4), and the sound until the next one, float32 (S, channels)."""
+
+    image: NDArray[np.uint8]
+    samples: NDArray[np.float32]

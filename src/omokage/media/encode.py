@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Final, TypeAlias
@@ -26,7 +28,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from omokage.errors import InternalError, OutputError
 from omokage.files import saving
-from omokage.media.clip import Audio
+from omokage.media.clip import Audio, SoundFormat
 
 Seal: TypeAlias = Callable[[Path], None]
 CLIP_SUFFIXES: Final = (".mp4", ".mov", ".webm")
@@ -37,6 +39,19 @@ _H264 = {"crf": "18", "preset": "veryfast"}
 # libvpx needs `auto-alt-ref` off for alpha; `cpu-used` 5 is 4 times as fast as the default for 3 % more bytes.
 _VP9 = {"crf": "20", "b": "0", "deadline": "good", "cpu-used": "5", "row-mt": "1", "auto-alt-ref": "0"}
 _ENCODER_THREADS = 2  # fixed, because x264's output depends on it and equal input must give equal files
+
+
+@dataclass(frozen=True, slots=True)
+class _Codecs:
+    video: str
+    options: Mapping[str, str]
+    sound: str
+
+
+_MP4 = _Codecs("libx264", _H264, "aac")
+_WEBM = _Codecs("libvpx-vp9", _VP9, "libopus")
+# No picture waits for later ones, and samples need no frames of their own.
+_LIVE = _Codecs("libx264", _H264 | {"tune": "zerolatency"}, "pcm_s16le")
 _AAC_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 _SWS_BT709 = Colorspace.ITU709
 
@@ -48,7 +63,7 @@ def clip_writer(
     width: int,
     height: int,
     frame_rate: Fraction,
-    audio: Audio | None = None,
+    sound: SoundFormat | None = None,
     alpha: bool = False,
     metadata: Mapping[str, str] | None = None,
     seal: Seal | None = None,
@@ -57,8 +72,7 @@ def clip_writer(
 
     `.mp4` and `.mov` hold H.264 and AAC with the index first, `.webm` holds VP9 and Opus and may carry `alpha`.
     Pictures are tagged BT.709; H.264 needs even sides, so odd ones get one more row or column, a copy of the last.
-    `audio` starts with the first picture and is cut, or padded with silence, to the length of the pictures. Equal
-    input gives equal bytes. `seal` sees the complete file before it appears. Raises OutputError when it cannot be
+    Equal input gives equal bytes. `seal` sees the complete file before it appears. Raises OutputError when it cannot be
     written.
     """
     suffix = path.suffix.lower()
@@ -66,53 +80,91 @@ def clip_writer(
         wanted = "a transparent clip needs the suffix .webm" if alpha else "use .mp4, .mov or .webm"
         raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
     options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix != ".webm" else {})
+    shape = (height, width, 4 if alpha else 3)
     with saving(path, av.FFmpegError, seal=seal) as part:
         container = av.open(f"file:{part.absolute()}", mode="w", format=suffix[1:], options=options)
-        try:
-            container.metadata.update(metadata or {})
-            shape = (height, width, 4 if alpha else 3)
-            writer = ClipWriter(container, shape, frame_rate, audio, is_webm=suffix == ".webm")
+        with _filled(container, metadata):
+            writer = ClipWriter(container, shape, frame_rate, sound, _WEBM if suffix == ".webm" else _MP4)
             yield writer
             writer.finish()
-        except BaseException:
-            # The first error is the one to tell.
-            with contextlib.suppress(OSError, av.FFmpegError, ValueError):
-                container.close()
-            raise
-        container.close()
+
+
+@contextmanager
+def stream_writer(
+    write: Callable[[bytes], int],
+    *,
+    width: int,
+    height: int,
+    frame_rate: Fraction,
+    sound: SoundFormat,
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[ClipWriter]:
+    """Encode frames into a stream that a player reads while it is made: Matroska with H.264 and samples as they are.
+
+    Every picture leaves, through `write`, with the next one. What `write` raises is passed on.
+    """
+    options = {"fflags": "+bitexact", "live": "1", "cluster_time_limit": "1", "flush_packets": "1"}
+    container = av.open(_Sink(write), mode="w", format="matroska", options=options)
+    with _filled(container, metadata):
+        writer = ClipWriter(container, (height, width, 3), frame_rate, sound, _LIVE)
+        yield writer
+        writer.finish()
+
+
+@contextmanager
+def _filled(container: OutputContainer, metadata: Mapping[str, str] | None) -> Iterator[None]:
+    try:
+        container.metadata.update(metadata or {})
+        yield
+    except BaseException:
+        # The first error is the one to tell.
+        with contextlib.suppress(OSError, av.FFmpegError, ValueError):
+            container.close()
+        raise
+    container.close()
+
+
+class _Sink:
+    """What PyAV writes to."""
+
+    def __init__(self, write: Callable[[bytes], int]) -> None:
+        self.write = write
 
 
 class ClipWriter:
-    """Appends pictures to an open container; see `clip_writer`."""
+    """Appends pictures, and their sound, to an open container; see `clip_writer`."""
 
     def __init__(
         self,
         container: OutputContainer,
         shape: tuple[int, int, int],
         frame_rate: Fraction,
-        audio: Audio | None,
-        *,
-        is_webm: bool,
+        sound: SoundFormat | None,
+        codecs: _Codecs,
     ) -> None:
         self.frame_count = 0
         self._container = container
         self._shape = shape
         self._frame_rate = frame_rate
-        self._audio = audio
+        self._format = sound
         self._samples_sent = 0
         self._reformatter = VideoReformatter()
-        self._video = self._add_video(is_vp9=is_webm)
-        self._sound = self._add_sound("libopus" if is_webm else "aac")
+        self._video = self._add_video(codecs)
+        self._sound = None if sound is None else self._add_sound(codecs.sound, sound)
 
-    def write(self, image: NDArray[np.uint8]) -> None:
-        """Append one picture, uint8 (height, width, 3) RGB or (height, width, 4) with straight alpha, and its sound."""
+    def write(self, image: NDArray[np.uint8], samples: NDArray[np.float32] | None = None) -> None:
+        """Append one picture, uint8 (height, width, 3) RGB or (height, width, 4) with straight alpha.
+
+        samples: float32 (S, channels), the sound that goes on with it, when the clip has sound.
+        """
         if image.shape != self._shape or image.dtype != np.uint8:
             raise InternalError(
                 f"a frame of {image.dtype} {image.shape} came to a clip of uint8 {self._shape}"
             )
         self._container.mux(self._video.encode(self._to_yuv(image)))
         self.frame_count += 1
-        self._send_sound()
+        if samples is not None and len(samples):
+            self._send_sound(samples)
 
     def finish(self) -> None:
         """Write what the encoders still hold."""
@@ -120,13 +172,14 @@ class ClipWriter:
         if self._sound is not None:
             self._container.mux(self._sound.encode(None))
 
-    def _add_video(self, *, is_vp9: bool) -> VideoStream:
+    def _add_video(self, codecs: _Codecs) -> VideoStream:
         height, width, channels = self._shape
-        stream = self._container.add_stream("libvpx-vp9" if is_vp9 else "libx264", rate=self._frame_rate)
+        stream = self._container.add_stream(codecs.video, rate=self._frame_rate)
         assert isinstance(stream, VideoStream)
         context = stream.codec_context
+        is_any_size = codecs.video != "libx264"
         context.width, context.height = (
-            (width, height) if is_vp9 else (width + width % 2, height + height % 2)
+            (width, height) if is_any_size else (width + width % 2, height + height % 2)
         )
         context.pix_fmt = "yuva420p" if channels == 4 else "yuv420p"
         context.time_base = 1 / self._frame_rate
@@ -136,17 +189,17 @@ class ClipWriter:
         context.color_range = ColorRange.MPEG
         context.gop_size = max(1, round(2 * self._frame_rate))
         context.thread_count = _ENCODER_THREADS
-        context.options = dict(_VP9 if is_vp9 else _H264)
+        context.options = dict(codecs.options)
         return stream
 
-    def _add_sound(self, codec: str) -> AudioStream | None:
-        if self._audio is None or self._audio.samples.size == 0:
-            return None
-        rate = self._audio.sample_rate if codec == "aac" and self._audio.sample_rate in _AAC_RATES else 48000
-        layout = "mono" if self._audio.samples.shape[1] == 1 else "stereo"
+    def _add_sound(self, codec: str, sound: SoundFormat) -> AudioStream:
+        is_any_rate = codec.startswith("pcm")
+        is_known = is_any_rate or (codec == "aac" and sound.sample_rate in _AAC_RATES)
+        rate = sound.sample_rate if is_known else 48000
+        layout = "mono" if sound.channels == 1 else "stereo"
         stream = self._container.add_stream(codec, rate=rate, layout=layout)
         assert isinstance(stream, AudioStream)
-        stream.bit_rate = 96_000 * min(2, self._audio.samples.shape[1])
+        stream.bit_rate = 96_000 * min(2, sound.channels)
         return stream
 
     def _to_yuv(self, image: NDArray[np.uint8]) -> VideoFrame:
@@ -169,24 +222,28 @@ class ClipWriter:
         yuv.time_base = 1 / self._frame_rate
         return yuv
 
-    def _send_sound(self) -> None:
-        """Encode the sound up to the end of the pictures so far; beyond its end there is silence."""
-        if self._sound is None or self._audio is None:
-            return
-        stop = round(self.frame_count / self._frame_rate * self._audio.sample_rate)
-        piece = self._audio.samples[self._samples_sent : stop, :2]
-        missing = stop - self._samples_sent - len(piece)
-        piece = np.pad(piece, ((0, missing), (0, 0)))
+    def _send_sound(self, samples: NDArray[np.float32]) -> None:
+        assert self._sound is not None and self._format is not None
         frame = av.AudioFrame.from_ndarray(
-            np.ascontiguousarray(piece, dtype=np.float32).reshape(1, -1),
+            np.ascontiguousarray(samples[:, :2], dtype=np.float32).reshape(1, -1),
             format="flt",
             layout=self._sound.layout.name,
         )
-        frame.sample_rate = self._audio.sample_rate
-        frame.time_base = Fraction(1, self._audio.sample_rate)
+        frame.sample_rate = self._format.sample_rate
+        frame.time_base = Fraction(1, self._format.sample_rate)
         frame.pts = self._samples_sent
-        self._samples_sent = stop
+        self._samples_sent += len(samples)
         self._container.mux(self._sound.encode(frame))
+
+
+def sound_by_frame(audio: Audio, frame_rate: Fraction) -> Iterator[NDArray[np.float32]]:
+    """The sound that belongs to each frame, from the first on and without end: beyond its end there is silence."""
+    sound, start = SoundFormat(audio.sample_rate, audio.samples.shape[1]), 0
+    for frames in itertools.count(1):
+        stop = sound.samples_until(frames, frame_rate)
+        piece = audio.samples[start:stop]
+        yield np.pad(piece, ((0, stop - start - len(piece)), (0, 0)))
+        start = stop
 
 
 def write_image(

@@ -64,7 +64,7 @@ def open_source(path: Path, limits: InputLimits | None = None) -> Iterator[Sourc
             raise MediaError(
                 f"{path} has {size / 1e9:.1f} GB; at most {most / 1e9:g} GB are read, so export it smaller"
             )
-        kind = _kind_of(path, file.read(4 + _TS_PACKET + 1))
+        kind = _require_kind(path, file.read(4 + _TS_PACKET + 1))
         file.seek(0)
         yield Source(path, file, kind)
 
@@ -75,14 +75,27 @@ def sniff(path: Path) -> str:
         return source.kind
 
 
-def _kind_of(path: Path, head: bytes) -> str:
+def kind_of(head: bytes, *, least_bytes: int = 1) -> str | None:
+    """The name of the demuxer, or `PICTURE`, for what begins with these bytes (193 tell all); None: of no known kind.
+
+    least_bytes: that a signature must have to be believed.
+    """
     if head[4:8] == b"ftyp" and head[8:12] in _PICTURE_BRANDS:
         return PICTURE
     for offset, signature, kind in _SIGNATURES:
-        if head[offset : offset + len(signature)] == signature:
+        if len(signature) >= least_bytes and head[offset : offset + len(signature)] == signature:
             return kind
-    if any(head[at : at + 1] == head[at + _TS_PACKET : at + _TS_PACKET + 1] == b"G" for at in (0, 4)):
+    if least_bytes <= 2 and any(
+        head[at : at + 1] == head[at + _TS_PACKET : at + _TS_PACKET + 1] == b"G" for at in (0, 4)
+    ):
         return "mpegts"
+    return None
+
+
+def _require_kind(path: Path, head: bytes) -> str:
+    kind = kind_of(head)
+    if kind is not None:
+        return kind
     what = "text" if all(byte in b"\t\n\r" or byte >= 32 for byte in head) else "an unknown kind of file"
     raise MediaError(
         f"{path} holds {what}, whatever its name says; give a video (MP4, MOV, WebM, MKV, AVI, MPEG-TS) "

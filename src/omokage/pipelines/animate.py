@@ -36,6 +36,8 @@ from omokage.talking.placement import Choice, falling_back, let_go, profile_name
 from omokage.talking.prepare import prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, StepCallback, assist, rollout
 from omokage.threads import one_blas_thread
+from omokage.trust.consent import Use
+from omokage.trust.register import permit
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,
@@ -78,6 +80,7 @@ class AnimateConfig(Config):
     guidance: float = 3.5
     any_face: bool = False
     label: str | None = None
+    purpose: str | None = None
     device: str = "auto"
     resume: bool = True
     weights: Path | None = None
@@ -301,6 +304,7 @@ class _Request:
         machine = replace(machine, device=workers.device)
         model = TalkingModel.open(config.weights or installed("hallo3"), machine, config.lora)
         face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
+        permit(Use(file_digest(portrait), config.purpose), name=str(portrait))
         shown = face.shown_width(model.height, model.width)
         check_label(config.label, shown, model.height)
         track, face_file = read_speech(speech, separator or config.separation()), face_file_of(config)

@@ -23,6 +23,8 @@ from omokage.pipelines.recording import Recording
 from omokage.pipelines.work import SUFFIX, Work
 from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
+from omokage.trust.consent import Use
+from omokage.trust.register import permit
 from omokage.trust.release import check_label, check_writable
 
 
@@ -68,8 +70,8 @@ def create_avatar(
     """Check, track, compose explicitly, train, evaluate, save.
 
     A stopped run leaves `<output>.work` beside the output and goes on from there. With `evaluate`, the report is put
-    into `<output stem>-report`. Raises CaptureRefusedError for a hopeless recording,
-    MediaError, NoFaceError, OutputError.
+    into `<output stem>-report`. Raises ConsentError when nobody agreed to it, CaptureRefusedError for a hopeless
+    recording, MediaError, NoFaceError, OutputError.
     """
     config = config or CreateConfig()
     video, output = Path(video), Path(output)
@@ -82,7 +84,9 @@ def create_avatar(
             f"{report} is a file, the report needs a folder of that name; move it or choose another -o"
         )
 
-    # What will it cost, and is it good enough?
+    # Who agreed to it, what will it cost, and is it good enough?
+    digest = file_digest(video)
+    permit(Use(digest, act="create"), name=str(video))
     prediction = predict_create(
         info.duration_s, float(info.frame_rate), config.size, config.minutes, config.passes
     )
@@ -90,7 +94,6 @@ def create_avatar(
     if not config.force:
         check_recording(video, on_progress=on_progress).raise_if_refused()
 
-    digest = file_digest(video)
     with Work.open(output, _key(digest, config), is_resumed=config.resume) as work:
         # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
         recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,11 +22,16 @@ from omokage.pipelines.reenact import ReenactConfig, reenact
 from omokage.pipelines.rehearse import rehearse
 from omokage.pipelines.speak import SpeakConfig, speak
 from omokage.tracking.synthetic import SyntheticSubject
+from omokage.trust.consent import Consent, Terms, new_consent
+from omokage.trust.keys import signing_key
+from omokage.trust.label import read_label
+from omokage.trust.register import keep
 from omokage.trust.release import ReleaseConfig, release_clip, release_image
 
-LABEL = "sample, generated"
+LABEL = read_label("sample").text
 TEXT = "Hello. I was made from one picture, on a plain computer, in a few minutes."
 REHEARSAL_S = 16.0
+SAMPLE_LASTS = timedelta(days=365)
 DRIVER_S = 4.0
 FRAME_RATE = Fraction(25)
 DRIVER_SIZE = 384
@@ -63,6 +69,7 @@ def demo(
     with tempfile.TemporaryDirectory() as hidden:
         photo = Path(hidden) / "photo.png"
         release_image(picture, photo, config=ReleaseConfig(origin="recorded"))
+        keep(_sample_consent(photo))
         # The clip to learn from has no visible label, or the avatar would learn the label too.
         rehearse(photo, output=recording, seconds=REHEARSAL_S, on_progress=on_progress)
     release_clip((f.image for f in read_frames(recording)), clip, frame_rate=FRAME_RATE, config=label)
@@ -90,3 +97,12 @@ def demo(
         films.append(said)
     report = folder / "sample-report"
     return DemoResult((portrait, *films, report / "held-out.mp4", report / "report.html", avatar, recording))
+
+
+def _sample_consent(photo: Path) -> Consent:
+    """A picture in the public domain, for the demo and nothing else, for as long as a demo is looked at."""
+    today = date.today()
+    terms = Terms(
+        kind="sample", purposes=("demo",), start=today.isoformat(), end=(today + SAMPLE_LASTS).isoformat()
+    )
+    return new_consent([photo], terms, now=datetime.now(UTC), key=signing_key())

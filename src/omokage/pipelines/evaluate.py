@@ -40,6 +40,8 @@ from omokage.tracking.face_track import BLENDSHAPES
 from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.morphable import MorphableModel
+from omokage.trust.consent import Use
+from omokage.trust.register import permit
 from omokage.trust.release import ReleaseConfig, release_clip, release_text
 
 
@@ -59,6 +61,7 @@ def evaluate_avatar(
     """
     loaded = Avatar.load(avatar)
     video = _recording_of(loaded, Path(avatar), recording)
+    permit(Use(loaded.provenance.recording_sha256, act="create"), name=str(video))
     with result_folder(output):
         opened = Recording.open(video, size=loaded.size, on_progress=on_progress)
         train, held_out = opened.samples(loaded.size, on_progress=on_progress)

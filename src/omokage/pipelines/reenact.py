@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,12 +27,14 @@ from omokage.pipelines.recording import MAX_SIDE_PX, tracked
 from omokage.render.detail import rest_of, retarget_detail
 from omokage.render.paper_renderer import PaperRenderer, person_of
 from omokage.render.readback import ReadBack
-from omokage.render.realtime import state_of
+from omokage.render.realtime import network_threads, state_of
 from omokage.render.renderer import Portrait, Renderer, fit_background
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
 from omokage.threads import one_ahead, one_blas_thread
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
+from omokage.trust.consent import Use
+from omokage.trust.register import permit
 from omokage.trust.release import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
@@ -50,6 +52,7 @@ class ReenactConfig(Config):
 
     background: 'own', 'transparent', a color such as '#204060', or the path of a picture.
     label: visible text; None takes the avatar's own.  runtime: 'auto', 'torch', 'onnxruntime' or 'openvino'.
+    purpose: what it is for, of those that the person agreed to; None where there is one.
     """
 
     expression_strength: float = 1.0
@@ -60,6 +63,7 @@ class ReenactConfig(Config):
     background: str = "own"
     label: str | None = None
     runtime: str = "auto"
+    purpose: str | None = None
 
     def controls(self) -> Controls:
         return Controls(
@@ -182,32 +186,47 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 
 @dataclass(frozen=True)
 class Performer:
-    """Who is driven, in whichever networks. render: draws a state.  corrected: the state to draw for one that is told.
-    track, rest: of their recording."""
+    """Who is driven, in whichever networks. render: draws a state.  stages: the same in steps for different cores.
+    corrected: the state to draw for one that is told.  track, rest: of their recording."""
 
     size: int
     label: str | None
     track: FaceTrack
     rest: Rest
     render: Callable[[AvatarState], Portrait]
+    stages: tuple[Callable[[Any], Any], ...]
     corrected: Callable[[AvatarState], AvatarState]
 
 
-def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> Performer:
-    """Open an avatar of any kind. Raises BundleError, and InputError for what its kind cannot do."""
+def performer_of(
+    avatar: Path | Avatar | PaperAvatar, config: ReenactConfig, *, is_live: bool = False
+) -> Performer:
+    """Open an avatar of any kind that may be shown.
+
+    is_live: frames are drawn while they are wanted, and nothing is corrected. Raises BundleError, ConsentError when it
+    may not, and InputError for what its kind cannot do.
+    """
     if not isinstance(avatar, Avatar | PaperAvatar):
         path = Path(avatar)
         # An imported avatar is refused by the reader of compact ones, in its words.
         avatar = PaperAvatar.load(path) if is_trained_here(path) else Avatar.load(path)
     if isinstance(avatar, PaperAvatar):
         return _paper_performer(avatar, config)
+    _permit(avatar.provenance, config)
     label = config.label or avatar.provenance.label
     check_label(label, avatar.size, avatar.size)
     background = _background(config.background, avatar.size)
-    renderer = Renderer(avatar, runtime=config.runtime, background=background)
+    threads = network_threads(avatar.size) if is_live else None
+    renderer = Renderer(avatar, runtime=config.runtime, background=background, threads=threads)
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
-    corrected = ReadBack(renderer).corrected
-    return Performer(avatar.size, label, avatar.track, rest_of(avatar), renderer.render, corrected)
+    corrected = _as_told if is_live else ReadBack(renderer).corrected
+    return Performer(
+        avatar.size, label, avatar.track, rest_of(avatar), renderer.render, renderer.stages, corrected
+    )
+
+
+def _permit(made: Provenance, config: ReenactConfig) -> None:
+    permit(Use(made.recording_sha256, config.purpose), name=made.recording_name)
 
 
 def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
@@ -221,13 +240,18 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
         raise InputError(
             f"an avatar at the paper's scale is drawn by PyTorch and not by '{config.runtime}'; use --runtime torch"
         )
+    if isinstance(avatar.origin, Provenance):
+        _permit(avatar.origin, config)
     label = config.label or (avatar.origin.label if isinstance(avatar.origin, Provenance) else None)
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)
     # A picture takes too long to be drawn twice: the state is drawn as it is told.
-    return Performer(
-        avatar.size, label, person.track, rest, PaperRenderer(avatar).render, lambda state: state
-    )
+    render = PaperRenderer(avatar).render
+    return Performer(avatar.size, label, person.track, rest, render, (render,), _as_told)
+
+
+def _as_told(state: AvatarState) -> AvatarState:
+    return state
 
 
 def _pictures(

@@ -9,11 +9,14 @@ from pathlib import Path
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, NoFaceError
+from omokage.files import file_digest
 from omokage.media.clip import Image
 from omokage.media.decode import read_image
 from omokage.render.performance import performance
 from omokage.render.rehearsal import Puppet
 from omokage.threads import one_blas_thread
+from omokage.trust.consent import Use
+from omokage.trust.register import derive, permit
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,
@@ -48,6 +51,7 @@ def rehearse(
 
     The clip is square, `size` pixels a side, around the head. Its last fifth repeats in other combinations what came
     before. The same photo and arguments give the same pictures. Raises MediaError when the photo cannot be read,
+    ConsentError when nobody agreed,
     NoFaceError or InputError when it does not show one face well enough, OutputError when `output` cannot be written.
     """
     config = config or RehearseConfig()
@@ -58,6 +62,7 @@ def rehearse(
     check_writable(output, CLIP_SUFFIXES, inputs=[photo])
     check_label(config.label, size, size)
     image = read_image(photo)
+    permitted = permit(Use(file_digest(photo), act="create"), name=str(photo))
     on_progress(Progress("reading the face", 0, 1))
     try:
         puppet = Puppet.of(image, size=size)
@@ -72,7 +77,7 @@ def rehearse(
         for state in puppet.states(script):
             yield puppet.draw(state)
 
-    return release_clip(
+    released = release_clip(
         pictures(),
         output,
         frame_rate=Fraction(frame_rate),
@@ -82,3 +87,5 @@ def rehearse(
         frame_count=len(script),
         on_progress=on_progress,
     )
+    derive(permitted, output)  # who agreed to the photo agreed to the clip
+    return released

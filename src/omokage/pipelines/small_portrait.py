@@ -46,6 +46,8 @@ from omokage.talking.training.train import train
 from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
 from omokage.threads import one_blas_thread
+from omokage.trust.consent import Use
+from omokage.trust.register import derive, permit
 from omokage.trust.release import ReleaseConfig, release_image
 from omokage.workers import Workers
 
@@ -116,7 +118,8 @@ def train_small_portrait(
     """
     config, clip, output = config or small_portrait(), Path(clip), Path(output)
     alone, timing, clock = Workers(0, 1, torch.device("cpu")), dict[str, float](), Clock()
-    key = f"{file_digest(clip)} {config.seed}"
+    digest = file_digest(clip)
+    key, permitted = f"{digest} {config.seed}", permit(Use(digest, act="create"), name=str(clip))
     check_output(output, clip)
     with working(output, alone) as work:
         # The head at 25 frames a second; the end of the clip is held out.
@@ -158,6 +161,7 @@ def train_small_portrait(
             save_small_model(output, replace(config.sizes, vae=vae.config), vae, couple)
             portrait = parts.learned.frames[parts.portrait]
             release_image(portrait, output / PORTRAIT_FILE, config=ReleaseConfig(origin="recorded"))
+            derive(permitted, output / PORTRAIT_FILE)
 
             # Chained windows of held-out speech, and of other speech as controls.
             measured = measure_small_portrait(output, parts, config.sampler, config.seeds, on_progress)

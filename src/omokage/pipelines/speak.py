@@ -63,6 +63,7 @@ class SpeakConfig(Config):
     background: str = "own"
     label: str | None = None
     runtime: str = "auto"
+    purpose: str | None = None
 
     def __post_init__(self) -> None:
         if not 10 <= self.frame_rate <= 60:
@@ -78,7 +79,13 @@ class SpeakConfig(Config):
 
     def drawing(self) -> ReenactConfig:
         gaze: Literal["driver", "camera"] = "camera" if self.gaze == "camera" else "driver"
-        return ReenactConfig(gaze=gaze, background=self.background, label=self.label, runtime=self.runtime)
+        return ReenactConfig(
+            gaze=gaze,
+            background=self.background,
+            label=self.label,
+            runtime=self.runtime,
+            purpose=self.purpose,
+        )
 
 
 @dataclass(frozen=True)

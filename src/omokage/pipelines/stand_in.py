@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +23,9 @@ from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.synthetic import SyntheticSubject
+from omokage.trust.consent import Medium, Terms, new_consent
+from omokage.trust.keys import signing_key
+from omokage.trust.register import keep
 
 CLIP_SIDE_PX = 512
 
@@ -71,6 +76,18 @@ def stand_in(size: int, *, frame_count: int = 12, clip_side: int = CLIP_SIDE_PX,
         ),
     )
     return StandIn(frames, track, samples, explicit, avatar)
+
+
+def agree_for_nobody(medium: Path | Medium) -> None:
+    """Record that a drawn head may be used for research: no person is shown. For benchmarks."""
+    today = date.today()
+    terms = Terms(
+        kind="nobody",
+        purposes=("research",),
+        start=today.isoformat(),
+        end=(today + timedelta(days=365)).isoformat(),
+    )
+    keep(new_consent([medium], terms, now=datetime.now(UTC), key=signing_key()))
 
 
 def untrained(explicit: ExplicitAvatar, seed: int = 0) -> Generator:

@@ -11,7 +11,6 @@ waits until it is free, for a recorded clip of which every frame counts.
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +27,7 @@ from omokage.media.clip import Frame, Image
 from omokage.render.detail import DetailTransfer, rest_of
 from omokage.render.renderer import Portrait, Renderer
 from omokage.render.retarget import Controls, Coverage, Motion, Rest, retarget
+from omokage.render.stages import Place, each, start
 from omokage.threads import one_blas_thread, quick_turns
 from omokage.tracking.face_track import FaceTrack, Subject
 from omokage.tracking.landmarks import MediaPipeLandmarks
@@ -72,50 +72,6 @@ class LiveStatistics:
     frames_in: int
     frames_out: int
     dropped: int
-
-
-class Place(Generic[Item]):
-    """A hand-over that holds one item. `put` replaces an item that was not taken, or waits if `keep_all`."""
-
-    def __init__(self, *, keep_all: bool) -> None:
-        self._keep_all = keep_all
-        self._changed = threading.Condition()
-        self._item: Item | None = None
-        self._is_closed = False
-        self._error: BaseException | None = None
-        self.dropped = 0
-
-    def put(self, item: Item) -> bool:
-        """False when nobody will take anything any more."""
-        with self._changed:
-            while self._keep_all and self._item is not None and not self._is_closed:
-                self._changed.wait()
-            if self._is_closed:
-                return False
-            self.dropped += self._item is not None
-            self._item = item
-            self._changed.notify_all()
-            return True
-
-    def __iter__(self) -> Iterator[Item]:
-        """Items until the place is closed. Raises what it was closed with."""
-        while True:
-            with self._changed:
-                while self._item is None and not self._is_closed:
-                    self._changed.wait()
-                item, self._item = self._item, None
-                self._changed.notify_all()
-            if item is None:
-                if self._error is not None:
-                    raise self._error
-                return
-            yield item
-
-    def close(self, error: BaseException | None = None) -> None:
-        """Nothing more will be put; what is held can still be taken."""
-        with self._changed:
-            self._is_closed, self._error = True, self._error or error
-            self._changed.notify_all()
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,23 +156,31 @@ class LivePipeline:
         ready: Place[LiveFrame] = Place(keep_all=keep_all)
         places: tuple[Place[Any], ...] = (captured, seen, drawn, inferred, ready)
         self._dropped = lambda: sum(place.dropped for place in places)
-        clock, infer = self._clock, self.renderer.runtime.infer
+        clock = self._clock
+        prepare, infer, finish = self.renderer.stages
         # Networks have started before the first frame is asked for: nothing waits behind them.
         with tracker.streaming(), one_blas_thread(), quick_turns():
             threads = [
-                _start(lambda: self._capture(frames, captured), captured),
-                _start(
-                    lambda: _each(captured, seen, clock.track, lambda item: self._seen(tracker, item)), seen
+                start(lambda: self._capture(frames, captured), captured),
+                start(
+                    lambda: each(captured, seen, clock.track, lambda item: self._seen(tracker, item)), seen
                 ),
-                _start(
-                    lambda: _each(seen, drawn, clock.draw, lambda item: item.to(self._drawn(director, item))),
+                start(
+                    lambda: each(
+                        seen, drawn, clock.draw, lambda item: item.to(prepare(_directed(director, item)))
+                    ),
                     drawn,
                 ),
-                _start(
-                    lambda: _each(drawn, inferred, clock.network, lambda item: item.to(infer(item.value))),
+                start(
+                    lambda: each(drawn, inferred, clock.network, lambda item: item.to(infer(item.value))),
                     inferred,
                 ),
-                _start(lambda: _each(inferred, ready, clock.compose, self._composed), ready),
+                start(
+                    lambda: each(
+                        inferred, ready, clock.compose, lambda item: self._shown(item.to(finish(item.value)))
+                    ),
+                    ready,
+                ),
             ]
             try:
                 yield from ready
@@ -257,13 +221,7 @@ class LivePipeline:
             driving = concatenate([state], tracker.camera, tracker.subject)
         return replace(item, is_tracked=state.is_tracked).to(_Seen(state, driving))
 
-    def _drawn(self, director: Director, item: _Passing[_Seen]) -> Any:
-        """The avatar's state, drawn, and what the network is told of it."""
-        state = director.step(item.value.state, item.value.driving)
-        return self.renderer.runtime.look_up(self.renderer.avatar.conditioner.draw(state))
-
-    def _composed(self, item: _Passing[Any]) -> LiveFrame:
-        portrait = self.renderer.composed(self.renderer.runtime.finish(item.value))
+    def _shown(self, item: _Passing[Portrait]) -> LiveFrame:
         now, clock = time.monotonic(), self._clock
         clock.latency.append(now - item.arrived_s)
         clock.ready.append(now)
@@ -272,10 +230,14 @@ class LivePipeline:
             index=item.frame.index,
             time_s=item.frame.time_s,
             is_tracked=item.is_tracked,
-            portrait=portrait,
+            portrait=item.value,
             arrived_s=item.arrived_s,
             latency_ms=1000 * (now - item.arrived_s),
         )
+
+
+def _directed(director: Director, item: _Passing[_Seen]) -> AvatarState:
+    return director.step(item.value.state, item.value.driving)
 
 
 def network_threads(size: int) -> int:
@@ -341,31 +303,3 @@ def state_of(motion: Motion, row: int, detail: NDArray[np.float64] | None = None
     pose = Pose(motion.rotation[row], motion.translation[row], motion.sway[row].astype(np.float64))
     expression, gaze = motion.expression[row].astype(np.float64), motion.gaze[row].astype(np.float64)
     return AvatarState(pose, expression, gaze, detail)
-
-
-def _each(
-    source: Place[Item], target: Place[Made], times: deque[float], work: Callable[[Item], Made]
-) -> None:
-    """One stage: `work` for every item, until either side is closed."""
-    for item in source:
-        start = time.monotonic()
-        made = work(item)
-        times.append(time.monotonic() - start)
-        if not target.put(made):
-            return
-
-
-def _start(work: Callable[[], None], output: Place[Any]) -> threading.Thread:
-    """Run a stage on its own thread; its end or its error closes its output."""
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:
-            output.close(error)
-        else:
-            output.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread

@@ -187,9 +187,20 @@ class Renderer:
     def name(self) -> str:
         return self.runtime.name
 
+    @property
+    def stages(self) -> tuple[Callable[[AvatarState], Any], Callable[[Any], Any], Callable[[Any], Portrait]]:
+        """`render` in three steps, for different cores."""
+        runtime, draw = self.runtime, self.avatar.conditioner.draw
+        return (
+            lambda state: runtime.look_up(draw(state)),
+            runtime.infer,
+            lambda answer: self.composed(runtime.finish(answer)),
+        )
+
     def render(self, state: AvatarState) -> Portrait:
         """The picture of a state."""
-        return self.composed(self.runtime.portrait(self.avatar.conditioner.draw(state)))
+        prepare, infer, finish = self.stages
+        return finish(infer(prepare(state)))
 
     def composed(self, portrait: NDArray[np.float32]) -> Portrait:
         """A runtime's picture of the person (4, S, S) over the background."""

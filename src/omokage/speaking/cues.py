@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,11 @@ class Cue:
     head: float | None = None
     look: tuple[float, float] | None = None
 
+    def followed_by(self, later: Cue) -> Cue:
+        """Both as one: what the later one names holds."""
+        named = {name: getattr(later, name) for name in ("mood", "energy", "head", "look")}
+        return replace(self, **{name: value for name, value in named.items() if value is not None})
+
 
 @dataclass(frozen=True)
 class Course:
@@ -57,7 +62,7 @@ def read_cues(path: Path, moods: Sequence[str]) -> tuple[Cue, ...]:
         raise InputError(f"{path} cannot be read as JSON ({error}); give a list of cues") from error
     if not isinstance(listed, list):
         raise InputError(f'{path} holds no list; write [{{"at": 0.5, "mood": "friendly"}}, ...]')
-    cues = [_cue(item, f"{path}, cue {number}", moods) for number, item in enumerate(listed, 1)]
+    cues = [cue_of(item, f"{path}, cue {number}", moods) for number, item in enumerate(listed, 1)]
     return tuple(sorted(cues, key=lambda cue: cue.at))
 
 
@@ -81,7 +86,8 @@ def course(cues: Sequence[Cue], start: Cue, time_s: Float, moods: Sequence[str])
     return Course(mood, energy, head, look)
 
 
-def _cue(item: Any, where: str, moods: Sequence[str]) -> Cue:
+def cue_of(item: Any, where: str, moods: Sequence[str]) -> Cue:
+    """What a JSON object asks for. Raises InputError that begins with `where`."""
     known = ("at", "mood", *RANGES, "look")
     if not isinstance(item, dict) or not _is_number(item.get("at")) or item["at"] < 0:
         raise InputError(f'{where} needs a time in seconds as "at", 0 or later; got {json.dumps(item)[:80]}')

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import json
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 _RETRIEVAL = 2  # AUDIO_OUTPUT_SYNCHRONOUS: sound goes to the callback, nothing is played
@@ -81,6 +83,10 @@ def speak(library: ctypes.CDLL, request: dict[str, Any], data: bytes | None) -> 
         return {"voices": sorted(dict(_voices(library)))}, b""
     name, plus, variant = str(request["voice"]).partition("+")
     identifier = dict(_voices(library)).get(name, name)
+    # The library takes any variant, and speaks as usual when it does not know it.
+    variants = _variants(library)
+    if plus and variant not in variants and not variant.isdecimal():
+        return {"error": "variant", "variants": variants}, b""
     if library.espeak_SetVoiceByName((identifier + plus + variant).encode()) != 0:
         return {"error": "voice"}, b""
     library.espeak_SetParameter(_RATE_PARAMETER, int(request["words_per_minute"]), 0)
@@ -104,6 +110,14 @@ def speak(library: ctypes.CDLL, request: dict[str, Any], data: bytes | None) -> 
     library.espeak_Synth(text, len(text), 0, _CHARACTER, 0, _UTF8, None, None)
     library.espeak_Synchronize()
     return {"sample_rate": rate, "phonemes": phonemes}, b"".join(sound)
+
+
+def _variants(library: ctypes.CDLL) -> list[str]:
+    path = ctypes.c_char_p()
+    library.espeak_Info.restype = ctypes.c_char_p
+    library.espeak_Info(ctypes.byref(path))
+    folder = Path(os.fsdecode(path.value or b"")) / "voices" / "!v"
+    return sorted(file.name for file in folder.iterdir()) if folder.is_dir() else []
 
 
 def _voices(library: ctypes.CDLL) -> Iterator[tuple[str, str]]:

@@ -31,12 +31,14 @@ SPEECH_SAMPLES = 512  # one judgement of the voice activity detector: 32 ms
 @dataclass(frozen=True)
 class Heard:
     """Hops in order: bands float32 (N, `BANDS`), 0 at the voice's level and -1 at `DEPTH_DB` below it;
-    level_db float32 (N,), of the hop's own power in dB of full scale; voicing float32 (N,) in [0, 1], how periodic;
-    speech float32 (N,) in [0, 1], probability that it is speech.
+    level_db, peak_db float32 (N,), dB of full scale: of the hop's own power, and the voice's level, which is as loud
+    as the voice lately was; voicing float32 (N,) in [0, 1], how periodic; speech float32 (N,) in [0, 1], probability
+    that it is speech.
     """
 
     bands: Float32
     level_db: Float32
+    peak_db: Float32
     voicing: Float32
     speech: Float32
 
@@ -90,14 +92,15 @@ class Hearing:
         power = np.abs(spectrum) ** 2
         bands_db = 10 * np.log10(power.astype(np.float32) @ self._filters / WINDOW_SAMPLES + 1e-10)
         level = 10 * np.log10(np.mean(frames.astype(np.float64) ** 2, axis=1) + 1e-10)
-        bands = np.empty_like(bands_db)
+        peak = np.empty_like(level)
         for row, own in enumerate(level):
             self._peak_db = max(own, self._peak_db - DECAY_DB_PER_S / HOPS_PER_S, QUIETEST_DB)
-            bands[row] = np.clip((bands_db[row] - self._peak_db) / DEPTH_DB, -1, 0.5)
+            peak[row] = self._peak_db
+        bands = np.clip((bands_db - peak[:, None]) / DEPTH_DB, -1, 0.5).astype(np.float32)
         hops = self._hops + np.arange(len(frames))
         places = hops * HOP_SAMPLES // SPEECH_SAMPLES - self._forgotten
         speech = np.array(self._judged or [0.0], dtype=np.float32)[places]
-        return Heard(bands, level.astype(np.float32), _voicing(power), speech)
+        return Heard(bands, level.astype(np.float32), peak.astype(np.float32), _voicing(power), speech)
 
     def _judge(self, samples: Float32) -> None:
         samples = np.concatenate([self._unjudged, samples])

@@ -64,6 +64,11 @@ class EspeakVoice:
             text = in_kana(text)
         request = {"text": text, "voice": voice, "words_per_minute": WORDS_PER_MINUTE}
         answer, samples = _ask(request)
+        if answer.get("error") == "variant":
+            name, _, variant = voice.partition("+")
+            raise InputError(
+                f"the voice '{name}' has no variant '{variant}'; take one of {', '.join(answer['variants'])}"
+            )
         if answer.get("error"):
             raise InputError(
                 f"there is no voice '{voice}'; 'omokage voices' lists those that are installed, such as en-us or ja"

@@ -3,11 +3,10 @@
     <audit>/log.jsonl        rows, see `audit_row`; only ever appended to
     <audit>/head.json        a copy of the last row: a log that ends before it has been cut off
     <audit>/personal.jsonl   what is personal of each row, with the salt of its hash; may be erased, the chain holds
-    <audit>/key.pem          the Ed25519 key that signs; public.txt is its public half, to be kept elsewhere as well
     <audit>/lock             held while a row is written
 
-<audit> is `OMOKAGE_AUDIT`, or the folder `audit` of `home.data_home`. Whatever goes wrong raises AuditError, and then
-nothing may be released.
+<audit> is `OMOKAGE_AUDIT`, or the folder `audit` of `home.data_home`. Rows are signed with the key of this
+installation, see `keys`. Whatever goes wrong raises AuditError, and then nothing may be released.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from omokage.errors import AuditError, OutputError
+from omokage.errors import AuditError, InputError, OutputError
 from omokage.files import locked, output_error, saving
 from omokage.home import data_home
 
@@ -31,10 +30,8 @@ if TYPE_CHECKING:  # signing takes a moment to load, which `omokage --help` need
     from omokage.trust.audit_row import Kept, Row, Value
 
 AUDIT_VARIABLE: Final = "OMOKAGE_AUDIT"
-LOG, HEAD, PERSONAL, KEY, PUBLIC, LOCK = (
-    *("log.jsonl", "head.json", "personal.jsonl", "key.pem", "public.txt", "lock"),
-)
-BEGIN, RELEASE, REPAIR, FORGET = "begin", "release", "repair", "forget"
+LOG, HEAD, PERSONAL, LOCK = "log.jsonl", "head.json", "personal.jsonl", "lock"
+BEGIN, RELEASE, LIVE, REPAIR, FORGET = "begin", "release", "live", "repair", "forget"
 FORMAT: Final = 1
 _TAIL_BYTES: Final = 1 << 18
 _TORN_BYTES: Final = 4096  # of a line that broke off, kept in the row that tells of it
@@ -121,34 +118,22 @@ class AuditLog:
 
     @contextmanager
     def held(self) -> Iterator[Ed25519PrivateKey]:
-        """The lock and the key, both made at the first time. Everything that fails within becomes AuditError."""
-        from omokage.trust.audit_row import make_key, public_text, read_key
+        """The lock and the key. Everything that fails within becomes AuditError."""
+        from omokage.trust.keys import signing_key
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locked(self.folder / LOCK):
-                place = self.folder / KEY
-                if place.exists():
-                    key = read_key(place)
-                elif (self.folder / LOG).exists() or (self.folder / HEAD).exists():
-                    raise AuditError(
-                        f"the audit log in {self.folder} has lost its key {KEY}, so nothing is released; bring the key "
-                        "back from a copy, or move the folder away to begin a new log"
-                    )
-                else:
-                    key = make_key(place)
-                    with saving(self.folder / PUBLIC) as part:
-                        part.write_text(public_text(key) + "\n", encoding="ascii")
-                yield key
+                yield signing_key()
         except AuditError:
             raise
-        except (OSError, OutputError, ValueError) as error:
+        except (OSError, OutputError, InputError, ValueError) as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> AuditError:
         if isinstance(error, OSError | OutputError):
-            told = error if isinstance(error, OutputError) else output_error(self.folder, error)
-            reason = str(told).partition(" cannot be written: ")[2]
+            told = str(error if isinstance(error, OutputError) else output_error(self.folder, error))
+            reason = told.rpartition(" cannot be written: ")[2]
             return AuditError(
                 f"the audit log in {self.folder} cannot be written, so nothing is released: {reason} "
                 f"({AUDIT_VARIABLE} names its folder)"
@@ -163,7 +148,8 @@ class AuditLog:
 
         Only while `held`. Raises AuditError when the log is not as it was written.
         """
-        from omokage.trust.audit_row import is_signed, parse_row
+        from omokage.trust.audit_row import is_row_signed, parse_row
+        from omokage.trust.keys import public_name
 
         end = self._end()
         head_line = next(iter(self._lines(HEAD)), None)
@@ -176,8 +162,8 @@ class AuditLog:
             problem = f"its {HEAD} is missing"
         elif number < expected:
             problem = f"it ends with row {number}, but row {expected} was written"
-        elif last is not None and not is_signed(last.hash, last.signature, key.public_key()):
-            problem = f"the signature of its last row {number} is not that of its key"
+        elif last is not None and not is_row_signed(last.hash, last.signature, public_name(key)):
+            problem = f"its last row {number} is not signed with the key of this installation"
         elif head is not None and last is not None and number == expected and last.hash != head.hash:
             problem = f"row {number} is not the one that was written"
         else:
@@ -216,7 +202,7 @@ class AuditLog:
 
     def _repair(self, last: Row | None, key: Ed25519PrivateKey, torn: bytes) -> Row:
         """Nothing is taken away: the line that broke off is ended, and a row tells of it."""
-        from omokage.trust.audit_row import public_text
+        from omokage.trust.keys import public_name
 
         if not torn.endswith(b"\n"):
             self._append_bytes(LOG, b"\n")
@@ -227,7 +213,7 @@ class AuditLog:
             "torn": base64.b64encode(torn[:_TORN_BYTES]).decode("ascii"),
         }
         if last is None:  # it takes the place of the first row
-            facts |= {"format": FORMAT, "key": public_text(key)}
+            facts |= {"format": FORMAT, "key": public_name(key)}
         return self._write(last, key, REPAIR, facts, None)
 
     def _write(
@@ -243,11 +229,11 @@ class AuditLog:
             NOTHING_BEFORE,
             keep,
             make_row,
-            public_text,
         )
+        from omokage.trust.keys import public_name
 
         if last is None and event != BEGIN and event != REPAIR:
-            last = self._write(None, key, BEGIN, {"format": FORMAT, "key": public_text(key)}, None)
+            last = self._write(None, key, BEGIN, {"format": FORMAT, "key": public_name(key)}, None)
         number = last.number + 1 if last else 0
         hashed = None
         if personal:
@@ -293,6 +279,11 @@ def record_release(
         {"kind": kind, "sha256": digest, "bytes": part.stat().st_size, **facts},
         {"path": str(path.absolute()), "user": _user(), **personal},
     )
+
+
+def record_live(facts: Mapping[str, Any], personal: Mapping[str, Value] | None = None) -> None:
+    """A row for a stream: one before its first byte leaves and one when it has ended. Raises AuditError."""
+    AuditLog().append(LIVE, facts, {"user": _user(), **(personal or {})})
 
 
 def check_audit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,24 +12,23 @@ from typing import Any, Final
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import AuditError, InputError
 from omokage.files import open_given
-from omokage.trust.audit import BEGIN, FORGET, HEAD, KEY, LOG, PUBLIC, REPAIR, AuditLog
+from omokage.trust.audit import BEGIN, FORGET, HEAD, LOG, REPAIR, AuditLog
 from omokage.trust.audit_row import (
     LONGEST_ROW,
     NOTHING_BEFORE,
     Kept,
     Parts,
-    is_signed,
+    is_row_signed,
     parse_kept,
     parse_row,
-    public_key,
-    public_text,
-    read_key,
     split_line,
 )
+from omokage.trust.keys import known_name
 
 EXPORT: Final = "export"
 SIGNED_EVERY: Final = 1000  # rows; the signature of the last one vouches for all, these say up to where
 _MOST_PROBLEMS = 20
+_FIRST_LINES = 10  # a write may have broken off before the first row
 _REPORT_EVERY = 20_000
 
 
@@ -79,7 +79,7 @@ class _Chain:
     problems: list[str] = field(default_factory=list)
     number: int = -1
     hash: str = NOTHING_BEFORE
-    signature: bytes = b""
+    signature: str = ""
     repairs: int = 0
     torn: bytes = b""
     personal: dict[int, str] = field(default_factory=dict)
@@ -111,6 +111,7 @@ def verify(
     Finds rows that were edited, dropped, put in another order, added without the key or cut off at the end. Raises
     InputError when there is no log.
     """
+    is_own = place is None
     place = place if place is not None else AuditLog().folder
     kept = _export_claim(against) if against is not None else None
     watched = kept.number if kept else -1
@@ -126,6 +127,8 @@ def verify(
         _walk(chain, place / LOG, on_progress)
         _check_end(chain)
         _check_head(chain, place / HEAD)
+        if is_own and (own := known_name()) is not None and own != chain.key:
+            chain.blame("the log is signed by another key than that of this installation")
         personal = AuditLog(place).personal()
     if kept is not None:
         _check_kept(chain, kept)
@@ -141,23 +144,21 @@ def verify(
 
 
 def stated_key(folder: Path) -> str:
-    """The public key beside a log. Raises InputError when there is no log, AuditError when it cannot be used."""
-    missing = [name for name in (LOG, PUBLIC) if not (folder / name).is_file()]
-    if missing:
-        raise InputError(
-            f"{folder} holds no whole audit log ({missing[0]} is missing); give its folder or an export, or release "
-            "something first"
-        )
+    """The public key that the first row of a log names; '' when all rows are gone. Raises InputError for no log."""
     try:
-        stated = (folder / PUBLIC).read_text(encoding="ascii").strip()
-        public_key(stated)
-        if (folder / KEY).exists() and public_text(read_key(folder / KEY)) != stated:
-            raise ValueError(f"{PUBLIC} is not the public half of {KEY}")
-    except (OSError, ValueError) as error:
+        with (folder / LOG).open("rb") as file:
+            for line in itertools.islice(file, _FIRST_LINES):
+                if (row := parse_row(line.rstrip(b"\n"))) is not None:
+                    return str(row.facts.get("key", ""))
+    except FileNotFoundError:
+        pass
+    except OSError as error:
         raise AuditError(
-            f"the audit log in {folder} cannot be read ({error}); bring it back from a copy"
+            f"{folder / LOG} cannot be read ({error.strerror}); check its permissions"
         ) from error
-    return stated
+    if (folder / HEAD).exists():  # there was one
+        return ""
+    raise InputError(f"{folder} holds no audit log; give its folder or an export, or release something first")
 
 
 def _export_claim(path: Path) -> _Claim:
@@ -168,7 +169,7 @@ def _export_claim(path: Path) -> _Claim:
         if row is None or row.event != EXPORT:
             raise ValueError("no first line of an export")
         claim = _Claim(int(row.facts["rows"]) - 1, str(row.facts["head"]), str(row.facts["key"]))
-        if not is_signed(row.hash, row.signature, public_key(claim.key)):
+        if not is_row_signed(row.hash, row.signature, claim.key):
             raise ValueError("its signature is wrong")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
@@ -203,15 +204,13 @@ def _take(chain: _Chain, line: bytes) -> None:
         chain.torn += line
         return
     number = chain.number + 1
-    starts = parts.body.startswith(b'{"row":%d,' % number)
-    follows = parts.body.endswith(b'"previous":"%s"' % chain.hash.encode())
-    if not (starts and follows):
+    if not parts.body.endswith(b',"previous":"%s","row":%d' % (chain.hash.encode(), number)):
         row = parse_row(line[:-1])
         found = row.number if row else -1
         chain.blame(f"row {found} stands where row {number} should, or does not follow the row before it")
         number = max(found, number)
     _take_meaning(chain, line[:-1], parts, number)
-    if number % SIGNED_EVERY == 0 and not is_signed(parts.hash, parts.signature, public_key(chain.key)):
+    if number % SIGNED_EVERY == 0 and not is_row_signed(parts.hash, parts.signature, chain.key):
         chain.blame(f"the signature of row {number} is not that of the log's key")
     if number == chain.watched:
         chain.seen = parts.hash
@@ -248,7 +247,7 @@ def _check_end(chain: _Chain) -> None:
     if chain.number < 0:
         chain.blame("there is no row at all")
         return
-    if not is_signed(chain.hash, chain.signature, public_key(chain.key)):
+    if not is_row_signed(chain.hash, chain.signature, chain.key):
         chain.blame(f"the signature of the last row {chain.number} is not that of the log's key")
     if chain.torn:
         chain.blame(
@@ -263,7 +262,7 @@ def _check_head(chain: _Chain, place: Path) -> None:
         head = parse_row(place.read_bytes().rstrip(b"\n"))
     except OSError:
         head = None
-    if head is None or not is_signed(head.hash, head.signature, public_key(chain.key)):
+    if head is None or not is_row_signed(head.hash, head.signature, chain.key):
         chain.blame(f"{place.name} is missing, damaged or not signed by the log's key")
     elif head.number > chain.number:
         chain.blame(f"the log is cut off: it ends with row {chain.number}, and row {head.number} was written")

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from omokage.errors import AuditError, InputError
 from omokage.files import saving
-from omokage.trust.audit import FORGET, LOG, RELEASE, REPAIR, AuditLog
+from omokage.trust.audit import FORGET, LIVE, LOG, RELEASE, REPAIR, AuditLog
 from omokage.trust.audit_check import EXPORT, stated_key
-from omokage.trust.audit_row import Kept, Row, Value, make_row, parse_row, public_text
+from omokage.trust.audit_row import Kept, Row, Value, make_row, parse_row
+from omokage.trust.keys import public_name
 
 Shown = tuple[Row, Mapping[str, Value] | None]
 
@@ -31,7 +32,7 @@ def export(output: Path, *, with_personal: bool = False) -> Row:
             raise InputError(f"the audit log in {log.folder} is empty; release something first")
         rows = (log.folder / LOG).read_bytes()
         personal = log.personal() if with_personal else {}
-        facts = {"rows": last.number + 1, "head": last.hash, "key": public_text(key)}
+        facts = {"rows": last.number + 1, "head": last.hash, "key": public_name(key)}
         first = make_row(last.number + 1, EXPORT, facts, None, last.hash, key)
     with saving(output) as part, part.open("wb") as file:
         file.write(first.line + b"\n" + rows)
@@ -76,6 +77,7 @@ def _line(row: Row, personal: Mapping[str, Value] | None) -> str:
     what = {
         RELEASE: f"{facts.get('kind', '')} {str(facts.get('sha256', ''))[:12]}",
         FORGET: f"personal data of {len(facts.get('rows', []))} rows",
+        LIVE: f"stream {facts.get('state', '')}",
         REPAIR: f"a write of {facts.get('bytes')} bytes had broken off",
     }.get(row.event, "")
     whose = f"{personal.get('path', '')} by {personal.get('user', '')}" if personal else ""

@@ -1,14 +1,13 @@
 """A row of the audit log, one line of JSON: chained by SHA-256 to the row before it and signed with Ed25519.
 
-    {"row":7,"at":"...","event":"release","facts":{...},"personal":"<hash>","previous":"<hash>","hash":"<hash>",
-     "signature":"<base64>"}
+    {"at":"...","event":"release","facts":{...},"personal":"<hash>","previous":"<hash>","row":7,"hash":"<hash>",
+     "signature":"<hex>"}
 
 `hash` is that of the bytes before `,"hash"`, and the signature is over it, so each row vouches for all before it.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
@@ -16,14 +15,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from omokage.files import parse_json
+from omokage.trust.keys import canonical, is_signed
 
 Value = str | int | float | bool | None
 NOTHING_BEFORE: Final = "0" * 64
@@ -36,10 +33,7 @@ _KEPT = re.compile(rb'\{"row":(\d{1,15}),"salt":"([0-9a-f]{32})","hash":"([0-9a-
 
 @dataclass(frozen=True)
 class Row:
-    """number: from 0.  at: UTC.  facts: nothing personal.  personal: salted hash of what is, or None.
-
-    signature: in base64.
-    """
+    """number: from 0.  at: UTC.  facts: nothing personal.  personal: salted hash of what is, or None."""
 
     number: int
     at: datetime
@@ -48,7 +42,7 @@ class Row:
     personal: str | None
     previous: str
     hash: str
-    signature: bytes
+    signature: str
     line: bytes
 
     def to_json(self) -> dict[str, Any]:
@@ -58,11 +52,11 @@ class Row:
 
 
 class Parts(NamedTuple):  # a tuple, because a hundred thousand are made in a second
-    """A line taken apart without being understood. signature: in base64."""
+    """A line taken apart without being understood."""
 
     body: bytes
     hash: str
-    signature: bytes
+    signature: str
 
 
 def make_row(
@@ -76,17 +70,17 @@ def make_row(
     """A row with the time of now."""
     at = datetime.now(UTC)
     values = {
-        "row": number,
         "at": at.isoformat(timespec="milliseconds"),
         "event": event,
         "facts": dict(facts),
         "personal": personal,
         "previous": previous,
+        "row": number,
     }
-    body = json.dumps(values, separators=(",", ":"))[:-1].encode("ascii")
+    body = canonical(values)[:-1]
     digest = hashlib.sha256(body).hexdigest()
-    signature = base64.b64encode(key.sign(_MEANING + bytes.fromhex(digest)))
-    line = b'%s%s%s%s%s"}' % (body, _HASH, digest.encode(), _SIGNATURE, signature)
+    signature = key.sign(_MEANING + digest.encode("ascii")).hex()
+    line = b'%s%s%s%s%s"}' % (body, _HASH, digest.encode(), _SIGNATURE, signature.encode())
     return Row(number, at, event, facts, personal, previous, digest, signature, line)
 
 
@@ -97,7 +91,10 @@ def split_line(line: bytes) -> Parts | None:
     mark = stated + _HEX
     if at < 0 or line[mark : mark + len(_SIGNATURE)] != _SIGNATURE or not line.endswith(b'"}'):
         return None
-    return Parts(line[:at], line[stated:mark].decode("ascii", "replace"), line[mark + len(_SIGNATURE) : -2])
+    signature = line[mark + len(_SIGNATURE) : -2]
+    return Parts(
+        line[:at], line[stated:mark].decode("ascii", "replace"), signature.decode("ascii", "replace")
+    )
 
 
 def parse_row(line: bytes) -> Row | None:
@@ -106,7 +103,7 @@ def parse_row(line: bytes) -> Row | None:
     if parts is None or hashlib.sha256(parts.body).hexdigest() != parts.hash:
         return None
     try:
-        said = parse_json(line.decode("ascii"))
+        said = parse_json(line.decode())
         return Row(
             number=int(said["row"]),
             at=datetime.fromisoformat(said["at"]),
@@ -122,13 +119,9 @@ def parse_row(line: bytes) -> Row | None:
         return None
 
 
-def is_signed(digest: str, signature: bytes, key: Ed25519PublicKey) -> bool:
-    """Whether the signature, in base64, of a row's hash is this key's."""
-    try:
-        key.verify(base64.b64decode(signature, validate=True), _MEANING + bytes.fromhex(digest))
-    except (InvalidSignature, ValueError):
-        return False
-    return True
+def is_row_signed(digest: str, signature: str, key: str) -> bool:
+    """Whether the signature of a row's hash is by the owner of this public key, both hexadecimal."""
+    return is_signed(key, signature, _MEANING + digest.encode("ascii", "replace"))
 
 
 class Kept(NamedTuple):
@@ -156,13 +149,13 @@ class Kept(NamedTuple):
 
     def values(self) -> dict[str, Value]:
         """Raises ValueError when it holds something else."""
-        said = parse_json(self.text.decode("ascii"))
+        said = parse_json(self.text.decode())
         return dict(said)
 
 
 def keep(number: int, values: Mapping[str, Value]) -> Kept:
     """Values with a salt of their own and the hash of both."""
-    salt, text = os.urandom(16).hex(), json.dumps(dict(values), separators=(",", ":")).encode("ascii")
+    salt, text = os.urandom(16).hex(), canonical(dict(values))
     return Kept(number, salt, hashlib.sha256(salt.encode() + text).hexdigest(), text)
 
 
@@ -170,35 +163,3 @@ def parse_kept(line: bytes) -> Kept | None:
     """From `Kept.line`; None when it is none."""
     found = _KEPT.fullmatch(line)
     return Kept(int(found[1]), found[2].decode(), found[3].decode(), found[4]) if found else None
-
-
-def make_key(path: Path) -> Ed25519PrivateKey:
-    """A new key in a file that only its owner reads. Raises OSError, also when there is one."""
-    key = Ed25519PrivateKey.generate()
-    text = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    return key
-
-
-def read_key(path: Path) -> Ed25519PrivateKey:
-    """The key of `make_key`. Raises OSError and ValueError."""
-    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    if not isinstance(key, Ed25519PrivateKey):
-        raise ValueError("it is no Ed25519 key")
-    return key
-
-
-def public_text(key: Ed25519PrivateKey) -> str:
-    """The public half, hexadecimal."""
-    return key.public_key().public_bytes_raw().hex()
-
-
-def public_key(text: str) -> Ed25519PublicKey:
-    """From `public_text`. Raises ValueError."""
-    return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))

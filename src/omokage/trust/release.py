@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,16 +22,18 @@ from numpy.typing import NDArray
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InternalError, OutputError
 from omokage.files import output_error
-from omokage.media.clip import Audio
+from omokage.media.clip import Audio, SoundFormat, SoundingFrame
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
     IMAGE_SUFFIXES,
     clip_writer,
+    sound_by_frame,
+    stream_writer,
     write_bytes,
     write_image,
 )
-from omokage.trust.audit import check_audit, record_release
+from omokage.trust.audit import check_audit, record_live, record_release
 from omokage.trust.label import Corner, check_label, draw_label
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "check_writable",
     "release_clip",
     "release_image",
+    "release_live",
     "release_text",
 ]
 
@@ -112,20 +115,82 @@ def release_clip(
         raise InternalError(f"no frames came for {path}")
     height, width, channels = first.shape
     check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
+    has_sound = audio is not None and audio.samples.size > 0
     with clip_writer(
         path,
         width=width,
         height=height,
         frame_rate=frame_rate,
-        audio=audio,
+        sound=SoundFormat(audio.sample_rate, audio.samples.shape[1]) if audio and has_sound else None,
         alpha=channels == 4,
         metadata=_metadata(config),
         seal=lambda part: _record(part, path, "clip", config, frames=writer.frame_count),
     ) as writer:
-        for image in itertools.chain([first], source):
-            writer.write(_labeled(image, config))
+        sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
+        for image, samples in zip(itertools.chain([first], source), sound, strict=False):
+            writer.write(_labeled(image, config), samples)
             on_progress(Progress("writing", writer.frame_count, frame_count or 0))
     return _released(path, config.label, writer.frame_count, float(writer.frame_count / frame_rate))
+
+
+def release_live(
+    frames: Iterable[SoundingFrame],
+    target: Path | Callable[[bytes], int],
+    *,
+    frame_rate: Fraction,
+    sound: SoundFormat,
+    config: ReleaseConfig | None = None,
+    on_progress: ProgressCallback = ignore_progress,
+) -> Released:
+    """Label, encode and write frames with their sound as they come, without knowing how many there will be.
+
+    `target`: a clip, as `release_clip` writes it, which appears when `frames` end; or what takes the bytes of a stream
+    (Matroska: H.264 and samples) that is played meanwhile, and then knows no alpha. Raises as `release_clip` does, and
+    what the taker of the stream raises.
+    """
+    config, source = config or ReleaseConfig(), iter(frames)
+    first = next(source, None)
+    if first is None:
+        raise InternalError("no frames came to be written live")
+    height, width, channels = first.image.shape
+    shape = {"width": width, "height": height}
+    digest = hashlib.sha256()
+
+    def take(data: bytes) -> int:
+        digest.update(data)
+        return write(data)
+
+    if isinstance(target, Path):
+        path = target
+        check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
+        writing = clip_writer(
+            path,
+            **shape,
+            frame_rate=frame_rate,
+            sound=sound,
+            alpha=channels == 4,
+            metadata=_metadata(config),
+            seal=lambda part: _record(part, path, "clip", config, frames=writer.frame_count),
+        )
+    else:
+        path, write = Path("-"), target
+        record_live({"state": "begun", **_facts(config)}, _personal(config))
+        writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=_metadata(config))
+    with writing as writer:
+        for frame in itertools.chain([first], source):
+            writer.write(_labeled(frame.image, config), frame.samples)
+            on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+    duration_s = float(writer.frame_count / frame_rate)
+    if isinstance(target, Path):
+        return _released(path, config.label, writer.frame_count, duration_s)
+    record_live({"state": "ended", "sha256": digest.hexdigest(), "frames": writer.frame_count})
+    return Released(
+        path=path,
+        frame_count=writer.frame_count,
+        duration_s=duration_s,
+        sha256=digest.hexdigest(),
+        label=config.label,
+    )
 
 
 def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig | None = None) -> Released:
@@ -194,16 +259,16 @@ def _xmp(config: ReleaseConfig) -> str:
 
 def _record(part: Path, path: Path, kind: str, config: ReleaseConfig | None = None, **facts: int) -> None:
     """The row of the audit log without which no file leaves. Raises AuditError."""
-    if config is None:
-        record_release(part, path, kind=kind, facts=facts, personal={})
-        return
-    record_release(
-        part,
-        path,
-        kind=kind,
-        facts={"origin": config.origin, "is_labeled": config.label is not None, **facts},
-        personal={"label": config.label, "title": config.title, "purpose": config.purpose},
-    )
+    said = _facts(config) if config else {}
+    record_release(part, path, kind=kind, facts=said | facts, personal=_personal(config) if config else {})
+
+
+def _facts(config: ReleaseConfig) -> dict[str, str | int]:
+    return {"origin": config.origin, "is_labeled": config.label is not None}
+
+
+def _personal(config: ReleaseConfig) -> dict[str, str | int | float | bool | None]:
+    return {"label": config.label, "title": config.title, "purpose": config.purpose}
 
 
 def _released(path: Path, label: str | None, frame_count: int, duration_s: float) -> Released:

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import OutputError, WeightsError
-from omokage.files import file_digest, output_error, parse_json, saving
+from omokage.files import file_digest, output_error, saving
 from omokage.home import data_home
 from omokage.weights.registry import REGISTRY, WeightsSpec, find_spec, size_text
 
@@ -244,7 +244,7 @@ def own_files(spec: WeightsSpec) -> list[Path]:
 
 def read_manifest(path: Path) -> Manifest:
     """What `write_manifest` wrote. Raises OSError or ValueError."""
-    return Manifest.from_json(parse_json(path.read_text(encoding="utf-8")))
+    return Manifest.from_json(json.loads(path.read_text(encoding="utf-8")))
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

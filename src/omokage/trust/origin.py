@@ -1,0 +1,215 @@
+"""The signed origin of a file: a C2PA manifest that says what made it, of what, under whose consent.
+
+MAIN: `sign_origin`, `read_origin`. C2PA 2.2 for .mp4, .mov, .png and .jpg; the .webm container has no place for it, so
+such a clip carries its notice instead. Nothing is fetched while reading, whatever a file says, and no thumbnail of
+anybody is stored.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Literal
+
+from omokage.errors import OutputError
+from omokage.trust.identity import Identity, trusted_roots
+
+MEDIA_TYPES: Final = {
+    ".mp4": "video/mp4",
+    ".mov": "video/quicktime",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+}
+OWN_LABEL: Final = "org.omokage.provenance"
+OWN_VERSION: Final = 1
+# The boxes that the encoder and the signature write; others, which no hash covers, could carry anything.
+_KNOWN_BOXES: Final = ("ftyp", "uuid", "moov", "mdat", "free", "wide")
+_LARGEST_FREE_BOX: Final = 16  # bytes: what an encoder leaves between index and data
+
+State = Literal["trusted", "unknown signer", "altered", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class OriginClaim:
+    """What is said of a file.
+
+    source_type: of the IPTC vocabulary.  sources: SHA-256 of what it was made of.  consent: number of the record it
+    rests on.  render_id: by which the registry knows it.
+    """
+
+    title: str
+    source_type: str
+    purpose: str = ""
+    consent: str = ""
+    sources: tuple[str, ...] = ()
+    render_id: str = ""
+
+    def manifest(self) -> dict[str, Any]:
+        agent = {"name": "omokage", "version": version("omokage")}
+        created = {"action": "c2pa.created", "digitalSourceType": self.source_type, "softwareAgent": agent}
+        own = {
+            "version": OWN_VERSION,
+            "render_id": self.render_id,
+            "purpose": self.purpose,
+            "consent": self.consent,
+            "sources": list(self.sources),
+        }
+        denied = {"use": "notAllowed"}
+        mining = ("cawg.ai_generative_training", "cawg.ai_training", "cawg.ai_inference", "cawg.data_mining")
+        return {
+            "claim_generator_info": [agent],
+            "title": self.title,
+            "assertions": [
+                {"label": "c2pa.actions.v2", "data": {"actions": [created], "allActionsIncluded": True}},
+                {"label": "cawg.training-mining", "data": {"entries": dict.fromkeys(mining, denied)}},
+                {"label": OWN_LABEL, "data": own},
+            ],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a file's manifest is worth here.
+
+    state: 'trusted' when it is whole and signed under a root that is trusted here; 'unknown signer' when whole, but
+    signed by somebody else; 'altered' when not whole; 'none' when there is none.  own: our own statement, empty when
+    there is none.  problems: what the check found, and boxes of the container that no signature covers.
+    """
+
+    state: State
+    signer: str = ""
+    software: str = ""
+    source_type: str = ""
+    own: dict[str, Any] | None = None
+    problems: tuple[str, ...] = ()
+
+
+def sign_origin(path: Path, claim: OriginClaim, identity: Identity, *, suffix: str | None = None) -> bool:
+    """Put a signed manifest into a finished file, in place; False for a kind of file that has no room for one.
+
+    suffix: of the file's kind, where `path` has another. Raises OutputError when it cannot be signed or written; the
+    caller drops the file then.
+    """
+    media_type = MEDIA_TYPES.get((suffix or path.suffix).lower())
+    if media_type is None:
+        return False
+    import c2pa
+
+    # The same bytes with a manifest, beside the file, then in its place: both are on one disk.
+    signed = path.with_name(path.name + ".signed")
+    try:
+        information = c2pa.C2paSignerInfo(
+            alg=b"es256", sign_cert=identity.chain, private_key=identity.key, ta_url=None
+        )
+        with (
+            c2pa.Context.from_dict(_settings(identity.root)) as context,
+            c2pa.Builder(claim.manifest(), context=context) as builder,
+            c2pa.Signer.from_info(information) as signer,
+            path.open("rb") as source,
+            signed.open("w+b") as target,
+        ):
+            builder.sign(signer, media_type, source, target)
+        signed.replace(path)
+    except (c2pa.C2paError, OSError) as error:
+        raise OutputError(f"{path.name} could not be signed ({error}), so it was not released") from error
+    finally:
+        signed.unlink(missing_ok=True)
+    return True
+
+
+def read_origin(path: Path) -> Origin:
+    """What a file says of its origin, and whether to believe it. Opens no socket. Raises OSError."""
+    import c2pa
+
+    with path.open("rb") as file:
+        media_type = _kind(file)
+        if media_type is None:
+            return Origin("none")
+        hidden = tuple(_unknown_boxes(file)) if media_type == "video/mp4" else ()
+        file.seek(0)
+        try:
+            with (
+                c2pa.Context.from_dict(_settings(trusted_roots())) as context,
+                c2pa.Reader(media_type, file, context=context) as reader,
+            ):
+                said = json.loads(reader.json())
+                state = str(reader.get_validation_state())
+        except c2pa.C2paError.ManifestNotFound:
+            return Origin("none", problems=hidden)
+        except c2pa.C2paError as error:
+            return Origin("altered", problems=(str(error), *hidden))
+    return _origin(said, state, hidden)
+
+
+def _origin(said: dict[str, Any], state: str, hidden: tuple[str, ...]) -> Origin:
+    manifest = said["manifests"][said["active_manifest"]]
+    assertions = {one["label"]: one["data"] for one in manifest.get("assertions", ())}
+    actions: dict[str, Any] = next(
+        (data for label, data in assertions.items() if label.startswith("c2pa.actions")), {}
+    )
+    first = (actions.get("actions") or [{}])[0]
+    failures = [
+        failure["code"]
+        for failure in said.get("validation_results", {}).get("activeManifest", {}).get("failure", ())
+    ]
+    generator = (manifest.get("claim_generator_info") or [{}])[0]
+    own = assertions.get(OWN_LABEL)
+    known: dict[str, State] = {"Trusted": "trusted", "Valid": "unknown signer"}
+    problems = tuple(dict.fromkeys(failures))
+    return Origin(
+        state=known.get(state, "altered"),
+        signer=str((manifest.get("signature_info") or {}).get("issuer", "")),
+        software=f"{generator.get('name', '')} {generator.get('version', '')}".strip(),
+        source_type=str(first.get("digitalSourceType", "")),
+        own=own if isinstance(own, dict) and own.get("version") == OWN_VERSION else None,
+        problems=(*problems, *hidden),
+    )
+
+
+def _settings(roots: bytes) -> dict[str, Any]:
+    return {
+        "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
+        "builder": {
+            "thumbnail": {"enabled": False},
+            "created_assertion_labels": ["c2pa.actions", "cawg.training-mining", OWN_LABEL],
+        },
+        **({"trust": {"trust_anchors": roots.decode()}} if roots else {}),
+    }
+
+
+def _kind(file: BinaryIO) -> str | None:
+    """By its first bytes, never by its name."""
+    head = file.read(12)
+    if head[4:8] == b"ftyp":
+        return "video/mp4"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    return "image/jpeg" if head.startswith(b"\xff\xd8\xff") else None
+
+
+def _unknown_boxes(file: BinaryIO) -> Iterator[str]:
+    """Top-level boxes (ISO 14496-12, 4.2) that no encoder of ours writes: no signature covers all of them."""
+    end = file.seek(0, io.SEEK_END)
+    place = 0
+    while place + 8 <= end:
+        file.seek(place)
+        size, kind = struct.unpack(">I4s", file.read(8))
+        header = 8
+        if size == 1:
+            size, header = struct.unpack(">Q", file.read(8))[0], 16
+        size = size or end - place
+        name = kind.decode("latin-1")
+        if size < header or place + size > end:
+            yield f"the container ends in the middle of its box '{name}'"
+            return
+        if name not in _KNOWN_BOXES or (name in ("free", "wide") and size > _LARGEST_FREE_BOX):
+            yield f"a box '{name}' of {size} bytes that no signature covers"
+        place += size
+    if place != end:
+        yield f"{end - place} bytes after the last box"
