@@ -23,7 +23,7 @@ from clips import beep, make_clip, plain
 from omokage.avatar.bundle import Avatar
 from omokage.cli import app as cli
 from omokage.errors import InputError, MediaError, OmokageError
-from omokage.files import open_given, parse_json, read_given_text
+from omokage.files import file_digest, open_given, parse_json, read_given_text
 from omokage.media import sandbox
 from omokage.media.decode import probe, read_audio, read_frames, read_image
 from omokage.media.image import read_images
@@ -35,6 +35,9 @@ from omokage.speaking.cues import read_cues
 from omokage.talking.lora import load_lora
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
+from omokage.trust.consent import read_consent
+from omokage.trust.identity import trust_root
+from omokage.trust.register import import_file
 
 MODES = (InputLimits(), InputLimits(is_sandboxed=False))
 READERS: dict[str, Callable[[Path], object]] = {
@@ -48,6 +51,9 @@ OTHER_READERS: dict[str, Callable[[Path], object]] = {
     "lora": load_lora,
     "curves": lambda path: read_arkit_csv(path),
     "cues": lambda path: read_cues(path, ("neutral",)),
+    "consent": read_consent,
+    "withdrawals": import_file,
+    "certificate": trust_root,
     "table": lambda path: read_jobs(path, path.parent, AnimateConfig()),
 }
 
@@ -708,6 +714,8 @@ def _parent(pid: str) -> int:
 
 
 def test_an_open_file_is_an_ordinary_one(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a device or a pipe"):
+        file_digest(Path(os.devnull))
     (tmp_path / "a").write_bytes(b"abc")
     with open_given(tmp_path / "a") as file:
         assert file.read() == b"abc"
