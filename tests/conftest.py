@@ -67,3 +67,9 @@ def agree(media: str) -> Consent:
     record = new_consent([Medium(media, "test")], terms, now=yesterday, key=signing_key())
     consents.keep(record)
     return record
+
+
+@pytest.fixture(autouse=True)
+def audit_log_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What modules and sessions release is written into the home of the tests."""
+    monkeypatch.setenv("OMOKAGE_AUDIT", str(tmp_path_factory.mktemp("audit")))

@@ -41,6 +41,10 @@ FLAGS = {
         "--memory", "--no-resume", "--output", "--prompt", "--purpose", "--quiet", "--ray", "--resume", "--reuse",
         "--seed", "--separator", "--steps", "--weights", "-h", "-o", "JOBS",
     ],
+    "audit": ["--help", "-h"],
+    "audit export": ["--help", "--output", "--personal", "-h", "-o"],
+    "audit show": ["--help", "--json", "--last", "-h"],
+    "audit verify": ["--against", "--help", "--json", "--quiet", "-h", "[LOG]"],
     "bench": ["--help", "--json", "--quiet", "--size", "-h"],
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
     "create": [

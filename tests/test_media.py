@@ -15,10 +15,18 @@ import pytest
 
 from clips import beep, corner_mark, flash, make_clip, moving_disc, onset_s, plain
 from omokage.errors import MediaError
-from omokage.media import decode
+from omokage.media import pictures
 from omokage.media.audio import stream_audio
 from omokage.media.color import HLG, PQ, tone_map
 from omokage.media.decode import is_still_image, probe, read_audio, read_frames, read_image
+from omokage.media.limits import InputLimits, use_input_limits
+
+
+@pytest.fixture
+def in_this_process():
+    """The decoder without its sandbox, for tests that look into it."""
+    with use_input_limits(InputLimits(is_sandboxed=False)):
+        yield
 
 
 def _mean_color(path: Path) -> np.ndarray:
@@ -226,13 +234,13 @@ def test_a_part_equals_the_same_frames_of_the_whole(tmp_path):
         read_frames(path, start_s=7)
 
 
-def test_a_late_part_does_not_decode_the_whole(tmp_path, monkeypatch):
+def test_a_late_part_does_not_decode_the_whole(tmp_path, monkeypatch, in_this_process):
     path = make_clip(tmp_path / "a.mp4", seconds=6, options={"g": "20"})
     probe(path)
     decoded = []
-    whole = decode.decode_packets
+    whole = pictures.decode_packets
     monkeypatch.setattr(
-        decode, "decode_packets", lambda *args: (decoded.append(p) or p for p in whole(*args))
+        pictures, "decode_packets", lambda *args: (decoded.append(p) or p for p in whole(*args))
     )
     assert len(list(read_frames(path, start_s=5))) == 25
     assert len(decoded) < 60
@@ -303,7 +311,7 @@ def test_a_playlist_never_reads_its_neighbor(tmp_path, playlist):
         read_audio(path)
 
 
-def test_the_demuxer_is_forced_and_only_files_are_opened(tmp_path, monkeypatch):
+def test_the_demuxer_is_forced_and_only_files_are_opened(tmp_path, monkeypatch, in_this_process):
     """Defense in depth: FFmpeg is never left to guess, and has no network."""
     path = make_clip(tmp_path / "a.mp4")
     asked = []
@@ -352,7 +360,7 @@ def test_cut_off_files(tmp_path, suffix, is_index_first):
     _reject(path, "cut off")
 
 
-def test_decoding_error_in_the_middle_names_the_time(tmp_path):
+def test_decoding_error_in_the_middle_names_the_time(tmp_path, in_this_process):
     path = make_clip(tmp_path / "a.mkv", codec="ffv1", pixel_format="bgr0", seconds=2)
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
@@ -376,11 +384,11 @@ def test_a_broken_first_picture_is_skipped(tmp_path):
     assert len(list(read_frames(path))) == 24
 
 
-def test_pictures_that_silently_fail_to_come_are_missed(tmp_path, monkeypatch):
+def test_pictures_that_silently_fail_to_come_are_missed(tmp_path, monkeypatch, in_this_process):
     path = make_clip(tmp_path / "a.mp4", seconds=2)
     probe(path)
-    whole = decode.decode_packets
-    monkeypatch.setattr(decode, "decode_packets", lambda *args: itertools.islice(whole(*args), 30))
+    whole = pictures.decode_packets
+    monkeypatch.setattr(pictures, "decode_packets", lambda *args: itertools.islice(whole(*args), 30))
     _reject(path, "damaged after 1.16 s")
 
 

@@ -9,6 +9,7 @@
     │   ├── WeightsError        a model's weights are missing, damaged or of another model
     │   └── ConsentError        nobody agreed to it, or not to this (see `omokage consent`)
     ├── OutputError             a result cannot be written (no room, no permission, bad suffix)
+    │   └── AuditError          the audit log cannot be written, or is not as it was written: nothing is released
     ├── MissingDependencyError  an optional package or a system library is not there
     ├── MemoryShortageError     this machine has too little memory for what was asked
     ├── DivergedError           a training's numbers have overflowed
@@ -62,6 +63,10 @@ class OutputError(OmokageError):
     """A result cannot be written: no room, no permission, a suffix that names no known format."""
 
     exit_code = 3
+
+
+class AuditError(OutputError):
+    """The audit log cannot be written, or is not as it was written; then nothing is released."""
 
 
 class MissingDependencyError(OmokageError):

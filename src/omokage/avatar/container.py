@@ -18,12 +18,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from omokage.errors import BundleError
-from omokage.files import saving
+from omokage.files import is_given_file, parse_json, refuse_device, saving
 
 FORMAT = "omokage.avatar"
 NEWEST_VERSION = 7
 FIRST_WITH_KINDS = 5
 COMPACT, STYLEAVATAR = "compact", "styleavatar"
+MOST_BYTES = 8_000_000_000  # more than any network here; a file of zeros can be as long as it likes
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def write_content(path: Path, content: Content) -> None:
 
 def read_content(path: Path) -> Content:
     """Read an avatar file. Raises BundleError when it is missing, damaged, foreign or of a newer version."""
-    if not path.is_file():
+    refuse_device(path, BundleError, most_bytes=MOST_BYTES)
+    if not is_given_file(path):
         raise BundleError(f"there is no avatar file {path}; make one with 'omokage create'")
     try:
         with safe_open(path, framework="pt") as file:
@@ -64,7 +66,7 @@ def read_content(path: Path) -> Content:
                     "update omokage"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata["header"])
+        header = parse_json(metadata["header"])
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
     if not isinstance(header, dict) or header.get("sha256") != checksum(tensors, header):
@@ -79,9 +81,10 @@ def is_trained_here(path: Path) -> bool:
     False for what cannot be read: whoever reads it says what is wrong with it.
     """
     try:
+        refuse_device(path, BundleError)
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("header", "{}"))
-    except (SafetensorError, OSError, ValueError):
+            header = parse_json((file.metadata() or {}).get("header", "{}"))
+    except (SafetensorError, OSError, ValueError, BundleError):
         return False
     return isinstance(header, dict) and header.get("kind") == STYLEAVATAR and "provenance" in header
 

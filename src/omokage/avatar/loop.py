@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import DivergedError, InputError
-from omokage.files import saving
+from omokage.files import parse_json, saving
 from omokage.workers import Workers
 
 VERSION = 2
@@ -147,7 +147,7 @@ class TrainingRun(ABC):
                     tensor.copy_(tensors[name])
             for prefix, optimizer in self.optimizers().items():
                 _load_optimizer(optimizer, prefix, tensors)
-            progress = json.loads(metadata["progress"])
+            progress = parse_json(metadata["progress"])
         except (SafetensorError, OSError, KeyError, RuntimeError, ValueError) as error:
             raise InputError(
                 f"{path} does not fit this avatar ({error}); remove it to start again"

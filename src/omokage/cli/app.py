@@ -17,6 +17,7 @@ import click
 
 from omokage import InputError, MissingDependencyError, OmokageError, OutputError, __version__
 from omokage.cli.animate import animate, animate_queue
+from omokage.cli.audit import audit
 from omokage.cli.consent import ask_unless_recorded, consent
 from omokage.cli.create import create
 from omokage.cli.identity import identity_group
@@ -260,6 +261,7 @@ def licences(command: str | None, bill: Path | None, as_json: bool) -> None:
 
 app.add_command(animate)
 app.add_command(animate_queue)
+app.add_command(audit)
 app.add_command(consent)
 app.add_command(create)
 app.add_command(identity_group)

@@ -12,6 +12,7 @@ from omokage.cli.options import FilePath, drawing_options, output_option, quiet_
 from omokage.cli.progress import ProgressBar
 from omokage.cli.speak_live import STREAM, speak_live
 from omokage.errors import InputError, OutputError
+from omokage.files import read_given_text
 
 
 @click.command()
@@ -189,6 +190,6 @@ def voices() -> None:
 
 def _text_of(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_given_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text ({error}); give a plain text file") from error

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
 from omokage.errors import MediaError
 from omokage.media.clip import Audio
-from omokage.media.container import open_container, video_stream
+from omokage.media.limits import InputLimits, input_limits
 from omokage.media.probe import scan
+from omokage.media.records import RawSound, SoundTask
+from omokage.media.sandbox import run
+from omokage.media.sound import damaged_sound
 
-_MAX_HOURS = 12
+_ROOM_S = 600  # of memory that a track gets at first, whatever its headers announce
 _GAP_S = 0.04  # smaller jumps of time stamps are rounding, larger ones are real gaps
 
 
@@ -34,9 +37,9 @@ def read_audio(path: Path, *, sample_rate: int | None = None) -> Audio | None:
             if piece.has_video:
                 found = scan(path)
                 zero = found.zero * found.time_base
-            track = _Track(piece.audio.sample_rate, piece.audio.samples.shape[1], zero, piece.announced_s)
+            track = _Track(piece.audio, zero, piece.announced_s, input_limits())
         if not track.put(piece.audio.samples, piece.start):
-            raise _damaged(path, track.end / track.rate)
+            raise MediaError(damaged_sound(path, track.end / track.rate))
     return Audio(track.samples(), track.rate) if track is not None and track.end else None
 
 
@@ -59,49 +62,28 @@ def stream_audio(path: Path, *, sample_rate: int | None = None) -> Iterator[Audi
     More than two channels are mixed down to stereo; `sample_rate` (Hz) resamples. Raises MediaError when the file or
     its sound is damaged, naming the time reached.
     """
-    with open_container(path) as container:
-        stream = next(iter(container.streams.audio), None)
-        if stream is None:
-            return
-        has_video = video_stream(container) is not None
-        announced_s = (container.duration or 0) / av.time_base
-        channels, done = min(2, stream.channels), 0
-        rate = sample_rate or stream.rate
-        converter = av.AudioResampler(format="flt", layout="mono" if channels == 1 else "stereo", rate=rate)
-        for packet in container.demux(stream):
-            try:
-                pieces = [piece for frame in packet.decode() for piece in converter.resample(frame)]
-            except (av.FFmpegError, ValueError) as error:
-                if not done:
-                    continue  # many files begin with a packet that cannot be decoded alone
-                raise _damaged(path, done / rate) from error
-            if packet.size == 0:  # the end: the converter still holds a few samples
-                pieces += converter.resample(None)
-            for piece in pieces:
-                start = None if piece.pts is None else piece.pts * (piece.time_base or Fraction(1, rate))
-                # Lossy codecs overshoot a little, which players clip as well.
-                samples = np.clip(piece.to_ndarray().reshape(-1, channels), -1, 1).astype(
-                    np.float32, copy=False
-                )
-                done += len(samples)
-                yield AudioPiece(Audio(samples, rate), start, has_video, announced_s)
-
-
-def _damaged(path: Path, reached_s: float) -> MediaError:
-    return MediaError(
-        f"the sound of {path} is damaged after {reached_s:.2f} s; copy or export the recording again"
-    )
+    with contextlib.closing(run(path, SoundTask(sample_rate), RawSound)) as pieces:
+        for raw in pieces:
+            if not 1 <= raw.channels <= 2 or raw.rate < 1 or len(raw.data) % (4 * raw.channels):
+                raise MediaError(damaged_sound(path, 0.0))
+            samples = np.frombuffer(raw.data, np.float32).reshape(-1, raw.channels)
+            # Lossy codecs overshoot a little, which players clip as well; no number at all is silence.
+            np.nan_to_num(samples, copy=False, nan=0.0)
+            np.clip(samples, -1, 1, out=samples)
+            yield AudioPiece(Audio(samples, raw.rate), raw.start, raw.has_video, raw.announced_s)
 
 
 class _Track:
     """A growing (S, channels) buffer into which decoded pieces are laid by their time stamps."""
 
-    def __init__(self, rate: int, channels: int, zero: Fraction | None, expected_s: float) -> None:
-        self.rate = rate
+    def __init__(self, first: Audio, zero: Fraction | None, expected_s: float, limits: InputLimits) -> None:
+        self.rate = first.sample_rate
         self.end = 0
         self._zero = zero
-        capacity = int(min(expected_s + 1, _MAX_HOURS * 3600) * rate)
-        self._buffer = np.zeros((capacity, channels), dtype=np.float32)
+        self._most = int(limits.max_hours * 3600 * self.rate)
+        self._gaps_left = int(limits.max_gap_s * self.rate)
+        capacity = int(min(max(0.0, expected_s) + 1, _ROOM_S) * self.rate)
+        self._buffer = np.zeros((capacity, first.samples.shape[1]), dtype=np.float32)
 
     def put(self, piece: NDArray[np.generic], start: Fraction | None) -> bool:
         """Lay down a piece that starts at `start` (s, the file's clock). False: absurdly far away."""
@@ -114,7 +96,8 @@ class _Track:
         if position < 0:
             piece, position = piece[-position:], 0
         end = position + len(piece)
-        if end > _MAX_HOURS * 3600 * self.rate:
+        self._gaps_left -= max(0, position - self.end)
+        if end > self._most or self._gaps_left < 0:
             return False
         if end > len(self._buffer):
             more = np.zeros(

@@ -6,16 +6,15 @@ Transfer functions and constants are those of ITU-R BT.2100-2; reference white (
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from omokage.media.clip import Image
+from omokage.media.records import HLG, PQ
 
-PQ: Final = 16  # transfer characteristics of ITU-T H.273
-HLG: Final = 18
+__all__ = ["HLG", "PQ", "tone_map"]
 
 _WHITE_NITS = 203.0
 _PEAK_NITS = 1000.0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from omokage.errors import MediaError
 from omokage.media.clip import SoundFormat
-from omokage.media.container import kind_of
+from omokage.media.source import kind_of
 
 Float32 = NDArray[np.float32]
 

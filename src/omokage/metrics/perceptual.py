@@ -14,6 +14,7 @@ from skimage.measure import blur_effect
 from torch.nn import functional as F
 
 from omokage.errors import InputError
+from omokage.files import refuse_device
 from omokage.metrics.image import Frames, Mask, PerFrame, bounding_box, luma, region_masks
 
 BLUR_MIN_SIZE = 12  # px: blur_effect compares with an 11-px average
@@ -77,6 +78,7 @@ class Lpips:
     @classmethod
     def load(cls, path: Path) -> Lpips:
         """Read the weights. Raises InputError when the file is unreadable or tensors are missing."""
+        refuse_device(path)
         try:
             weights = load_file(path)
         except (SafetensorError, OSError) as error:

@@ -11,7 +11,7 @@ from typing import Any
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError
-from omokage.files import result_folder, saving
+from omokage.files import parse_json, result_folder, saving
 from omokage.pipelines.animate import AnimateConfig
 from omokage.pipelines.queue_jobs import Job, Outcome, State, read_jobs, run_job
 from omokage.pipelines.queue_ray import run_with_ray
@@ -116,7 +116,7 @@ def in_turn(jobs: Sequence[Job], on_progress: ProgressCallback = ignore_progress
 def _read_record(path: Path) -> dict[str, Any]:
     """What is known of earlier calls; nothing where the file is missing or damaged: then jobs are made again."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = parse_json(path.read_text(encoding="utf-8"))
         return {name: dict(entry) for name, entry in known.items()}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

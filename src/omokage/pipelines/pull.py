@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, WeightsError
-from omokage.files import output_error, saving
+from omokage.files import output_error, parse_json, saving
 from omokage.pipelines.weights import AddConfig, add_weights
 from omokage.weights.fetch import FetchConfig, fetch_file, fetch_text, file_address
 from omokage.weights.registry import PublishedFile, WeightsSpec, find_spec, size_text
@@ -98,8 +98,8 @@ def _mirror(spec: WeightsSpec, address: str, config: FetchConfig) -> Manifest | 
     if text is None:
         return None
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError):  # a server that answers everything with a page
+        content = parse_json(text)
+    except ValueError:  # a server that answers everything with a page
         return None
     try:
         manifest = Manifest.from_json(content)
@@ -178,7 +178,7 @@ def _put_in_place(coming: Path, manifest: Manifest, spec: WeightsSpec) -> None:
 def _with_digests(spec: WeightsSpec) -> list[PublishedFile]:
     """The files of a release; where nobody published a digest, with that of an earlier pull that was installed."""
     try:
-        content = json.loads(digests_file(spec.name).read_text(encoding="utf-8"))
+        content = parse_json(digests_file(spec.name).read_text(encoding="utf-8"))
         known = {str(path): str(digest) for path, digest in content.items()}
     except (OSError, ValueError, AttributeError):
         known = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.errors import InputError, InternalError, OmokageError
-from omokage.files import file_digest
+from omokage.files import file_digest, is_given_file, read_given_text
 from omokage.pipelines.animate import AnimateConfig, animate
 from omokage.trust.release import CLIP_SUFFIXES
 
@@ -69,10 +70,9 @@ def read_jobs(table: Path, folder: Path, config: AnimateConfig) -> tuple[Job, ..
     what all jobs share. Raises InputError with a sentence for every row that cannot be used.
     """
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            columns = reader.fieldnames or ()
-            rows = [(reader.line_num, row) for row in reader]
+        reader = csv.DictReader(io.StringIO(read_given_text(table), newline=""), skipinitialspace=True)
+        columns = reader.fieldnames or ()
+        rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeError, csv.Error) as error:
         raise InputError(
             f"{table} cannot be read as a table ({getattr(error, 'strerror', None) or error}); a CSV file is needed"
@@ -129,10 +129,11 @@ def _complaints(row: Mapping[str, str | None], beside: Path, taken: Mapping[str,
     for name in ("portrait", "speech"):
         if not fields[name]:
             yield f"it has no {name}"
-        elif not (beside / fields[name]).is_file():
+        elif not is_given_file(beside / fields[name]):
             yield f"the {name} {beside / fields[name]} does not exist"
     output, seed = fields["output"], fields.get("seed", "")
-    if Path(output).name != output or Path(output).suffix.lower() not in CLIP_SUFFIXES:
+    is_name = Path(output).name == output and output.isprintable() and not set(output) & {"\\", ":"}
+    if not is_name or Path(output).suffix.lower() not in CLIP_SUFFIXES:
         yield f"the output '{output}' must be a file name that ends with {' or '.join(CLIP_SUFFIXES)}"
     elif output in taken:
         yield f"the output '{output}' is that of line {taken[output]}, too"

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError
-from omokage.files import file_digest, result_folder
+from omokage.files import file_digest, read_given_text, refuse_links_out, result_folder
 from omokage.media.clip import Image
 from omokage.media.decode import probe, read_frames
 from omokage.pipelines.portrait_gate import MAX_FACES, SECOND_FACE_SHARE, shown_part, within
@@ -183,8 +183,9 @@ def find_videos(data: Path) -> tuple[list[Path], dict[str, str]]:
             f"{data} holds no videos ({', '.join(VIDEO_SUFFIXES)}); put the clips to train on there"
         )
     path, captions = data / CAPTIONS_FILE, dict[str, str]()
+    refuse_links_out(data, [*videos, path])
     if path.is_file():
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(_text_of(path).splitlines(), 1):
             name, tab, caption = line.partition("\t")
             if line.strip() and not (tab and caption.strip()):
                 raise InputError(
@@ -193,6 +194,13 @@ def find_videos(data: Path) -> tuple[list[Path], dict[str, str]]:
             if line.strip():
                 captions[name.strip()] = caption.strip()
     return videos, captions
+
+
+def _text_of(captions: Path) -> str:
+    try:
+        return read_given_text(captions)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{captions} cannot be read as text ({error}); write plain UTF-8") from error
 
 
 class _Encoder:

@@ -6,7 +6,6 @@ stays, and the same call goes on with the rest.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import WeightsError
-from omokage.files import file_digest, output_error, saving
+from omokage.files import file_digest, output_error, parse_json, saving
 from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, transformer_keys
 from omokage.talking.convert import Part, convert_checkpoint, index_path, read_checkpoint
 from omokage.talking.folder import (
@@ -316,7 +315,7 @@ def _write_text(path: Path, text: str) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

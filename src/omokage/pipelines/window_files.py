@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from omokage.errors import OutputError
-from omokage.files import result_folder, saving
+from omokage.files import parse_json, result_folder, saving
 from omokage.talking.quantize import WeightFormat
 
 MARKER = "animation.json"
@@ -158,7 +158,7 @@ class WindowFiles:
 def _difference(before: str, now: str) -> str:
     """What is not as it was, for people."""
     try:
-        old, new = dict(json.loads(before)), dict(json.loads(now))
+        old, new = dict(parse_json(before)), dict(parse_json(now))
     except (ValueError, TypeError):
         return "its list of choices is damaged"
     names = [name.replace("_", " ") for name in sorted(old | new) if old.get(name) != new.get(name)]

@@ -8,7 +8,7 @@ A cue changes what it names and leaves the rest; every change takes `CHANGE_S`.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.errors import InputError
+from omokage.files import parse_json, read_given_text
 
 Float = NDArray[np.float64]
 
@@ -56,8 +57,8 @@ class Course:
 def read_cues(path: Path, moods: Sequence[str]) -> tuple[Cue, ...]:
     """The cues of a file in order of time. Raises InputError that names the cue and what is wrong with it."""
     try:
-        listed = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        listed = parse_json(read_given_text(path))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read as JSON ({error}); give a list of cues") from error
     if not isinstance(listed, list):
         raise InputError(f'{path} holds no list; write [{{"at": 0.5, "mood": "friendly"}}, ...]')
@@ -116,4 +117,5 @@ def cue_of(item: Any, where: str, moods: Sequence[str]) -> Cue:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Whole numbers of JSON may be larger than any float.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, OutputError
-from omokage.files import file_digest, result_folder, saving
+from omokage.files import file_digest, parse_json, result_folder, saving
 from omokage.official import KeyMap, read_official, require_state_dict
 
 SHARD_BYTES = 2 * 1024**3
@@ -134,7 +134,7 @@ def read_index(folder: Path, name: str) -> ShardIndex:
     """The index of a converted network. Raises InputError when it is missing or damaged."""
     path = index_path(folder, name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
         described = content["metadata"]
         return ShardIndex(
             dict(content["weight_map"]), dict(described["sha256"]), int(described["total_size"])
@@ -275,7 +275,7 @@ def _notes(folder: Path, name: str) -> Path:
 def _finished(folder: Path, name: str, plan: Sequence[_Shard], origin: Sequence[object]) -> dict[str, str]:
     """File -> digest of the shards that an earlier run of the same plan wrote and that are still whole."""
     try:
-        notes = json.loads(_notes(folder, name).read_text(encoding="utf-8"))
+        notes = parse_json(_notes(folder, name).read_text(encoding="utf-8"))
         if notes["plan"] != _digest(plan, origin):
             return {}
         recorded = dict(notes["sha256"])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from omokage.errors import WeightsError
-from omokage.files import saving
+from omokage.files import parse_json, saving
 from omokage.talking.config import TransformerConfig, official, small
 from omokage.talking.vae import VaeConfig, official_vae, small_vae
 
@@ -73,7 +73,7 @@ def load_architecture(folder: Path) -> Architecture:
     """The sizes of the networks in a folder. Raises WeightsError when they are missing or damaged."""
     path = folder / ARCHITECTURE_FILE
     try:
-        return Architecture.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return Architecture.from_json(parse_json(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise WeightsError(
             f"{folder} holds no weights of Hallo3; run 'omokage weights add hallo3' with the official folder"

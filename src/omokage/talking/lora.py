@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omokage.errors import InternalError, WeightsError
-from omokage.files import saving
+from omokage.files import parse_json, refuse_device, saving
 
 FORMAT, VERSION = "omokage.lora", 1
 # Parameters of an adapted linear layer beside its weight (out, in): (rank, in) and (out, rank).
@@ -114,15 +114,16 @@ def save_lora(path: Path, lora: Lora) -> None:
 
 def load_lora(path: Path) -> Lora:
     """Read a file of `save_lora`. Raises WeightsError for any other."""
+    refuse_device(path, WeightsError)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if (metadata.get("format"), metadata.get("version")) != (FORMAT, str(VERSION)):
             raise KeyError("format")
-        described: dict[str, Any] = json.loads(metadata["lora"])
+        described: dict[str, Any] = parse_json(metadata["lora"])
         return Lora(tensors, float(described["scale"]), str(described["base"]))
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path} is no LoRA file of this version; give a file that 'omokage train-portrait --lora' wrote"
         ) from error

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.errors import InputError
+from omokage.files import read_given_text
 from omokage.geometry.camera import Camera, head_angles, head_rotation
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
 from omokage.tracking.sway import ZONE_COUNT
@@ -191,7 +192,7 @@ def looks_from_gaze(gaze: NDArray[np.floating]) -> Float:
 
 def _read_table(path: Path) -> _Table:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_given_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as text ({error}); give a capture app's CSV") from error
     reader = csv.reader(io.StringIO(text))

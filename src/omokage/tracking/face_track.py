@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.errors import InputError
-from omokage.files import saving
+from omokage.files import parse_json, refuse_device, saving
 from omokage.geometry.camera import Camera
 
 FORMAT_VERSION = 2
@@ -121,13 +121,14 @@ class FaceTrack:
         """Read a file of `save`. Raises InputError when it is something else or damaged."""
         from safetensors import SafetensorError, safe_open
 
+        refuse_device(path)
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if metadata.get("format") != "omokage.face_track" or int(metadata["version"]) != FORMAT_VERSION:
                 raise InputError(f"{path} is not a face track that this version reads; track the clip again")
-            camera = Camera(**json.loads(metadata["camera"]))
+            camera = Camera(**parse_json(metadata["camera"]))
             subject = Subject(**{f.name: tensors.pop(f"subject.{f.name}") for f in fields(Subject)})
             return cls(**tensors, camera=camera, subject=subject)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from omokage.config import Config
 from omokage.errors import ConsentError, InputError
-from omokage.files import file_digest, saving
+from omokage.files import file_digest, parse_json, refuse_device, saving
 from omokage.trust.keys import canonical, is_signed, public_name
 
 FORMAT = 1
@@ -292,13 +292,14 @@ def write_consent(consent: Consent, path: Path) -> None:
 
 def read_consent(path: Path) -> Consent:
     """A record from a file, whatever it says; `decide` tells what it is worth. Raises ConsentError."""
+    refuse_device(path, ConsentError)
     try:
         if path.stat().st_size > _LARGEST_RECORD:
             raise ConsentError(f"{path} is no consent record: it is larger than any")
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConsentError(f"{path} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ConsentError(f"{path} is no consent record, or only a part of one") from error
     if not isinstance(found, dict) or found.get("what") != "omokage consent":
         raise ConsentError(f"{path} is no consent record; 'omokage consent new' makes one")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from omokage.errors import ConsentError, InputError, OutputError
-from omokage.files import output_error, saving
+from omokage.files import MOST_TEXT_BYTES, output_error, parse_json, refuse_device, saving
 from omokage.home import data_home
 from omokage.trust.consent import Consent, Medium, Use, decide, read_consent, write_consent
 from omokage.trust.keys import canonical, is_signed, public_name, signing_key
@@ -165,8 +165,9 @@ def import_file(path: Path, *, trust: str | None = None) -> str:
     """
     if trust is not None:
         _trust(trust)
+    refuse_device(path, ConsentError, most_bytes=MOST_TEXT_BYTES)
     try:
-        what = json.loads(path.read_text(encoding="utf-8")).get("what")
+        what = parse_json(path.read_text(encoding="utf-8")).get("what")
     except (OSError, ValueError, AttributeError) as error:
         raise ConsentError(f"{path} is neither a consent record nor a list of withdrawals") from error
     if what == "omokage revocations":
@@ -209,7 +210,7 @@ def _listed_keys() -> list[str]:
     if not path.exists():
         return []
     try:
-        return [str(name) for name in json.loads(path.read_text(encoding="utf-8"))]
+        return [str(name) for name in parse_json(path.read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise ConsentError(
             f"{path} is damaged; put back the saved one, or remove it and trust the keys anew"
@@ -252,7 +253,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _row(line: bytes, path: Path) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = parse_json(line.decode())
         _check_signed(row, "omokage revocation")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConsentError(
@@ -263,7 +264,7 @@ def _row(line: bytes, path: Path) -> dict[str, Any]:
 
 def _read_list(path: Path) -> tuple[datetime, list[dict[str, Any]]]:
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = parse_json(path.read_text(encoding="utf-8"))
         _check_signed(listed, "omokage revocations")
         issued, rows = datetime.fromisoformat(listed["issued"]), list(listed["rows"])
         signer = str(listed["signer"])

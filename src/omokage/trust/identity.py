@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 
 from omokage.errors import InputError
-from omokage.files import output_error
+from omokage.files import MOST_TEXT_BYTES, output_error, refuse_device
 from omokage.home import data_home
 
 ROOT_DAYS, SIGNER_DAYS, RENEWED_DAYS = 3650, 365, 30
@@ -90,6 +90,7 @@ def trusted_roots() -> bytes:
 
 def trust_root(path: Path) -> str:
     """Believe what a root of somebody else has signed; its fingerprint. Raises InputError, OutputError."""
+    refuse_device(path, most_bytes=MOST_TEXT_BYTES)
     try:
         root = x509.load_pem_x509_certificate(path.read_bytes())
     except (OSError, ValueError) as error:

@@ -49,6 +49,11 @@ def signing_key() -> Ed25519PrivateKey:
     return key
 
 
+def known_name() -> str | None:
+    """The public half of the key of this installation; None when there is none yet. Raises as `signing_key` does."""
+    return public_name(signing_key()) if (data_home() / "keys" / KEY_FILE).exists() else None
+
+
 def public_name(key: Ed25519PrivateKey) -> str:
     """The public half, 64 hexadecimal digits."""
     return key.public_key().public_bytes_raw().hex()

@@ -1,8 +1,8 @@
 """The one door out: every clip, picture and report leaves through here.
 
 A release draws the visible label, adds the invisible mark, encodes, says in the file's metadata whether it is
-generated, signs its origin, enters what was generated into the register of renders, and only then lets the file take
-its name.
+generated, signs its origin, enters it into the audit log and the register of renders, and only then lets the file take
+its name. When any of these cannot be done, nothing appears.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from omokage.media.encode import (
     write_bytes,
     write_image,
 )
+from omokage.trust.audit import check_audit, record_live, record_release
 from omokage.trust.identity import identity
 from omokage.trust.label import Corner, check_label, draw_label
 from omokage.trust.mark_key import installation_key
@@ -141,7 +142,7 @@ def release_clip(
         sound=SoundFormat(audio.sample_rate, audio.samples.shape[1]) if audio and has_sound else None,
         alpha=channels == 4,
         metadata=_metadata(config),
-        on_written=seal.put,
+        seal=lambda part: seal.put(part, "clip", frames=writer.frame_count),
     ) as writer:
         sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
         for image, samples in zip(itertools.chain([first], source), sound, strict=False):
@@ -190,9 +191,10 @@ def release_live(
             sound=sound,
             alpha=channels == 4,
             metadata=_metadata(config),
-            on_written=seal.put,
+            seal=lambda part: seal.put(part, "clip", frames=writer.frame_count),
         )
     else:
+        record_live({"state": "begun", **seal.facts}, seal.personal)
         writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=_metadata(config))
     try:
         with writing as writer:
@@ -200,8 +202,9 @@ def release_live(
                 writer.write(seal.marked(_labeled(frame.image, config)), frame.samples)
                 on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
     finally:
-        if not isinstance(target, Path):
-            seal.enter(digest.hexdigest())  # what was streamed has left, however it ended
+        if not isinstance(target, Path):  # what was streamed has left, however it ended
+            record_live({"state": "ended", "sha256": digest.hexdigest(), **seal.facts})
+            seal.enter(digest.hexdigest())
     return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
@@ -211,13 +214,16 @@ def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
     labeled = _labeled(image, config)
     seal = _Seal.of(labeled, path, config, {})
-    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config)}, seal.put)
+    metadata = _metadata(config) | {"xmp": _xmp(config)}
+    write_image(path, seal.marked(labeled), metadata, lambda part: seal.put(part, "picture"))
     return seal.released(1, 0.0)
 
 
 def release_text(text: str, path: Path) -> Released:
     """Write a report (HTML, JSON, CSV, plain text) in UTF-8. Raises OutputError."""
-    write_bytes(path, text.encode())
+    write_bytes(
+        path, text.encode(), lambda part: record_release(part, path, kind="report", facts={}, personal={})
+    )
     return Released(path=path, frame_count=0, duration_s=0.0, sha256=file_digest(path), label=None)
 
 
@@ -225,8 +231,8 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
     """Tell before long work, not after it, that `path` cannot be written.
 
     Refuses a suffix outside `suffixes`, a missing folder, a folder without permission, a path that is a folder, and
-    one that is among the `inputs` (which would overwrite what the user gave). Where pictures will be marked, it also
-    makes sure of the keys. Raises OutputError, or InputError about a key.
+    one that is among the `inputs` (which would overwrite what the user gave); and an audit log that takes no row. Where
+    pictures will be marked and signed, it also makes sure of the keys. Raises OutputError, or InputError about a key.
     """
     if path.suffix.lower() not in suffixes:
         given = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
@@ -241,6 +247,7 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:
         raise output_error(path, error) from error
+    check_audit()
     if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
         installation_key()
         chosen_profile()
@@ -275,10 +282,25 @@ class _Seal:
     def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return self._marker.apply(image) if self._marker else image
 
-    def put(self, written: Path) -> None:
-        """Sign the finished file, which has no name yet, and enter it into the register.
+    @property
+    def facts(self) -> dict[str, str | bool | int]:
+        """For the audit log: nothing that tells who somebody is."""
+        config = self._config
+        return {
+            "origin": config.origin,
+            "is_labeled": config.label is not None,
+            "render": self._render_id or "",
+            "consent": config.consent,
+        }
 
-        Raises OutputError, and InputError about a certificate.
+    @property
+    def personal(self) -> dict[str, str | int | float | bool | None]:
+        return {"label": self._config.label, "title": self._config.title, "purpose": self._config.purpose}
+
+    def put(self, written: Path, kind: str, **facts: int) -> None:
+        """Sign the finished file, which has no name yet, and enter it into log and register.
+
+        Raises AuditError, OutputError, and InputError about a certificate.
         """
         config = self._config
         claim = OriginClaim(
@@ -290,6 +312,7 @@ class _Seal:
             render_id=self._render_id or "",
         )
         sign_origin(written, claim, identity(), suffix=self._path.suffix)
+        record_release(written, self._path, kind=kind, facts=self.facts | facts, personal=self.personal)
         self.enter(file_digest(written))
 
     def enter(self, sha256: str) -> None:

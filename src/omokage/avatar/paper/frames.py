@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from omokage.avatar.paper.window import CELL
 from omokage.errors import InputError, OmokageError
-from omokage.files import result_folder, saving
+from omokage.files import parse_json, result_folder, saving
 
 UInt8 = NDArray[np.uint8]
 
@@ -141,7 +141,7 @@ class FrameStore:
         """Open a finished folder. Raises InputError when it is none, damaged or of another version, OmokageError when
         this process may open no more files."""
         try:
-            index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+            index = parse_json((folder / INDEX).read_text(encoding="utf-8"))
             if (index["format"], index["version"]) != (FORMAT, VERSION):
                 raise ValueError(f"it is of {index['format']} {index['version']}")
             store = cls(folder, int(index["size"]), int(index["train"]), int(index["held_out"]))

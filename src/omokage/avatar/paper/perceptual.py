@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omokage.errors import InputError
+from omokage.files import refuse_device
 from omokage.official import read_official, require_state_dict
 
 # Convolutions of torchvision's `features` up to the last compared one, by stage; a stage begins with pooling.
@@ -45,6 +46,7 @@ class PerceptualLoss(nn.Module):
 
         Raises InputError when the file is unreadable or lacks a tensor.
         """
+        refuse_device(path)
         if path.suffix == ".safetensors":
             try:
                 weights = load_file(path)

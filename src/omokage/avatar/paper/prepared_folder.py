@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from omokage.avatar.paper.frames import FrameRecord, alpha_of_cells, crop_side
 from omokage.errors import InputError
-from omokage.media.image import read_image
+from omokage.media.image import read_images
 
 FOLDERS = ("image", "render", "uv", "back")
 _AGAIN = "prepare it again with the official preprocessing"
@@ -61,19 +61,21 @@ class PreparedFolder:
     def records(self, numbers: Iterable[int] | None = None) -> Iterator[FrameRecord]:
         """The frames of these numbers, by default all. Raises InputError for a picture of another size."""
         crop, drawing = crop_side(self.size), self.size // 4
-        for number in range(1, self.count + 1) if numbers is None else numbers:
-            # The folder "back" holds the opacity of the person, grey.
-            yield FrameRecord(
-                frame=number,
-                image=self._read("image", number, crop),
-                alpha=alpha_of_cells(self._read("back", number, crop)[..., 0], self.size),
-                render=self._read("render", number, drawing),
-                uv=self._read("uv", number, drawing),
+        wanted = range(1, self.count + 1) if numbers is None else list(numbers)
+        pictures = read_images(self._path(kind, number) for number in wanted for kind in FOLDERS)
+        for number in wanted:
+            image, render, uv, back = (
+                self._checked(self._path(kind, number), next(pictures), side)
+                for kind, side in zip(FOLDERS, (crop, drawing, drawing, crop), strict=True)
             )
+            # The folder "back" holds the opacity of the person, grey.
+            alpha = alpha_of_cells(back[..., 0], self.size)
+            yield FrameRecord(frame=number, image=image, alpha=alpha, render=render, uv=uv)
 
-    def _read(self, kind: str, number: int, side: int) -> NDArray[Any]:
-        path = self.folder / kind / f"{number:06d}.png"
-        picture = read_image(path)
+    def _path(self, kind: str, number: int) -> Path:
+        return self.folder / kind / f"{number:06d}.png"
+
+    def _checked(self, path: Path, picture: NDArray[Any], side: int) -> NDArray[Any]:
         if picture.shape[:2] != (side, side):
             height, width = picture.shape[:2]
             raise InputError(

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError
-from omokage.files import file_digest, saving
+from omokage.files import file_digest, parse_json, saving
 from omokage.talking.training.batch import TrainingBatch
 from omokage.talking.vae import Posterior
 
@@ -181,7 +181,7 @@ class PreparedSamples:
 def _read(path: Path) -> ClipRecord | None:
     """None when it is missing, damaged or of another version: the clip is then prepared again."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
         if values.pop("version") != VERSION:
             return None
         return ClipRecord.from_json(values)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from omokage.errors import InputError
-from omokage.files import result_folder, saving
+from omokage.files import parse_json, result_folder, saving
 from omokage.talking.training.config import OptimizerConfig
 from omokage.talking.training.sharding import local
 from omokage.workers import Workers
@@ -107,7 +107,7 @@ class Run:
         if not path.is_file():
             return False
         try:
-            described: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            described: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
             if (described["version"], described["run"]) != (VERSION, key):
                 raise InputError(
                     f"{folder} holds the state of a training with other data, weights or settings; delete it, or "
