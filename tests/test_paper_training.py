@@ -23,22 +23,9 @@ from omokage.avatar.paper.train import Learner, PaperResult, drawn_after, held_o
 from omokage.avatar.paper.window import centred
 from omokage.errors import DivergedError, InputError
 from omokage.workers import Workers
-from paper_parts import NETWORK, TINY, first_batches, toy_run, toy_store
+from paper_parts import NETWORK, TINY, first_batches, toy_run
 
 ALONE = Workers.alone()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recordings")
-    for seed in range(2):
-        toy_store(folder / f"store-{seed}", seed=seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stores(folder: Path) -> list[FrameStore]:
-    return [FrameStore.open(folder / f"store-{seed}") for seed in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +100,9 @@ def test_picture_matte_and_drawing_are_cut_by_the_same_window(stores: list[Frame
 
 
 def test_a_killed_run_goes_on_exactly(
-    folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
+    toy_folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
 ) -> None:
-    killed = start_process(folder, tmp_path / "result", killed_at=3)
+    killed = start_process(toy_folder, tmp_path / "result", killed_at=3)
     killed.communicate(timeout=240)
     assert killed.returncode == -9 and not (tmp_path / "result").exists()
     run, seen = (
@@ -138,14 +125,14 @@ def test_a_killed_run_goes_on_exactly(
 
 
 def test_two_processes_learn_what_one_learns(
-    folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
+    toy_folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
-        start_process(folder, tmp_path / "result", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        start_process(toy_folder, tmp_path / "result", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(2)
     ]
     for process in processes:

@@ -91,7 +91,8 @@ def create_avatar(
         check_recording(video, on_progress=on_progress).raise_if_refused()
 
     digest = file_digest(video)
-    with Work.open(output, _key(digest, config), is_resumed=config.resume) as work:
+    data = {"recording": digest}
+    with Work.open(output, data=data, settings=_settings(config), is_resumed=config.resume) as work:
         # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
         recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)
         train, held_out = recording.samples(config.size, on_progress=on_progress)
@@ -151,9 +152,8 @@ def _provenance(
     )
 
 
-def _key(digest: str, config: CreateConfig) -> dict[str, Any]:
-    """Of everything that the numbers depend on; the rest may differ between the two runs."""
-    settings = replace(
+def _settings(config: CreateConfig) -> dict[str, Any]:
+    """All that the training's numbers depend on; the rest may differ between two runs."""
+    return replace(
         config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False
-    )
-    return {"recording": digest, "settings": settings.to_json()}
+    ).to_json()

@@ -97,7 +97,9 @@ def create_paper_avatar(
     digest = sources.digest() if workers.is_first else ""
     work = Work.beside(output)
     if workers.is_first:
-        work = Work.open(output, _key(digest, config), is_resumed=config.resume)
+        # Frames are as large as the pictures, and as many as are asked for; nothing else changes them.
+        data = {"recording": digest, "size": config.network.size, "frames": config.frames}
+        work = Work.open(output, data=data, settings=_settings(config), is_resumed=config.resume)
     with work if workers.is_first else nullcontext():
         person = _prepare(sources, work, config, on_progress) if workers.is_first else None
         workers.wait()
@@ -224,8 +226,8 @@ def _provenance(sources: Sources, digest: str, config: PaperCreateConfig, result
     )
 
 
-def _key(digest: str, config: PaperCreateConfig) -> dict[str, Any]:
-    """Of everything that the numbers depend on; the rest may differ between the two runs."""
+def _settings(config: PaperCreateConfig) -> dict[str, Any]:
+    """All that the training's numbers depend on; the rest may differ between two runs."""
     training = replace(
         config.training, minutes=1.0, compiled=False, channels_last=False, checkpoint_seconds=0.0
     )
@@ -236,7 +238,7 @@ def _key(digest: str, config: PaperCreateConfig) -> dict[str, Any]:
         name: None if path is None else file_digest(path)
         for name, path in (("start", config.start), ("perceptual", config.perceptual))
     }
-    return {"recording": digest, "settings": settings.to_json() | files | {"keep_training": True}}
+    return settings.to_json() | files | {"keep_training": True}
 
 
 def _frames_of(work: Work, number: int) -> Path:
