@@ -40,10 +40,10 @@ def drawing_options(command: Command) -> Command:
     for option in (
         click.option(
             "--runtime",
-            type=click.Choice(["auto", "torch", "onnxruntime", "openvino"]),
+            type=click.Choice(["auto", "torch", "onnxruntime", "openvino", "cuda-graph", "compiled"]),
             default="auto",
             show_default=True,
-            help="What computes the pictures.",
+            help="What computes the pictures; the last two are of the paper's networks on a graphics card.",
         ),
         click.option("--label", help="A visible text on every picture."),
         click.option(

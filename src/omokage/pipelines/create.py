@@ -17,6 +17,7 @@ from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, OutputError
 from omokage.files import file_digest
 from omokage.media.decode import probe
+from omokage.pipelines.candidate import Candidate
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording
@@ -129,7 +130,13 @@ def create_avatar(
         # How good is it, on frames it has never seen?
         if config.evaluate:
             evaluation = evaluate_recording(
-                avatar, recording, explicit, train, held_out, output=report, on_progress=on_progress
+                Candidate.of(avatar),
+                recording,
+                explicit,
+                train,
+                held_out,
+                output=report,
+                on_progress=on_progress,
             )
             avatar = avatar.with_evaluation(summary_of(evaluation))
             avatar.save(output)

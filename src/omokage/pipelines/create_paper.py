@@ -94,11 +94,11 @@ def create_paper_avatar(
     perceptual = None if config.perceptual is None else PerceptualLoss.load(config.perceptual)
     _plan(sources, output, config, workers, on_progress)
 
-    digest = sources.digest() if workers.is_first else ""
+    shown = sources.digest_of(sources.paths[0]) if workers.is_first else ""
     work = Work.beside(output)
     if workers.is_first:
         # Frames are as large as the pictures, and as many as are asked for; nothing else changes them.
-        data = {"recording": digest, "size": config.network.size, "frames": config.frames}
+        data = {"recording": sources.digest(), "size": config.network.size, "frames": config.frames}
         work = Work.open(output, data=data, settings=_settings(config), is_resumed=config.resume)
     with work if workers.is_first else nullcontext():
         person = _prepare(sources, work, config, on_progress) if workers.is_first else None
@@ -124,7 +124,7 @@ def create_paper_avatar(
             on_progress=on_progress,
             on_preview=lambda _, image: work.release_preview(image),
         )
-        made = _provenance(sources, digest, config, result)
+        made = _provenance(sources, shown, config, result)
         avatar = paper_avatar(run, made, person, keeps_training=config.keep_training or len(stores) > 1)
         if workers.is_first:
             if config.evaluate:
@@ -212,6 +212,7 @@ def _measured(
 
 
 def _provenance(sources: Sources, digest: str, config: PaperCreateConfig, result: PaperResult) -> Provenance:
+    """Of what the avatar shows: the first recording, of that digest."""
     first = sources.paths[0]
     return Provenance(
         recording_sha256=digest,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -90,11 +90,15 @@ class Sources:
         return sum(clip.frame_count for clip in self.clips.values())
 
     def digest(self) -> str:
-        """SHA-256 of the recordings, and of names and sizes of the pictures in prepared folders."""
-        parts = [
-            [[str(f.relative_to(path)), f.stat().st_size] for f in sorted(path.rglob("*.png"))]
-            if path in self.folders
-            else file_digest(path)
-            for path in self.paths
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        """SHA-256 over all of them."""
+        return _digest([self.digest_of(path) for path in self.paths])
+
+    def digest_of(self, path: Path) -> str:
+        """SHA-256 of a recording, or of names and sizes of the pictures in a prepared folder."""
+        if path not in self.folders:
+            return file_digest(path)
+        return _digest([[str(f.relative_to(path)), f.stat().st_size] for f in sorted(path.rglob("*.png"))])
+
+
+def _digest(values: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

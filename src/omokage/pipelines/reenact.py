@@ -49,7 +49,8 @@ class ReenactConfig(Config):
     """How the movement is taken over; the first five are `Controls`.
 
     background: 'own', 'transparent', a color such as '#204060', or the path of a picture.
-    label: visible text; None takes the avatar's own.  runtime: 'auto', 'torch', 'onnxruntime' or 'openvino'.
+    label: visible text; None takes the avatar's own.  runtime: 'auto', 'torch', of compact avatars 'onnxruntime' or
+    'openvino' (`render.renderer`), of the paper's networks 'cuda-graph' or 'compiled' (`render.paper_runtime`).
     """
 
     expression_strength: float = 1.0
@@ -155,7 +156,7 @@ def perform(
         frame_count=len(moved.motion),
         on_progress=on_progress,
     )
-    return Reenactment(released, driving.warnings + moved.warnings)
+    return Reenactment(released, performer.notes + driving.warnings + moved.warnings)
 
 
 def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) -> Driver:
@@ -183,7 +184,7 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 @dataclass(frozen=True)
 class Performer:
     """Who is driven, in whichever networks. render: draws a state.  corrected: the state to draw for one that is told.
-    track, rest: of their recording."""
+    track, rest: of their recording.  notes: sentences on how they are drawn, where it is not as asked."""
 
     size: int
     label: str | None
@@ -191,6 +192,7 @@ class Performer:
     rest: Rest
     render: Callable[[AvatarState], Portrait]
     corrected: Callable[[AvatarState], AvatarState]
+    notes: tuple[str, ...] = ()
 
 
 def performer_of(avatar: Path | Avatar | PaperAvatar, config: ReenactConfig) -> Performer:
@@ -217,16 +219,14 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
             "an avatar at the paper's scale draws person and background together; use --background own, or an avatar "
             "of the compact preset"
         )
-    if config.runtime not in ("auto", "torch"):
-        raise InputError(
-            f"an avatar at the paper's scale is drawn by PyTorch and not by '{config.runtime}'; use --runtime torch"
-        )
     label = config.label or (avatar.origin.label if isinstance(avatar.origin, Provenance) else None)
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)
+    notes: list[str] = []
+    renderer = PaperRenderer(avatar, runtime=config.runtime, say=notes.append)
     # A picture takes too long to be drawn twice: the state is drawn as it is told.
     return Performer(
-        avatar.size, label, person.track, rest, PaperRenderer(avatar).render, lambda state: state
+        avatar.size, label, person.track, rest, renderer.render, lambda state: state, tuple(notes)
     )
 
 

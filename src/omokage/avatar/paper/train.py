@@ -6,8 +6,8 @@ Dr1, lazily. One pass through the generator serves both networks (paper, section
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +23,12 @@ from omokage.avatar.paper.discriminator import discriminator_loss, generator_los
 from omokage.avatar.paper.frames import FrameStore
 from omokage.avatar.paper.perceptual import PerceptualLoss
 from omokage.avatar.paper.portrait import Portrait, PortraitGenerator
+from omokage.avatar.paper.precision import fastest_kernels, matrix_precision
 from omokage.avatar.paper.run import PaperRun, PaperTrainingConfig, Textures
 from omokage.avatar.paper.textures import Texture
 from omokage.avatar.paper.time_code import time_code
 from omokage.avatar.paper.window import Offset, cut_background
+from omokage.compiling import BACKEND
 from omokage.config import ProgressCallback, ignore_progress
 from omokage.threads import one_ahead
 from omokage.workers import Workers
@@ -34,7 +36,6 @@ from omokage.workers import Workers
 # The discriminator has won when its loss is below this; undecided it is 1.39.
 WON = 0.2
 RAMP = 0.1  # of the budget, over which the adversarial part grows to its weight
-BACKEND = "inductor"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def train_paper(
         losses.append(learner.step(next(coming[0]), loader.videos(run.step), share))
         return losses[-1]
 
-    with matrix_precision(config.precision):
+    with matrix_precision(config.precision), fastest_kernels():
         try:
             train(
                 run,
@@ -272,16 +273,3 @@ def compile_networks(run: PaperRun, config: PaperTrainingConfig) -> None:
         for part in (generator.foreground, generator.widen, generator.image, run.face, run.background):
             part.compile(backend=BACKEND)
         run.discriminator.compile(backend=BACKEND)
-
-
-@contextmanager
-def matrix_precision(precision: str) -> Iterator[None]:
-    """Whether a graphics card may shorten the factors of float32 products to 19 bits: not in 'fp32'."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
