@@ -62,11 +62,16 @@ class PaperGraph(nn.Module):
         return portrait.image.float(), portrait.mask.float()
 
 
-def paper_to_onnx(avatar: PaperAvatar) -> bytes:
-    """The graph of `PaperGraph`: static shapes, batch 1, inputs `render` and `uv`, outputs `image` and `mask`."""
+def paper_to_onnx(avatar: PaperAvatar, dtype: torch.dtype = torch.float32) -> bytes:
+    """The graph of `PaperGraph`: static shapes, batch 1, inputs `render` and `uv`, outputs `image` and `mask`, all
+    float32.
+
+    dtype: that it computes in; it is traced on the avatar's device, where other types than float32 take long on a
+    processor.
+    """
     side = avatar.config.size // 4
-    blank = torch.full((1, 3, side, side), -1.0)
-    return trace_to_onnx(PaperGraph(avatar), (blank, blank.clone()), INPUTS, OUTPUTS)
+    blank = torch.full((1, 3, side, side), -1.0, device=avatar.face.features.device)
+    return trace_to_onnx(PaperGraph(avatar).to(dtype), (blank, blank.clone()), INPUTS, OUTPUTS)
 
 
 def export_paper_onnx(avatar: PaperAvatar, path: Path) -> None:
