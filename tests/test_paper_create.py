@@ -142,6 +142,18 @@ def test_it_repeats_a_drivers_movement(made: Path, filmed: tuple[Path, FaceTrack
     assert np.abs(frames[0] - frames[-1]).max() > 3
 
 
+def test_a_runtime_that_needs_a_card_says_so_and_draws_all_the_same(
+    made: Path, filmed: tuple[Path, FaceTrack], tmp_path: Path
+) -> None:
+    driver = filmed[1].select(slice(0, 2))
+    driver.save(tmp_path / "driver.track")
+    for runtime, count in (("cuda-graph", 1), ("compiled", 1), ("auto", 0), ("torch", 0)):
+        config = ReenactConfig(runtime=runtime)
+        result = reenact(made, tmp_path / "driver.track", output=tmp_path / f"{runtime}.mp4", config=config)
+        assert result.released.frame_count == 2
+        assert sum("needs a graphics card" in sentence for sentence in result.warnings) == count
+
+
 @pytest.mark.parametrize(
     ("wish", "said"),
     [

@@ -268,3 +268,49 @@ def test_the_renderer_takes_the_runtime_that_is_asked_for(tmp_path: Path) -> Non
     drawing_options(command)
     (option,) = [o for o in command.__click_params__ if o.name == "runtime"]  # type: ignore[attr-defined]
     assert set(option.type.choices) == set(renderer.RUNTIMES) | set(paper_runtime.RUNTIMES)
+
+
+def test_a_recording_is_warmed_up_beside_and_made_after_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order that PyTorch asks for: a side stream waits for the current one, works, and is waited for."""
+    steps: list[str] = []
+
+    class Stream:
+        def __init__(self, name: str = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            steps.append(f"{self.name} waits for {other.name}")
+
+    class Within:
+        def __init__(self, what: Any) -> None:
+            self.name = what.name
+
+        def __enter__(self) -> None:
+            steps.append(f"on {self.name}")
+
+        def __exit__(self, *_: object) -> None:
+            steps.append(f"off {self.name}")
+
+    class Graph:
+        name = "graph"
+
+        def replay(self) -> None:
+            steps.append("replayed")
+
+    for name, value in {
+        "Stream": Stream,
+        "current_stream": lambda: Stream("main"),
+        "stream": Within,
+        "synchronize": lambda: steps.append("synchronized"),
+        "CUDAGraph": Graph,
+        "graph": Within,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    doubled = Recorded(lambda value: (steps.append("computed"), 2 * value)[1:], [torch.ones(2)])
+    assert steps == [
+        "side waits for main", "on side", *["computed"] * paper_runtime.WARM_UP_RUNS, "off side",
+        "main waits for side", "synchronized", "on graph", "computed", "off graph",
+    ]  # fmt: skip
+    steps.clear()
+    assert doubled(torch.full((2,), 5.0))[0].tolist() == [2.0, 2.0]  # this graph computes nothing again
+    assert steps == ["replayed"]

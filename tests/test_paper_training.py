@@ -21,7 +21,7 @@ from omokage.avatar.paper.frames import FrameStore
 from omokage.avatar.paper.run import PaperRun
 from omokage.avatar.paper.train import Learner, PaperResult, drawn_after, held_out_psnr, train_paper
 from omokage.avatar.paper.window import centred
-from omokage.errors import DivergedError, InputError
+from omokage.errors import DivergedError, InputError, MissingDependencyError
 from omokage.workers import Workers
 from paper_parts import NETWORK, TINY, first_batches, toy_run
 
@@ -242,6 +242,25 @@ def test_what_takes_the_time_is_compiled_and_the_penalty_is_not(
     expected = run.face(run.codes[:1]).features
     run.face.compile(backend="eager")
     torch.testing.assert_close(run.face(run.codes[:1]).features, expected)
+
+
+def test_a_machine_without_a_compiler_is_told_what_it_lacks(
+    stores: list[FrameStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def failing(run: PaperRun, _: object) -> None:
+        def forward(_: object) -> None:
+            raise TorchDynamoException("No working C++ compiler found.\nLook for one.")
+
+        run.face.forward = forward  # type: ignore[assignment, method-assign]
+
+    monkeypatch.setattr(module, "compile_networks", failing)
+    config = replace(TINY, compiled=True, steps=1)
+    with pytest.raises(
+        MissingDependencyError, match=r"^the networks cannot be compiled .*No working C\+\+.*--compile out$"
+    ):
+        train_paper(toy_run(config, stores), stores, config)
 
 
 def test_a_step_and_a_picture_leave_nothing_on_the_processor(

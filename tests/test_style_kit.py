@@ -204,3 +204,38 @@ def test_it_needs_few_packages(tmp_path: Path) -> None:
     found = {row["name"]: row for row in json.loads(output.read_text(encoding="utf-8"))["rows"]}
     assert found["portrait, as trained, eager, fp32"]["ms"] > 0
     assert found["training steps, fp32"]["ms_a_step"] > 0 and "training, a person" not in found
+
+
+def test_a_card_is_timed_by_its_own_clock(
+    rows: ModuleType, kit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Events between pictures that follow each other, read when all are done; and by the clock what waiting costs."""
+    done: list[str] = []
+
+    class Event:
+        clock = 0.0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = Event.clock
+            done.append("event")
+
+        def elapsed_time(self, other: Event) -> float:
+            assert done[-1] == "waited"
+            return other.at - self.at
+
+    def picture(value: int) -> None:
+        Event.clock += 4.0 + value
+        done.append("picture")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _=None: done.append("waited"))
+    setup = rows.Bench(kit.SIZES["tiny"](), torch.device("cuda"), 8, float("inf"), compiled=False)
+    row = rows.timings(picture, [(0,), (0,), (0,), (4,)], setup)
+    assert row["ms"] == 4.0 and row["ms_quartiles"] == [4.0, 5.0] and row["runs"] == 8
+    assert row["fps"] == pytest.approx(1000 / 5.0)
+    warm = rows.WARM_UP
+    assert done[: warm + 1] == ["picture"] * warm + ["waited"]
+    assert done[warm + 1 : warm + 19] == ["event", *["picture", "event"] * 8, "waited"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Generic, ParamSpec, TypeVar
+
+from omokage.errors import MissingDependencyError
 
 BACKEND = "inductor"
 Given = ParamSpec("Given")
@@ -29,21 +32,28 @@ class Compiled(Generic[Given, Result]):
 
     def __call__(self, *given: Given.args, **named: Given.kwargs) -> Result:
         if self.works:
-            # Seconds that only those wait for who compile.
-            from torch._dynamo.exc import TorchDynamoException
-
             try:
-                return self._compiled(*given, **named)
-            except TorchDynamoException as error:
+                with compiler_required():
+                    return self._compiled(*given, **named)
+            except MissingDependencyError as error:
                 self.works = False
-                self._say(
-                    f"{self._what} as they are, since they cannot be compiled on this machine ({_cause(error)}); a C++ "
-                    "compiler, and for a graphics card the package triton, are needed"
-                )
+                self._say(f"{self._what} as they are, since they {error}")
         return self._plain(*given, **named)
 
 
-def _cause(error: Any) -> str:
-    """What the compiler itself says, which stands behind what PyTorch says of it."""
-    inner = getattr(error, "inner_exception", error)
-    return f"{type(inner).__name__}: {inner}".splitlines()[0].rstrip(".:")
+@contextmanager
+def compiler_required() -> Iterator[None]:
+    """Where the compiler fails MissingDependencyError says so; its words begin with 'cannot be compiled'."""
+    # Seconds that only those wait for who compile.
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        # What the compiler itself says stands behind what PyTorch says of it.
+        inner = getattr(error, "inner_exception", error)
+        cause = f"{type(inner).__name__}: {inner}".splitlines()[0].rstrip(".:")
+        raise MissingDependencyError(
+            f"cannot be compiled on this machine ({cause}); a C++ compiler, and for a graphics card the package "
+            "triton, are needed"
+        ) from error

@@ -6,8 +6,8 @@ Dr1, lazily. One pass through the generator serves both networks (paper, section
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,9 @@ from omokage.avatar.paper.run import PaperRun, PaperTrainingConfig, Textures
 from omokage.avatar.paper.textures import Texture
 from omokage.avatar.paper.time_code import time_code
 from omokage.avatar.paper.window import Offset, cut_background
-from omokage.compiling import BACKEND
+from omokage.compiling import BACKEND, compiler_required
 from omokage.config import ProgressCallback, ignore_progress
+from omokage.errors import MissingDependencyError
 from omokage.threads import one_ahead
 from omokage.workers import Workers
 
@@ -64,7 +65,7 @@ def train_paper(
 
     Of several processes each takes its share of every batch, and they average their gradients. With `checkpoint`,
     resumes from that file and keeps it up to date. Raises InputError for a batch that cannot be shared out or a
-    checkpoint of another run, OutputError.
+    checkpoint of another run, MissingDependencyError where networks cannot be compiled, OutputError.
     """
     workers = workers or Workers.alone(run.device)
     config.check(workers)
@@ -82,7 +83,7 @@ def train_paper(
         losses.append(learner.step(next(coming[0]), loader.videos(run.step), share))
         return losses[-1]
 
-    with matrix_precision(config.precision), fastest_kernels():
+    with matrix_precision(config.precision), fastest_kernels(), _compiling(config):
         try:
             train(
                 run,
@@ -264,6 +265,19 @@ def held_out_psnr(run: PaperRun, store: FrameStore, config: PaperTrainingConfig)
     rows = range(store.train, len(store))
     with matrix_precision(config.precision):
         return np.array([check_sheet([drawn_after(run, loader.fixed(0, row))])[1] for row in rows])
+
+
+@contextmanager
+def _compiling(config: PaperTrainingConfig) -> Iterator[None]:
+    """Say it in a sentence where networks that should be compiled cannot be."""
+    if not config.compiled:
+        yield
+        return
+    try:
+        with compiler_required():
+            yield
+    except MissingDependencyError as error:
+        raise MissingDependencyError(f"the networks {error}, or leave --compile out") from error
 
 
 def compile_networks(run: PaperRun, config: PaperTrainingConfig) -> None:
