@@ -212,7 +212,8 @@ class Kit:
     def _store(self) -> FrameStore | None:
         """The frames, prepared before; what went wrong is a row."""
         given, size = self.given, self.bench.sizes.portrait.size
-        folder = (given.work or given.output.with_suffix(".work")) / f"frames-{size}"
+        what = given.clip.stem if given.clip else given.frames
+        folder = (given.work or given.output.with_suffix(".work")) / f"frames-{size}-{what}"
         row: Row = {"name": "frames"}
         begun = time.monotonic()
 

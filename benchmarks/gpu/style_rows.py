@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from omokage.avatar.paper.precision import fastest_kernels, matrix_precision
 from omokage.avatar.paper.textures import Texture
 from omokage.compiling import BACKEND
 from omokage.errors import MissingDependencyError
+from omokage.render.paper_renderer import picture_of
 from omokage.render.paper_runtime import DTYPES, Recorded, graph_function
 from paper_golden import FILES, FULL_SIZE, shares
 
@@ -195,6 +197,9 @@ def speed(setting: Setting, bench: Bench, exact: Exact, rate: float) -> Row:
         row |= timings(function, inputs, bench)
         if truth is not None:
             row |= closeness(function, inputs, truth)
+            shown = partial(to_host, function)
+            waits = waited(shown, inputs, device, max(2, bench.runs // 4))
+            row["to_host_ms"] = round(statistics.median(waits), 4)
         if setting.mode == COMPILED and device.type == "cuda":
             recorded = Recorded(function, inputs[0])
             row |= {f"recorded_{key}": value for key, value in timings(recorded, inputs, bench).items()}
@@ -278,6 +283,11 @@ def timings(function: TensorFn, inputs: Sequence[tuple[Tensor, ...]], bench: Ben
         "latency_ms": round(statistics.median(waits), 4),
         "runs": count,
     }
+
+
+def to_host(function: TensorFn, *given: Tensor) -> object:
+    """A picture as `reenact` takes it from the card."""
+    return picture_of(function(*given)[0])
 
 
 def waited(

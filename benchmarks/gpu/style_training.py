@@ -34,6 +34,7 @@ from omokage.tracking.synthetic import SyntheticSubject
 from omokage.workers import Workers
 
 SEED = 3
+DISTANCE = 110.0  # cm, where the face is as large in the crop as that of a recording
 FRAME_RATE = 12.0  # of the synthetic performance: more movement in few frames
 HELD_OUT_SHARE, CHECKED = 0.2, 8
 
@@ -71,7 +72,7 @@ class SyntheticFrames:
 
 @cache
 def _performance(size: int, count: int) -> tuple[SyntheticSubject, Any]:
-    subject = SyntheticSubject(SEED)
+    subject = SyntheticSubject(SEED, distance=DISTANCE)
     return subject, subject.performance(
         count / FRAME_RATE, frame_rate=FRAME_RATE, size=crop_side(size), motion=0.7
     )

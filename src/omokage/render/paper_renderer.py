@@ -49,7 +49,7 @@ class PaperRenderer:
     def render(self, state: AvatarState) -> Portrait:
         """The picture of a state. Its color is not freed of the background: the network draws both together."""
         image, mask = self.runtime.draw(*self._meshes(state))
-        picture = _to_bytes(image[0].permute(1, 2, 0) * 127.5 + 127.5)
+        picture = picture_of(image)
         shown = (1.1 * mask).clamp(-1, 1) / 2 + 0.5  # as the generator composes
         clear = F.interpolate(shown.float(), scale_factor=8.0, mode="bilinear", align_corners=False)[0, 0]
         return Portrait(image=picture, matte=_to_bytes(255 * (1 - clear)), color=picture)
@@ -76,6 +76,11 @@ def person_of(avatar: PaperAvatar) -> Person:
             "from a recording with 'omokage create'"
         )
     return avatar.person
+
+
+def picture_of(image: Tensor) -> NDArray[np.uint8]:
+    """The first of images (B, 3, S, S), nominally in [-1, 1], as a picture in the processor's memory, (S, S, 3)."""
+    return _to_bytes(image[0].permute(1, 2, 0) * 127.5 + 127.5)
 
 
 def _to_bytes(values: Tensor) -> NDArray[np.uint8]:

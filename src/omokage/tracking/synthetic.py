@@ -35,9 +35,13 @@ class SyntheticSubject:
     """A made-up person. `seed` chooses the face's shape, skin, hair and eyes. `subject` is the true face model.
 
     skin: (S, S, 3) levels in the model's texture map, in place of the painted skin; a photo's, for example.
+    distance: from the camera, cm.
     """
 
-    def __init__(self, seed: int, *, skin: NDArray[np.floating] | None = None) -> None:
+    def __init__(
+        self, seed: int, *, skin: NDArray[np.floating] | None = None, distance: float = 64.0
+    ) -> None:
+        self._rest = np.array([0.0, -1.0, distance])
         self.model = MorphableModel.load()
         rng = np.random.default_rng(seed)
         self.subject = self.model.subject(rng.normal(0, 0.25, len(self.model.id_basis)))
@@ -150,7 +154,7 @@ class SyntheticSubject:
                     is_tracked=True,
                     confidence=1.0,
                     rotation=motion * np.array(angle),
-                    translation=np.array([0.0, -1.0, 64.0]) + motion * np.array(shift),
+                    translation=self._rest + motion * np.array(shift),
                     expression=expression.astype(np.float32),
                     gaze=gaze.astype(np.float32),
                     sway=np.zeros((ZONE_COUNT, 2), dtype=np.float32),
@@ -291,8 +295,7 @@ class SyntheticSubject:
             rings.append(
                 np.stack([x_radius * np.cos(angle), np.full(count, y), 6.0 + z_radius * np.sin(angle)], 1)
             )
-        rest = np.array([0.0, -1.0, 64.0])
-        vertices = np.concatenate(rings) + rest + 0.5 * (translation - rest)
+        vertices = np.concatenate(rings) + self._rest + 0.5 * (translation - self._rest)
         colors = np.where(
             np.repeat(np.arange(len(profile)) < 2, count)[:, None], self._skin * 0.8, self._clothes
         )
