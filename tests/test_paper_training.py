@@ -287,6 +287,21 @@ def test_precision_of_products_is_put_back() -> None:
     assert torch.get_float32_matmul_precision() == before
 
 
+def test_what_is_kept_is_the_average_of_the_weights(stores: list[FrameStore]) -> None:
+    """A young average forgets faster: at the first step a tenth of it stays, later `ema`."""
+    config = replace(TINY, batch=2, ema=0.75)
+    run = toy_run(config, stores)
+    learner, batches = Learner(run, config, ALONE, None), first_batches(run, stores, config)
+    for step, stays in ((0, 0.1), (90, 0.75)):
+        run.step = step
+        before = [value.clone() for value in run.averaged.parameters()]
+        learner.step(batches, [0, 1], 0.0)
+        learned = list(run.generator.parameters())
+        assert any(not torch.equal(old, new) for old, new in zip(before, learned, strict=True))
+        for old, new, mean in zip(before, learned, run.averaged.parameters(), strict=True):
+            torch.testing.assert_close(mean, stays * old + (1 - stays) * new)
+
+
 # the discriminator
 
 

@@ -241,3 +241,30 @@ def test_a_card_is_timed_by_its_own_clock(
     warm = rows.WARM_UP
     assert done[: warm + 1] == ["picture"] * warm + ["waited"]
     assert done[warm + 1 : warm + 19] == ["event", *["picture", "event"] * 8, "waited"]
+
+
+def test_nothing_of_a_picture_is_left_on_the_processor(
+    rows: ModuleType, kit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the meta device, which refuses tensors of others, as a card does; and nothing waits for it."""
+    card = torch.device("meta")
+    setup = rows.Bench(kit.SIZES["tiny"](), card, 2, float("inf"), compiled=False)
+    ways = {
+        (s.network, s.graph): s
+        for s in rows.settings(setup)
+        if s.precision == "fp16" or s.graph != rows.STATIC
+    }
+    assert len(ways) == 7
+
+    def refused(tensor: torch.Tensor, *_: Any, **__: Any) -> Any:
+        raise AssertionError(f"{tuple(tensor.shape)} is brought to the host")
+
+    for setting in ways.values():
+        with torch.no_grad():
+            function, inputs, _ = rows.made(setting, setup)
+            function(*inputs[0])
+            with monkeypatch.context() as patch:
+                for name in ("cpu", "item", "tolist", "__float__", "__bool__"):
+                    patch.setattr(torch.Tensor, name, refused)
+                found = function(*inputs[1])
+        assert all(part.device == card for part in found)
