@@ -16,7 +16,6 @@ those of ONNX Runtime in 32 bits.
 from __future__ import annotations
 
 import argparse
-import math
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from omokage.avatar.samples import avatar_state
 from omokage.errors import MissingDependencyError, OmokageError
 from omokage.files import saving
 from omokage.render.paper_export import INPUTS, OUTPUTS, paper_to_onnx
-from omokage.render.paper_runtime import DTYPES, MIN_HALF_PSNR
+from omokage.render.paper_runtime import DTYPES, MIN_HALF_PSNR, psnr_db
 
 Float32 = NDArray[np.float32]
 Picture = Callable[[Float32, Float32], Float32]
@@ -220,13 +219,12 @@ def engine_picture(trt: Any, plan: bytes) -> Picture:
 
 
 def likeness(mine: Picture, exact: Picture, states: Sequence[tuple[Float32, Float32]]) -> float:
-    """PSNR in dB of what is seen; -inf where a picture is not finite."""
+    """`psnr_db` between what two draw."""
     errors = [
         float(np.square(np.clip(mine(*state), -1, 1) - np.clip(exact(*state), -1, 1)).mean())
         for state in states
     ]
-    mean = float(np.mean(errors))
-    return 10 * math.log10(4 / max(mean, 1e-12)) if math.isfinite(mean) else -math.inf
+    return psnr_db(errors)
 
 
 def milliseconds(picture: Picture, state: tuple[Float32, Float32]) -> float:

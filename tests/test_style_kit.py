@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,6 +17,11 @@ from typing import Any
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+from omokage.pipelines import recording
+from omokage.tracking.synthetic import SyntheticSubject
+from omokage.trust.release import release_clip
+from test_paper_data import with_landmarks
 
 SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "gpu" / "style_avatar.py"
 CPU = torch.device("cpu")
@@ -71,6 +77,10 @@ def test_every_network_is_timed_and_compared(kit: ModuleType, rows: ModuleType, 
     assert exact["is_identical"] and released["times_official_fp32"] == 1
     assert released["difference_max"] < 1e-4
     assert found["portrait, static, eager, fp32"]["difference_max"] < 1e-4
+    fastest = report["fastest"]
+    static = [row for name, row in found.items() if name.startswith("portrait, static") and "ms" in row]
+    assert fastest["ms"] == min(row["ms"] for row in static) == found[fastest["name"]]["ms"]
+    assert fastest["times_official_fp32"] == pytest.approx(released["ms"] / fastest["ms"], abs=0.01)
     for name, least in (("fp16", 50), ("bf16", 35)):
         half = found[f"portrait, static, eager, {name}, channels last"]
         assert half["psnr_db"] > least and half["difference_rms"] > 1e-5
@@ -94,6 +104,21 @@ def test_a_person_is_trained_with_a_curve_of_frames_that_were_never_seen(
     assert person["nearest_training_frame"]["psnr_db"] > points[-1]["psnr_db"]
     assert (tmp_path / "result.png").is_file()
     assert (tmp_path / "result.work" / "frames-64-10" / "frames.json").is_file()
+
+
+def test_a_clip_is_prepared_as_create_does_it(
+    kit: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = SyntheticSubject(seed=3)
+    truth = with_landmarks(subject.performance(2.5, frame_rate=12, size=128, motion=0.5))
+    release_clip(
+        (frame.image for frame in subject.render_clip(truth)), tmp_path / "me.mp4", frame_rate=Fraction(12)
+    )
+    monkeypatch.setattr(recording, "tracked", lambda *_: truth)
+    store = kit.clip_store(tmp_path / "me.mp4", 64, tmp_path / "work" / "frames-64-me")
+    assert (store.train, store.held_out, store.size) == (24, 6, 64)
+    monkeypatch.setattr(recording, "tracked", lambda *_: pytest.fail("it was tracked again"))
+    assert len(kit.clip_store(tmp_path / "me.mp4", 64, tmp_path / "work" / "frames-64-me")) == 30
 
 
 def test_reference_numbers_are_compared(

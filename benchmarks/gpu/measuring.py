@@ -129,9 +129,14 @@ def difference(value: Tensor, plain: Tensor) -> Row:
     apart, scale = (value.float() - plain.float()), plain.float().std()
     return {
         "is_identical": bool(torch.equal(value, plain)),
-        "difference_rms": float(f"{apart.pow(2).mean().sqrt() / scale:.3g}"),
-        "difference_max": float(f"{apart.abs().max() / scale:.3g}"),
+        "difference_rms": _short(apart.pow(2).mean().sqrt() / scale),
+        "difference_max": _short(apart.abs().max() / scale),
     }
+
+
+def _short(value: Tensor) -> float | None:
+    """Three digits; None of what is not finite, which JSON has no word for."""
+    return float(f"{value:.3g}") if bool(torch.isfinite(value)) else None
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:

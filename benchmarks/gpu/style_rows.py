@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +27,7 @@ from omokage.avatar.paper.textures import Texture
 from omokage.compiling import BACKEND
 from omokage.errors import MissingDependencyError
 from omokage.render.paper_renderer import picture_of
-from omokage.render.paper_runtime import DTYPES, Recorded, graph_function
+from omokage.render.paper_runtime import DTYPES, Recorded, graph_function, psnr_db
 from paper_golden import FILES, FULL_SIZE, shares
 
 PORTRAIT = "portrait"
@@ -304,9 +305,8 @@ def closeness(function: TensorFn, inputs: Sequence[tuple[Tensor, ...]], truth: S
     """To the exact pictures: in units of their deviation, and as PSNR of what is seen."""
     drawn = [function(*given)[0].float().cpu() for given in inputs]
     mine, true = torch.cat(drawn), torch.cat(list(truth))
-    error = float((mine.clamp(-1, 1) - true.clamp(-1, 1)).square().mean())
-    psnr = 10 * np.log10(4 / max(error, 1e-12)) if np.isfinite(error) else float("-inf")
-    return difference(mine, true) | {"psnr_db": round(float(psnr), 2) if np.isfinite(psnr) else None}
+    psnr = psnr_db([float((mine.clamp(-1, 1) - true.clamp(-1, 1)).square().mean())])
+    return difference(mine, true) | {"psnr_db": round(psnr, 2) if math.isfinite(psnr) else None}
 
 
 def counted(network: nn.Module, given: tuple[Tensor, ...]) -> float:

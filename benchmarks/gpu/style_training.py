@@ -95,10 +95,13 @@ def synthetic_record(job: tuple[int, int, int]) -> FrameRecord:
 
 def clip_store(clip: Path, size: int, folder: Path) -> FrameStore:
     """A recording, tracked and prepared as `omokage create` does it. Raises OmokageError."""
+    from omokage.pipelines.create_paper import MAX_FRAMES
     from omokage.pipelines.paper_frames import mesh_drawing, prepare_recording
     from omokage.pipelines.recording import Recording
 
-    recording = Recording.open(clip, size=size, cap=2500, known_track=folder.with_suffix(".track"))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    track = folder.with_name(f"{folder.name}.track")
+    recording = Recording.open(clip, size=size, cap=MAX_FRAMES, known_track=track)
     return prepare_recording(recording, mesh_drawing(recording, size), folder)
 
 

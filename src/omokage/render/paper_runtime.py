@@ -187,10 +187,15 @@ def graph_function(
 
 
 def likeness(one: PaperRuntime, other: PaperRuntime, states: Sequence[MeshPair]) -> float:
-    """PSNR in dB of the 8-bit range between the pictures of two runtimes; -inf where one is not finite."""
+    """`psnr_db` between the pictures of two runtimes."""
     errors = []
     for render, uv in states:
         image = one.draw(render, uv)[0].clamp(-1, 1).clone()
         errors.append(float((image - other.draw(render, uv)[0].clamp(-1, 1)).square().mean()))
+    return psnr_db(errors)
+
+
+def psnr_db(errors: Sequence[float]) -> float:
+    """Of pictures in [-1, 1], from the mean squared error of each; -inf where one is not finite."""
     mean = sum(errors) / len(errors)
     return 10 * math.log10(4 / max(mean, 1e-12)) if math.isfinite(mean) else -math.inf
