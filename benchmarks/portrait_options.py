@@ -29,7 +29,8 @@ from omokage.talking.placement import resident
 from omokage.talking.vae import tiny_vae
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "gpu"))
-from portrait_rows import Bench, Setting, decoders, difference, run, run_shared, settings
+from measuring import difference
+from portrait_rows import Bench, Setting, decoders, run, run_shared, settings
 
 CPU = torch.device("cpu")
 STEPS = 50

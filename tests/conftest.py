@@ -1,4 +1,7 @@
-"""What holds for every test: a core and a home of its own, and people who agree unless the test is about that."""
+"""What holds for every test: a core and a home of its own, and people who agree unless the test is about that.
+
+And what several files of tests begin with.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,6 +18,9 @@ from omokage.trust import consents, release
 from omokage.trust.consent import Consent, Medium, Terms, new_consent
 from omokage.trust.keys import signing_key
 from omokage.trust.origin import sign_origin
+
+if TYPE_CHECKING:
+    from omokage.avatar.paper.frames import FrameStore
 
 # `make test` runs two files at a time: each keeps to its own core, or they wait for each other at every step.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -73,3 +81,22 @@ def agree(media: str) -> Consent:
 def audit_log_of_its_own(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """What modules and sessions release is written into the home of the tests."""
     monkeypatch.setenv("OMOKAGE_AUDIT", str(tmp_path_factory.mktemp("audit")))
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two recordings for the paper's networks, `store-0` and `store-1`."""
+    from paper_parts import toy_store
+
+    folder = tmp_path_factory.mktemp("recordings")
+    for seed in range(2):
+        toy_store(folder / f"store-{seed}", seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stores(toy_folder: Path) -> list[FrameStore]:
+    """Both, opened."""
+    from omokage.avatar.paper.frames import FrameStore
+
+    return [FrameStore.open(toy_folder / f"store-{seed}") for seed in range(2)]

@@ -62,7 +62,8 @@ def fill(network: nn.Module, golden: Golden, name: str, keys: KeyMap) -> None:
 
 
 def inputs(golden: Golden, *names: str) -> list[Tensor]:
-    return [torch.from_numpy(golden.input(name)) for name in names]
+    """On the default device, where networks are made, too: `with torch.device("cuda")` compares a card's numbers."""
+    return [torch.from_numpy(golden.input(name)).to(torch.get_default_device()) for name in names]
 
 
 # building blocks
@@ -180,14 +181,14 @@ class Watch:
 def features(golden: Golden) -> Outputs:
     config = released_portrait()
     (code,) = inputs(golden, "code")
-    for name in ("f_g", "b_g"):
+    for name in golden.meta["networks"]:
         network = TextureGenerator(config.texture, config.style).eval()
         fill(network, golden, name, keys.texture_keys(config.texture, config.style))
         yield f"{name}.latent", network.mapping(code)
         texture = network(code)
         yield f"{name}.feature_eval", texture.features
         yield f"{name}.skip", texture.bands
-        if name == "f_g":
+        if f"{name}.feature_train" in golden.outputs():
             yield f"{name}.feature_train", network.train()(code).features
             yield f"{name}.running_mean_after", network.norm.running_mean
             yield f"{name}.running_var_after", network.norm.running_var
@@ -226,6 +227,8 @@ def unet(golden: Golden) -> Outputs:
             lambda _, given, side=side: composed.update({f"noise_{side}": given[2]})
         )
     for i, (dx, dy) in enumerate(golden.config["offsets"]):
+        if f"w{i}.image" not in golden.outputs():
+            continue
         result = network(render, uv, mask, face, back, code, offset=(dx, dy), noise=noise_maps(golden))
         found: dict[str, Any] = {**watch.seen, **composed, "mask": result.mask, "image": result.image}
         found["fg_skip1"] = found["fg_skip1"][1]
@@ -279,6 +282,8 @@ def testtime(golden: Golden) -> Outputs:
     face = Texture(*inputs(golden, "feature_face", "skip_face"))
     back = Texture(*(window.cut_background(t, middle) for t in inputs(golden, "feature_back", "skip_back")))
     for name, border in (("image", True), ("image_training_graph", False)):
+        if name not in golden.outputs():
+            continue
         network = portrait_network(golden, "g_ema", replace(config, released_border=border))
         drawn = network(render, uv[:, :2], window.face_cells(uv), face, back, code, noise=noise_maps(golden))
         yield name, drawn.image
@@ -305,9 +310,9 @@ def style_unet(golden: Golden, name: str, config: StyleUNetConfig) -> Outputs:
 
 
 def style_unets(golden: Golden) -> Outputs:
-    yield from style_unet(golden, "small", released_style_unet(64, 128))
-    if "full" in golden.meta["networks"]:
-        yield from style_unet(golden, "full", released_style_unet(256))
+    for name, config in (("small", released_style_unet(64, 128)), ("full", released_style_unet(256))):
+        if name in golden.meta["networks"]:
+            yield from style_unet(golden, name, config)
 
 
 def discriminator(golden: Golden, name: str, size: int) -> Outputs:
@@ -350,9 +355,9 @@ def discriminator(golden: Golden, name: str, size: int) -> Outputs:
 
 
 def discriminators(golden: Golden) -> Outputs:
-    yield from discriminator(golden, "small", 64)
-    if "d" in golden.meta["networks"]:
-        yield from discriminator(golden, "d", 1024)
+    for name, size in (("small", 64), ("d", 1024)):
+        if name in golden.meta["networks"]:
+            yield from discriminator(golden, name, size)
 
 
 FILES: dict[str, Callable[[Golden], Outputs]] = {
@@ -365,16 +370,23 @@ FILES: dict[str, Callable[[Golden], Outputs]] = {
     "styleunet": style_unets,
     "discriminator": discriminators,
 }
+# Networks at the released sizes, of whose outputs the project keeps some slices.
+FULL_SIZE = ("full_features", "full_unet", "full_testtime", "full_styleunet", "full_discriminator")
+FILES |= {name: FILES[name.removeprefix("full_")] for name in FULL_SIZE}
 
 
 def shares(golden: Golden, outputs: Outputs) -> dict[str, float]:
     """Name -> share of the tolerance, for those of the outputs that the file keeps."""
     kept = set(golden.outputs())
-    return {name: golden.share(name, value.detach().numpy()) for name, value in outputs if name in kept}
+    return {
+        name: golden.share(name, value.detach().float().cpu().numpy())
+        for name, value in outputs
+        if name in kept
+    }
 
 
 def main(folder: Path, names: list[str]) -> None:
-    for name in names or list(FILES):
+    for name in names or [name for name in FILES if name not in FULL_SIZE]:
         golden, started = Golden(folder / f"styleavatar_{name}"), time.monotonic()
         found = shares(golden, FILES[name](golden))
         took = time.monotonic() - started

@@ -376,7 +376,11 @@ def test_ctrl_c_at_every_stage_of_create(
     assert run(capfd, *command)[:2] == (0, "avatar: me.avatar\nreport: me-report/report.html\n")
     made = {name.split("/")[0] for name in contents(Path()).keys() - before.keys()}
     assert made == {"me.avatar", "me-report"}
-    others = {"preview while training", "warping training frames"}  # a fact, and part of the evaluation
+    others = {
+        "preview while training",
+        "warping training frames",
+        "speech",
+    }  # facts, and part of the evaluation
     assert {*keys.seen} - {*CREATE_STAGES} <= others
     assert Avatar.load(Path("me.avatar")).evaluation
 

@@ -285,6 +285,7 @@ def test_create_at_the_papers_scale(
         True,
         True,
     )
+    assert training.channels_last  # as the matrix units of 16 bits read features
     assert (config.start, config.perceptual) == (Path("all.avatar"), Path("vgg.pth"))
     code, _, err = run("create me.mp4 -o me.avatar --compile", capsys)
     assert code == 2 and "--compile is an option of the paper's networks; add --preset paper" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,7 @@ from omokage.pipelines import create_paper, paper_plan, recording
 from omokage.pipelines.create_paper import PaperCreateConfig, create_paper_avatar, paper_avatar
 from omokage.pipelines.paper_plan import FrameCosts, PaperPlan, frame_costs, plan_paper
 from omokage.pipelines.reenact import ReenactConfig, reenact
+from omokage.pipelines.work import Work
 from omokage.render.paper_renderer import PaperRenderer
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.synthetic import SyntheticSubject
@@ -140,6 +142,18 @@ def test_it_repeats_a_drivers_movement(made: Path, filmed: tuple[Path, FaceTrack
     assert np.abs(frames[0] - frames[-1]).max() > 3
 
 
+def test_a_runtime_that_needs_a_card_says_so_and_draws_all_the_same(
+    made: Path, filmed: tuple[Path, FaceTrack], tmp_path: Path
+) -> None:
+    driver = filmed[1].select(slice(0, 2))
+    driver.save(tmp_path / "driver.track")
+    for runtime, count in (("cuda-graph", 1), ("compiled", 1), ("auto", 0), ("torch", 0)):
+        config = ReenactConfig(runtime=runtime)
+        result = reenact(made, tmp_path / "driver.track", output=tmp_path / f"{runtime}.mp4", config=config)
+        assert result.released.frame_count == 2
+        assert sum("needs a graphics card" in sentence for sentence in result.warnings) == count
+
+
 @pytest.mark.parametrize(
     ("wish", "said"),
     [
@@ -191,6 +205,41 @@ def test_a_stopped_run_goes_on_and_gives_the_same_avatar(tmp_path: Path) -> None
     state = other.generator.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in one.generator.state_dict().items())
     assert torch.equal(one.face.features, other.face.features)
+
+
+def test_other_settings_train_anew_on_the_same_frames(tmp_path: Path) -> None:
+    """What frames do not depend on does not prepare them again; a checkpoint of other settings is of no use."""
+
+    class Stopped(Exception):
+        pass
+
+    source, output = prepared(tmp_path / "person"), tmp_path / "me.avatar"
+    work = Work.beside(output)
+
+    def stages(config: PaperCreateConfig, *, until: float = 2.0) -> set[str]:
+        """Until so much of the training is done."""
+        seen = set[str]()
+
+        def watch(progress: Progress) -> None:
+            seen.add(progress.stage)
+            if progress.stage == "training" and progress.done >= until:
+                raise Stopped
+
+        with suppress(Stopped):
+            create_paper_avatar(source, output=output, config=config, on_progress=watch)
+        return seen
+
+    first = replace(QUICK, training=replace(QUICK.training, checkpoint_seconds=0))
+    assert "preparing frames" in stages(first, until=0.75)
+    assert work.checkpoint.exists()
+    kept = (work.folder / "frames-0" / "block-00000.npy").stat().st_mtime_ns
+    other = replace(first, training=replace(first.training, precision="tf32"))
+    assert "preparing frames" not in stages(other, until=0.25)
+    assert not work.checkpoint.exists()  # that was of the other precision
+    assert (work.folder / "frames-0" / "block-00000.npy").stat().st_mtime_ns == kept
+    assert "preparing frames" in stages(replace(other, frames=20), until=0.25)
+    assert "preparing frames" not in stages(replace(other, frames=20))
+    assert output.exists() and not work.folder.exists()
 
 
 # what is saved is what was trained

@@ -21,22 +21,9 @@ from omokage.avatar.paper.train import Learner, train_paper
 from omokage.errors import InputError
 from omokage.pipelines.import_styleavatar import ImportConfig, import_styleavatar
 from omokage.workers import Workers
-from paper_parts import TINY, first_batches, toy_run, toy_store
+from paper_parts import TINY, first_batches, toy_run
 
 ALONE = Workers.alone()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recordings")
-    for seed in range(2):
-        toy_store(folder / f"store-{seed}", seed=seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stores(folder: Path) -> list[FrameStore]:
-    return [FrameStore.open(folder / f"store-{seed}") for seed in range(2)]
 
 
 def test_later_pictures_have_a_code_that_was_trained(stores: list[FrameStore]) -> None:

@@ -21,24 +21,11 @@ from omokage.avatar.paper.frames import FrameStore
 from omokage.avatar.paper.run import PaperRun
 from omokage.avatar.paper.train import Learner, PaperResult, drawn_after, held_out_psnr, train_paper
 from omokage.avatar.paper.window import centred
-from omokage.errors import DivergedError, InputError
+from omokage.errors import DivergedError, InputError, MissingDependencyError
 from omokage.workers import Workers
-from paper_parts import NETWORK, TINY, first_batches, toy_run, toy_store
+from paper_parts import NETWORK, TINY, first_batches, toy_run
 
 ALONE = Workers.alone()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("recordings")
-    for seed in range(2):
-        toy_store(folder / f"store-{seed}", seed=seed)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def stores(folder: Path) -> list[FrameStore]:
-    return [FrameStore.open(folder / f"store-{seed}") for seed in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -113,9 +100,9 @@ def test_picture_matte_and_drawing_are_cut_by_the_same_window(stores: list[Frame
 
 
 def test_a_killed_run_goes_on_exactly(
-    folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
+    toy_folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
 ) -> None:
-    killed = start_process(folder, tmp_path / "result", killed_at=3)
+    killed = start_process(toy_folder, tmp_path / "result", killed_at=3)
     killed.communicate(timeout=240)
     assert killed.returncode == -9 and not (tmp_path / "result").exists()
     run, seen = (
@@ -138,14 +125,14 @@ def test_a_killed_run_goes_on_exactly(
 
 
 def test_two_processes_learn_what_one_learns(
-    folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
+    toy_folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
 ) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     processes = [
-        start_process(folder, tmp_path / "result", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        start_process(toy_folder, tmp_path / "result", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
         for rank in range(2)
     ]
     for process in processes:
@@ -257,6 +244,25 @@ def test_what_takes_the_time_is_compiled_and_the_penalty_is_not(
     torch.testing.assert_close(run.face(run.codes[:1]).features, expected)
 
 
+def test_a_machine_without_a_compiler_is_told_what_it_lacks(
+    stores: list[FrameStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo.exc import TorchDynamoException
+
+    def failing(run: PaperRun, _: object) -> None:
+        def forward(_: object) -> None:
+            raise TorchDynamoException("No working C++ compiler found.\nLook for one.")
+
+        run.face.forward = forward  # type: ignore[assignment, method-assign]
+
+    monkeypatch.setattr(module, "compile_networks", failing)
+    config = replace(TINY, compiled=True, steps=1)
+    with pytest.raises(
+        MissingDependencyError, match=r"^the networks cannot be compiled .*No working C\+\+.*--compile out$"
+    ):
+        train_paper(toy_run(config, stores), stores, config)
+
+
 def test_a_step_and_a_picture_leave_nothing_on_the_processor(
     stores: list[FrameStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,6 +285,21 @@ def test_precision_of_products_is_put_back() -> None:
     with module.matrix_precision("tf32"):
         assert torch.get_float32_matmul_precision() == "high"
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_what_is_kept_is_the_average_of_the_weights(stores: list[FrameStore]) -> None:
+    """A young average forgets faster: at the first step a tenth of it stays, later `ema`."""
+    config = replace(TINY, batch=2, ema=0.75)
+    run = toy_run(config, stores)
+    learner, batches = Learner(run, config, ALONE, None), first_batches(run, stores, config)
+    for step, stays in ((0, 0.1), (90, 0.75)):
+        run.step = step
+        before = [value.clone() for value in run.averaged.parameters()]
+        learner.step(batches, [0, 1], 0.0)
+        learned = list(run.generator.parameters())
+        assert any(not torch.equal(old, new) for old, new in zip(before, learned, strict=True))
+        for old, new, mean in zip(before, learned, run.averaged.parameters(), strict=True):
+            torch.testing.assert_close(mean, stays * old + (1 - stays) * new)
 
 
 # the discriminator

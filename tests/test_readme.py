@@ -15,6 +15,7 @@ import pytest
 
 import omokage
 from omokage.cli import app as cli
+from omokage.trust.release import release_text
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -45,6 +46,8 @@ def test_commands_run(
     ran = []
     monkeypatch.chdir(tmp_path)
     Path("me.mp4").write_bytes(b"a recording")
+    if line.startswith("omokage audit"):
+        release_text("a report", Path("report.txt"))  # the log begins with what leaves
 
     def pipeline(*_: Any, **__: Any) -> AnyResult:
         ran.append(line)

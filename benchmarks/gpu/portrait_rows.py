@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measuring import Row, begin_memory, difference, now, peak_memory
 from portrait_networks import Inputs, filled, official_loop
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -43,7 +43,6 @@ from omokage.workers import Workers
 
 WINDOW_STEPS = 50
 INTERVAL, REUSE = (0.2, 0.8), 0.1
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -277,23 +276,6 @@ def decoded(vae: CausalVae, latents: Tensor, device: torch.device) -> tuple[Row,
     return row | {"peak_gb": peak_memory(device)}, torch.cat(frames, dim=1)
 
 
-def difference(value: Tensor, plain: Tensor) -> Row:
-    """How far a result is from the plain one, in units of that one's deviation."""
-    apart, scale = (value.float() - plain.float()), plain.float().std()
-    return {
-        "is_identical": bool(torch.equal(value, plain)),
-        "difference_rms": float(f"{apart.pow(2).mean().sqrt() / scale:.3g}"),
-        "difference_max": float(f"{apart.abs().max() / scale:.3g}"),
-    }
-
-
-def now(device: torch.device) -> float:
-    """Seconds; everything that was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 @contextmanager
 def memory_limit(device: torch.device, gigabytes: float | None) -> Iterator[None]:
     """As if the card had no more, of which the driver takes its part."""
@@ -317,16 +299,3 @@ def attention_kernel(name: str | None) -> Iterator[None]:
     others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel([getattr(SDPBackend, name), *others], set_priority=True):
         yield
-
-
-def begin_memory(device: torch.device) -> None:
-    """Let go of the row before, which may refer to itself, and count from here."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def peak_memory(device: torch.device) -> float | None:
-    """GB that tensors took at most since `begin_memory`; unknown on a processor."""
-    return round(torch.cuda.max_memory_allocated(device) / 1e9, 2) if device.type == "cuda" else None

@@ -17,46 +17,38 @@ itself after a failure that leaves the card unusable for the process. Small size
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import statistics
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import TypeVar
 
 import torch
-from portrait_rows import (
-    WINDOW_STEPS,
-    Bench,
+from measuring import (
+    OUT_OF_TIME,
+    Report,
     Row,
-    Setting,
-    Timed,
-    decoders,
+    accelerator,
+    attempt,
+    command_of,
     difference,
-    now,
-    run,
-    run_shared,
-    settings,
+    is_usable,
+    matmul_rate,
 )
+from portrait_rows import WINDOW_STEPS, Bench, Setting, Timed, decoders, run, run_shared, settings
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omokage.errors import MissingDependencyError
 from omokage.pipelines.this_machine import machine
 from omokage.talking.config import TransformerConfig, official, tiny
 from omokage.talking.parallel import ALONE
-from omokage.talking.placement import is_shortage
 from omokage.talking.vae import official_vae, tiny_vae
 
-Result = TypeVar("Result")
 SIZES = {"official": (official, official_vae), "tiny": (tiny, tiny_vae)}
-OUT_OF_TIME = "no time was left"
 FIRST, OFFICIAL = "resident", "official loop"
 # Behind these rows: the decoders are worth more than what comes then.
 DECODERS_AFTER = 5
@@ -106,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         if setting.name in results.rows:
             continue
         expected = results.expected_seconds(bench.steps(setting))
-        results.add(*measured(setting, bench, 1e12 * results.head["matmul_tflops"], expected))
+        results.add_compared(*measured(setting, bench, 1e12 * results.head["matmul_tflops"], expected))
         if not is_usable(
             device
         ):  # a fault of the card stays with the process: another one takes the other rows
@@ -124,8 +116,7 @@ def head(arguments: Sequence[str], given: argparse.Namespace, bench: Bench) -> R
     rate = matmul_rate(bench.device, bench.dtype, given.matmul_side)
     return {
         "date": date.today().isoformat(),
-        "command": "python benchmarks/gpu/portrait_video.py "
-        + " ".join(Path(word).name if word.startswith("/") else word for word in arguments),
+        "command": command_of("benchmarks/gpu/portrait_video.py", arguments),
         "machine": machine() | accelerator(bench.device),
         "size": {
             "name": given.size,
@@ -139,33 +130,27 @@ def head(arguments: Sequence[str], given: argparse.Namespace, bench: Bench) -> R
 
 
 @dataclass
-class Results:
-    """The file, as far as it goes.
+class Results(Report):
+    """The report, and what its rows are compared with.
 
     plain: by number of steps, the latents of the first row with as many, which the others are compared with.
     """
 
-    output: Path
-    head: Row
-    rows: dict[str, Row] = field(default_factory=dict)
     decoding: Row = field(default_factory=dict)
     plain: dict[str, Tensor] = field(default_factory=dict)
 
-    @classmethod
-    def begin(cls, output: Path, head: Row) -> Results:
-        """Go on with a file of the same size and machine; rows for which there was no time are measured again."""
-        results = cls(output, head)
-        try:
-            known = json.loads(output.read_text(encoding="utf-8"))
-            plain = load_file(results.latents)
-        except (OSError, ValueError):
-            return results
-        names = ("accelerator", "processor")
-        old, new = ([of["size"], *(of["machine"].get(name) for name in names)] for of in (known, head))
-        if old != new:
-            return results
-        rows = {row["name"]: row for row in known["rows"] if row.get("failed") != OUT_OF_TIME}
-        return cls(output, head, rows, known["decoding"], plain)
+    def take_over(self, known: Row) -> None:
+        self.plain = load_file(self.latents)
+        super().take_over(known)
+        self.decoding = known["decoding"]
+
+    def content(self) -> Row:
+        """All that is known, with the speed of every row over that of the official loop."""
+        official_step = self.rows.get(OFFICIAL, {}).get("mean_seconds_per_step")
+        for row in self.rows.values():
+            if official_step and row.get("mean_seconds_per_step"):
+                row["times_official_loop"] = round(official_step / row["mean_seconds_per_step"], 3)
+        return super().content() | {"decoding": self.decoding}
 
     @property
     def latents(self) -> Path:
@@ -173,10 +158,9 @@ class Results:
 
     @property
     def is_sound(self) -> bool:
-        """Whether no row met a defect."""
-        return not any(row.get("is_defect") for row in (*self.rows.values(), self.decoding))
+        return super().is_sound and not self.decoding.get("is_defect")
 
-    def add(self, row: Row, latents: Tensor | None) -> None:
+    def add_compared(self, row: Row, latents: Tensor | None) -> None:
         """Write a row, and how far its latents are from the plain ones."""
         if latents is not None:
             steps = str(row["steps"])
@@ -184,26 +168,13 @@ class Results:
                 self.plain[steps] = latents.float().contiguous()
                 save_file(self.plain, self.latents)
             row |= difference(latents.float(), self.plain[steps])
-        self.rows[row["name"]] = row
-        self.write()
-        print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-
-    def write(self) -> None:
-        """All that is known, with the speed of every row over that of the official loop."""
-        official_step = self.rows.get(OFFICIAL, {}).get("mean_seconds_per_step")
-        for row in self.rows.values():
-            if official_step and row.get("mean_seconds_per_step"):
-                row["times_official_loop"] = round(official_step / row["mean_seconds_per_step"], 3)
-        report = self.head | {"rows": list(self.rows.values()), "decoding": self.decoding}
-        part = self.output.with_name(self.output.name + ".part")
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.output)
+        self.add(row)
 
     def decode(self, bench: Bench) -> None:
         """Measure the autoencoder, if that was not done."""
         if self.decoding and self.decoding.get("failed") != OUT_OF_TIME:
             return
-        self.decoding |= attempt(self.decoding, bench, lambda: decoders(bench)) or {}
+        self.decoding |= attempt(self.decoding, bench.deadline, lambda: decoders(bench)) or {}
         self.write()
 
     def expected_seconds(self, steps: int) -> float:
@@ -214,36 +185,13 @@ class Results:
         return float(longest + steps * slowest)
 
 
-def attempt(row: Row, bench: Bench, work: Callable[[], Result], seconds: float = 0.0) -> Result | None:
-    """What came of the work, None when it failed: then the row says why, and whether that is a defect.
-
-    It is not begun when the `seconds` that it will take are not left.
-    """
-    row.pop("failed", None)
-    try:
-        if time.monotonic() + seconds > bench.deadline:
-            raise TimeoutError
-        return work()
-    except TimeoutError:
-        row["failed"] = OUT_OF_TIME
-    except Exception as error:
-        if is_shortage(error):
-            row["failed"] = "out of memory"
-        elif isinstance(error, MissingDependencyError):
-            row["failed"] = str(error)
-        else:
-            row |= {"failed": f"{type(error).__name__}: {error}".splitlines()[0], "is_defect": True}
-            traceback.print_exc()
-    return None
-
-
 def measured(setting: Setting, bench: Bench, rate: float, expected: float) -> tuple[Row, Tensor | None]:
     """Time and memory of a row, and the latents it came to; without them when it failed. `expected`: its seconds."""
     row: Row = {"name": setting.name, "steps": bench.steps(setting), "profile": setting.profile.to_json()}
     if bench.device.type == "cuda" and setting.layout.world > torch.cuda.device_count():
         return row | {"failed": f"needs {setting.layout.world} cards"}, None
     begun, measure = time.monotonic(), run if setting.layout == ALONE else run_shared
-    timed = attempt(row, bench, lambda: measure(setting, bench), expected)
+    timed = attempt(row, bench.deadline, lambda: measure(setting, bench), expected)
     if timed is None:
         return row, None
     row |= numbers_of(setting, timed, bench, rate)
@@ -286,33 +234,6 @@ def step_flops(config: TransformerConfig) -> float:
         if branch is not None:
             layer += 4 * video * square + 4 * video * branch.tokens * config.width
     return 2.0 * config.layers * layer
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    """Operations a second of a large product in this precision: the median of ten."""
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    times = []
-    for _ in range(12):
-        begin = now(device)
-        left @ right
-        times.append(now(device) - begin)
-    return 2.0 * side**3 / statistics.median(times[2:])
-
-
-def is_usable(device: torch.device) -> bool:
-    """Whether this process can still compute there: after a fault of a kernel it cannot."""
-    try:
-        return float(torch.ones(1, device=device)) == 1
-    except RuntimeError:
-        return False
-
-
-def accelerator(device: torch.device) -> Row:
-    if device.type != "cuda":
-        return {"accelerator": None}
-    properties = torch.cuda.get_device_properties(device)
-    memory = round(properties.total_memory / 1e9, 1)
-    return {"accelerator": properties.name, "accelerator_gb": memory, "cuda": torch.version.cuda}
 
 
 if __name__ == "__main__":

@@ -217,6 +217,21 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def material_digest(path: Path) -> str:
+    """SHA-256 of a file, or of names and sizes of all that lies in a folder, such as a dataset.
+
+    Raises what `file_digest` raises.
+    """
+    if not path.is_dir():
+        return file_digest(path)
+    held = [
+        [file.relative_to(path).as_posix(), file.stat().st_size]
+        for file in sorted(path.rglob("*"))
+        if file.is_file()
+    ]
+    return hashlib.sha256(json.dumps(held).encode()).hexdigest()
+
+
 def output_error(path: Path, error: Exception) -> OutputError:
     """The one sentence for a write that failed."""
     number = getattr(error, "errno", None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from omokage.config import Config
 from omokage.errors import InputError
@@ -92,6 +93,14 @@ def compact_512() -> AvatarConfig:
 
 
 PRESETS = {128: compact_128, 256: compact_256, 512: compact_512}
+
+
+def nearest_preset(size: int) -> AvatarConfig:
+    """Sizes of a composition of `size` pixels, a power of two, whether there is a preset of it or not: the nearest
+    preset's grid, with more or fewer pixels in a cell."""
+    nearest = PRESETS[min(PRESETS, key=lambda known: abs(known - size))]()
+    levels = nearest.wavelet_levels + round(math.log2(size / nearest.size))
+    return replace(nearest, size=size, texture_size=size, wavelet_levels=max(1, levels))
 
 
 def preset_for(size: int) -> AvatarConfig:

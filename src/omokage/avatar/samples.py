@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -13,7 +13,7 @@ from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.sheet import Crop, Pose
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
-from omokage.media.clip import Frame
+from omokage.media.clip import Frame, Image
 from omokage.tracking.detail import skin_detail
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MatteBackend
@@ -99,19 +99,21 @@ def collect_samples(
     track: FaceTrack,
     rows: NDArray[np.int64],
     *,
-    crop: Crop,
-    size: int,
+    cut: Callable[[Frame], Image],
     matting: MatteBackend,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Sequence[Sample]:
-    """Cut the chosen rows out of the clip and matte them. `frames` must be those that were tracked, in order."""
+    """Cut the chosen rows out of the clip and matte them. `frames` must be those that were tracked, in order.
+
+    cut: what an avatar shows of a frame, uint8 (S, S, 3).
+    """
     wanted = {int(track.frame_index[row]): int(row) for row in rows}
     samples: list[Sample] = []
     for frame in frames:
         row = wanted.get(frame.index)
         if row is None:
             continue
-        image = cut_out(frame.image, crop, size)
+        image = cut(frame)
         matte = np.round(matting.matte(image) * 255).astype(np.uint8)
         samples.append(Sample(image, matte, avatar_state(track, row)))
         on_progress(Progress("cutting out", len(samples), len(wanted)))

@@ -134,13 +134,13 @@ def show(record: str, as_json: bool) -> None:
 @click.option("--language", default="", help="What it is to speak.")
 def verify(record: str, media: Path, purpose: str | None, channel: str, language: str) -> int:
     """Whether RECORD allows MEDIA to be used now, and if not, every reason. The exit status is 5 when not."""
-    from omokage.files import file_digest
+    from omokage.files import material_digest
     from omokage.trust.consent import Use, decide
     from omokage.trust.consents import revoked, trusted_keys
 
-    if not media.is_file():
+    if not media.exists():
         raise InputError(f"{media} is not there")
-    use, now = Use(file_digest(media), purpose, channel=channel, language=language), datetime.now(UTC)
+    use, now = Use(material_digest(media), purpose, channel=channel, language=language), datetime.now(UTC)
     decision = decide(_found(record), use, now=now, trusted=trusted_keys(), revoked=revoked(now))
     click.echo("\n".join(decision.reasons) if decision.reasons else f"allowed, for {decision.purpose}")
     return 0 if decision.is_allowed else ConsentError.exit_code
@@ -186,12 +186,12 @@ def key() -> None:
 
 def ask_unless_recorded(medium: Path) -> None:
     """At a terminal, ask the three questions for a file that nobody's consent is recorded for."""
-    from omokage.files import file_digest
+    from omokage.files import material_digest
     from omokage.trust.consents import keep, recorded_for
 
-    if not _is_asking() or not medium.is_file():
+    if not _is_asking() or not medium.exists():
         return
-    if not recorded_for(file_digest(medium)):
+    if not recorded_for(material_digest(medium)):
         click.echo(f"Nobody's consent is recorded for {medium.name} yet.")
         keep(_asked((medium,), None, (), None))
 

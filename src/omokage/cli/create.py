@@ -132,11 +132,14 @@ def _create_paper(
     from omokage.avatar.paper.run import PaperTrainingConfig
     from omokage.pipelines.create_paper import PaperCreateConfig, create_paper_avatar
 
+    if is_first_process() and video.is_file():
+        ask_unless_recorded(video)
     batch = options.pop("batch")
     if batch is not None:
         training |= {"batch": batch, "micro_batch": next(n for n in (4, 3, 2, 1) if batch % n == 0)}
     if (precision := options.pop("precision")) is not None:
-        training["precision"] = precision
+        # Matrix units of 16 bits read features channel by channel.
+        training |= {"precision": precision, "channels_last": precision == "bf16"}
     config = PaperCreateConfig(
         training=PaperTrainingConfig(compiled=options.pop("compiled"), **training), **options
     )

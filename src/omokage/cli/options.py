@@ -51,10 +51,10 @@ def drawing_options(command: Command) -> Command:
     for option in (
         click.option(
             "--runtime",
-            type=click.Choice(["auto", "torch", "onnxruntime", "openvino"]),
+            type=click.Choice(["auto", "torch", "onnxruntime", "openvino", "cuda-graph", "compiled"]),
             default="auto",
             show_default=True,
-            help="What computes the pictures.",
+            help="What computes the pictures; the last two are of the paper's networks on a graphics card.",
         ),
         label_option,
         purpose_option,

@@ -89,16 +89,18 @@ def train_plain_unet(
     base_channels: int,
     seed: int,
     max_steps: int | None = None,
+    device: str = "cpu",
     on_progress: ProgressCallback = ignore_progress,
 ) -> PredictFn:
     """Train on the training part with L1, Adam and batches of 4 for `seconds`; returns the method for `predict`.
 
-    Torch's current thread count is used, as for the avatar. `max_steps` ends earlier, for repeatable results.
+    device: where it is trained; torch's current thread count is used, as for the avatar. `max_steps` ends earlier, for
+    repeatable results.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     mesh = _mesh_edges(held_out.train_landmarks)
-    model = PlainUnet(base_channels).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = PlainUnet(base_channels).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
     start, step = time.monotonic(), 0
     while (elapsed := time.monotonic() - start) < seconds and (max_steps is None or step < max_steps):
@@ -107,8 +109,8 @@ def train_plain_unet(
             group["lr"] = LEARNING_RATE * (0.05 + 0.95 * np.cos(0.5 * np.pi * spent))
         rows = rng.integers(len(held_out.train_frames), size=BATCH)
         drawings = _drawings(held_out.train_landmarks[rows], held_out.size, mesh)
-        truth = torch.from_numpy(held_out.train_frames[rows]).permute(0, 3, 1, 2).float() / 255
-        loss = F.l1_loss(model(drawings), truth)
+        truth = torch.from_numpy(held_out.train_frames[rows]).to(device).permute(0, 3, 1, 2).float() / 255
+        loss = F.l1_loss(model(drawings.to(device)), truth)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -121,13 +123,19 @@ def train_plain_unet(
     def paint(question: HeldOut) -> Frames:
         with torch.inference_mode():
             pictures = [
-                model(_drawings(question.test_landmarks[t : t + BATCH], question.size, mesh))
+                _to_bytes(
+                    model(_drawings(question.test_landmarks[t : t + BATCH], question.size, mesh).to(device))
+                )
                 for t in range(0, len(question.test_landmarks), BATCH)
             ]
-        frames = torch.cat(pictures).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
-        return np.ascontiguousarray(frames.numpy())
+        return np.concatenate(pictures)
 
     return paint
+
+
+def _to_bytes(pictures: Tensor) -> Frames:
+    frames = pictures.mul(255).round().to(torch.uint8).permute(0, 2, 3, 1)
+    return np.ascontiguousarray(frames.cpu().numpy())
 
 
 def draw_landmarks(landmarks: Landmarks, size: int, mesh: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import PIL.Image
-
-from omokage.errors import MediaError
 from omokage.media.demux import open_container
 from omokage.media.limits import InputLimits
 from omokage.media.records import CommentTask, RawComment
 from omokage.media.sandbox import run_once
 from omokage.media.source import PICTURE, Source
-from omokage.media.still import FORMATS
+from omokage.media.still import tags_of
 
 MOST_LETTERS = 400
 
@@ -29,7 +26,7 @@ def read_comment(path: Path) -> str:
 
 def comment_of(source: Source, limits: InputLimits) -> Iterator[RawComment]:
     """The same as the decoder's process reads it: one answer. Raises MediaError."""
-    tags = _picture_tags(source) if source.kind == PICTURE else _clip_tags(source, limits)
+    tags = tags_of(source) if source.kind == PICTURE else _clip_tags(source, limits)
     found = next((value for name, value in tags.items() if name.lower() == "comment"), "")
     text = found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found)
     yield RawComment(text[:MOST_LETTERS])
@@ -38,13 +35,3 @@ def comment_of(source: Source, limits: InputLimits) -> Iterator[RawComment]:
 def _clip_tags(source: Source, limits: InputLimits) -> dict[str, object]:
     with open_container(source, limits) as container:
         return dict(container.metadata)
-
-
-def _picture_tags(source: Source) -> dict[str, object]:
-    try:
-        with PIL.Image.open(source.file, formats=FORMATS) as picture:
-            return {str(name): value for name, value in picture.info.items()}
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise MediaError(
-            f"{source.path} is a damaged picture ({error}); save it again as PNG or JPEG"
-        ) from error

@@ -29,7 +29,7 @@ from omokage.media.limits import InputLimits
 from omokage.media.records import RawStill
 from omokage.media.source import Source
 
-FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
+_FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
 DEEP_MODES: Final = ("I", "F", "I;16", "I;16L", "I;16B")
 _BROUGHT: Final = (
     *(AvifImagePlugin, BmpImagePlugin, GifImagePlugin, ImagePalette, JpegImagePlugin, MpoImagePlugin),
@@ -41,7 +41,7 @@ def still_of(source: Source, limits: InputLimits) -> Iterator[RawStill]:
     """One answer. Raises MediaError when the picture is damaged, too large or of another kind."""
     path = source.path
     try:
-        with PIL.Image.open(source.file, formats=FORMATS) as picture:
+        with PIL.Image.open(source.file, formats=_FORMATS) as picture:
             width, height = picture.size
             if max(width, height) > limits.max_side:
                 raise MediaError(
@@ -61,6 +61,17 @@ def still_of(source: Source, limits: InputLimits) -> Iterator[RawStill]:
             f"{path} is a damaged picture or of a kind that is not read ({reason}); save it again as PNG or JPEG"
         ) from error
     yield RawStill(made.width, made.height, made.mode, made.tobytes())
+
+
+def tags_of(source: Source) -> dict[str, object]:
+    """What a picture's metadata say, by name. Raises MediaError."""
+    try:
+        with PIL.Image.open(source.file, formats=_FORMATS) as picture:
+            return {str(name): value for name, value in picture.info.items()}
+    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
+        raise MediaError(
+            f"{source.path} is a damaged picture ({error}); save it again as PNG or JPEG"
+        ) from error
 
 
 def _plain(picture: PIL.Image.Image) -> PIL.Image.Image:

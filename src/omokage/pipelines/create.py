@@ -17,6 +17,7 @@ from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, MediaError, MissingDependencyError, OutputError
 from omokage.files import file_digest
 from omokage.media.decode import probe
+from omokage.pipelines.candidate import Candidate
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.learn_speech import learned_speech
 from omokage.pipelines.predict import predict_create
@@ -103,7 +104,8 @@ def create_avatar(
     if not config.force:
         check_recording(video, on_progress=on_progress).raise_if_refused()
 
-    with Work.open(output, _key(digest, config), is_resumed=config.resume) as work:
+    data = {"recording": digest}
+    with Work.open(output, data=data, settings=_settings(config), is_resumed=config.resume) as work:
         # Track: a 3DMM through the whole clip; then cut the samples out, the tail for evaluation only.
         recording = Recording.open(video, size=config.size, known_track=work.track, on_progress=on_progress)
         train, held_out = recording.samples(config.size, on_progress=on_progress)
@@ -145,7 +147,13 @@ def create_avatar(
         # How good is it, on frames it has never seen?
         if config.evaluate:
             evaluation = evaluate_recording(
-                avatar, recording, explicit, train, held_out, output=report, on_progress=on_progress
+                Candidate.of(avatar),
+                recording,
+                explicit,
+                train,
+                held_out,
+                output=report,
+                on_progress=on_progress,
             )
             avatar = avatar.with_evaluation(summary_of(evaluation))
             avatar.save(output)
@@ -181,9 +189,8 @@ def _provenance(
     )
 
 
-def _key(digest: str, config: CreateConfig) -> dict[str, Any]:
-    """Of everything that the numbers depend on; the rest may differ between the two runs."""
-    settings = replace(
+def _settings(config: CreateConfig) -> dict[str, Any]:
+    """All that the training's numbers depend on; the rest may differ between two runs."""
+    return replace(
         config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False, speech=True
-    )
-    return {"recording": digest, "settings": settings.to_json()}
+    ).to_json()

@@ -23,7 +23,7 @@ from omokage.avatar.paper.run import PaperRun, PaperTrainingConfig, check_start
 from omokage.avatar.paper.time_code import REST_TIME
 from omokage.avatar.paper.train import PaperResult, held_out_psnr, train_paper
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.files import file_digest
+from omokage.files import file_digest, material_digest
 from omokage.pipelines.paper_frames import mesh_drawing, prepare_folder, prepare_recording
 from omokage.pipelines.paper_plan import frame_costs, plan_paper
 from omokage.pipelines.paper_sources import Sources
@@ -32,6 +32,8 @@ from omokage.pipelines.work import SUFFIX, Work
 from omokage.talking.model import Machine
 from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
+from omokage.trust.consent import Use
+from omokage.trust.consents import permit
 from omokage.trust.release import check_label, check_writable
 from omokage.workers import Workers
 
@@ -78,7 +80,8 @@ def create_paper_avatar(
 
     source: a recording, a dataset folder of the official preprocessing, or a folder of several of either: then the
     networks learn all of them, to start others from. A stopped run leaves `<output>.work` beside the output and goes on
-    from there. Raises CaptureRefusedError, InputError, MediaError, NoFaceError, MemoryShortageError, OutputError.
+    from there. Raises CaptureRefusedError, ConsentError, InputError, MediaError, NoFaceError, MemoryShortageError,
+    OutputError.
     """
     config = config or PaperCreateConfig()
     source, output = Path(source), Path(output)
@@ -92,12 +95,17 @@ def create_paper_avatar(
     if start is not None:
         check_start(start, config.network, config.critic)
     perceptual = None if config.perceptual is None else PerceptualLoss.load(config.perceptual)
+    if workers.is_first:
+        for path in sources.paths:
+            permit(Use(material_digest(path), act="create"), name=str(path))
     _plan(sources, output, config, workers, on_progress)
 
-    digest = sources.digest() if workers.is_first else ""
+    shown = material_digest(sources.paths[0]) if workers.is_first else ""
     work = Work.beside(output)
     if workers.is_first:
-        work = Work.open(output, _key(digest, config), is_resumed=config.resume)
+        # Frames are as large as the pictures, and as many as are asked for; nothing else changes them.
+        data = {"recording": sources.digest(), "size": config.network.size, "frames": config.frames}
+        work = Work.open(output, data=data, settings=_settings(config), is_resumed=config.resume)
     with work if workers.is_first else nullcontext():
         person = _prepare(sources, work, config, on_progress) if workers.is_first else None
         workers.wait()
@@ -122,7 +130,7 @@ def create_paper_avatar(
             on_progress=on_progress,
             on_preview=lambda _, image: work.release_preview(image),
         )
-        made = _provenance(sources, digest, config, result)
+        made = _provenance(sources, shown, config, result)
         avatar = paper_avatar(run, made, person, keeps_training=config.keep_training or len(stores) > 1)
         if workers.is_first:
             if config.evaluate:
@@ -210,6 +218,7 @@ def _measured(
 
 
 def _provenance(sources: Sources, digest: str, config: PaperCreateConfig, result: PaperResult) -> Provenance:
+    """Of what the avatar shows: the first recording, of that digest."""
     first = sources.paths[0]
     return Provenance(
         recording_sha256=digest,
@@ -224,8 +233,8 @@ def _provenance(sources: Sources, digest: str, config: PaperCreateConfig, result
     )
 
 
-def _key(digest: str, config: PaperCreateConfig) -> dict[str, Any]:
-    """Of everything that the numbers depend on; the rest may differ between the two runs."""
+def _settings(config: PaperCreateConfig) -> dict[str, Any]:
+    """All that the training's numbers depend on; the rest may differ between two runs."""
     training = replace(
         config.training, minutes=1.0, compiled=False, channels_last=False, checkpoint_seconds=0.0
     )
@@ -236,7 +245,7 @@ def _key(digest: str, config: PaperCreateConfig) -> dict[str, Any]:
         name: None if path is None else file_digest(path)
         for name, path in (("start", config.start), ("perceptual", config.perceptual))
     }
-    return {"recording": digest, "settings": settings.to_json() | files | {"keep_training": True}}
+    return settings.to_json() | files | {"keep_training": True}
 
 
 def _frames_of(work: Work, number: int) -> Path:

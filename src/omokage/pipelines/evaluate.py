@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from omokage.avatar.bundle import Avatar
-from omokage.avatar.conditioning import AvatarState
+from omokage.avatar.bundle import Provenance
 from omokage.avatar.registration import ExplicitAvatar, build_explicit
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
@@ -32,9 +31,8 @@ from omokage.evaluate.worst import explain_worst_frames
 from omokage.files import file_digest, result_folder
 from omokage.geometry.camera import Camera
 from omokage.metrics.motion import Landmarks
+from omokage.pipelines.candidate import Candidate
 from omokage.pipelines.recording import Recording
-from omokage.render.readback import ReadBack
-from omokage.render.renderer import Renderer
 from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import BLENDSHAPES
 from omokage.tracking.fitting import FaceFitter
@@ -54,33 +52,34 @@ def evaluate_avatar(
     unet_minutes: float | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Evaluation:
-    """Measure a saved avatar on the tail of its recording and write the report into the folder `output`.
+    """Measure a saved avatar, of any kind that can be driven, on the tail of its recording and write the report into
+    the folder `output`.
 
     unet_minutes: training time of the plain U-Net baseline; None: as long as the avatar was trained, 0: leave it out.
-    Raises InputError when the recording is not at hand or another one.
+    Raises InputError when the recording is not at hand or another one, BundleError for an avatar that needs another
+    program's face meshes.
     """
-    loaded = Avatar.load(avatar)
-    video = _recording_of(loaded, Path(avatar), recording)
-    permit(Use(loaded.provenance.recording_sha256, act="create"), name=str(video))
+    candidate = Candidate.load(Path(avatar))
+    video = _recording_of(candidate.made, Path(avatar), recording)
+    permit(Use(candidate.made.recording_sha256, act="create"), name=str(video))
     with result_folder(output):
-        opened = Recording.open(video, size=loaded.size, on_progress=on_progress)
-        train, held_out = opened.samples(loaded.size, on_progress=on_progress)
-        explicit = build_explicit(opened.conditioner(loaded.config), train, on_progress=on_progress)
+        opened = candidate.open(video, on_progress=on_progress)
+        train, held_out = candidate.samples(opened, on_progress=on_progress)
+        explicit = build_explicit(opened.conditioner(candidate.explicit), train, on_progress=on_progress)
         return evaluate_recording(
-            loaded,
+            candidate,
             opened,
             explicit,
             train,
             held_out,
             output=output,
-            unet_minutes=loaded.provenance.minutes if unet_minutes is None else unet_minutes,
+            unet_minutes=candidate.made.minutes if unet_minutes is None else unet_minutes,
             on_progress=on_progress,
         )
 
 
-def _recording_of(avatar: Avatar, path: Path, given: Path | None) -> Path:
+def _recording_of(made: Provenance, path: Path, given: Path | None) -> Path:
     """The recording an avatar was made from: as given, where it was, or beside the avatar. Raises InputError."""
-    made = avatar.provenance
     if given is None:
         places = [Path(made.recording_path), path.with_name(made.recording_name)]
         given = next((place for place in places if place.is_file()), None)
@@ -98,7 +97,7 @@ def _recording_of(avatar: Avatar, path: Path, given: Path | None) -> Path:
 
 
 def evaluate_recording(
-    avatar: Avatar,
+    candidate: Candidate,
     recording: Recording,
     explicit: ExplicitAvatar,
     train: Sequence[Sample],
@@ -108,27 +107,30 @@ def evaluate_recording(
     unet_minutes: float = 0.0,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Evaluation:
-    """Predict the tail with the avatar and its baselines, score all, release report.html, report.json, held-out.mp4."""
+    """Predict the tail with the avatar and its baselines, score all, release report.html, report.json, held-out.mp4.
+
+    train, held_out: what the avatar shows of the recording's split.
+    """
     with result_folder(output):
         on_progress(Progress("evaluating", 0, 1, "landmarks"))
-        question = _held_out(avatar, recording, train, held_out)
+        question = _held_out(candidate, recording, train, held_out)
         shown = [held_out[i] for i in _rows_with_face(recording, held_out, question)]
-        methods = _methods(avatar, explicit, shown, unet_minutes, on_progress)
+        methods = _methods(candidate, explicit, shown, unet_minutes, on_progress)
         predictions = {}
         for done, (name, method) in enumerate(methods.items()):
             on_progress(Progress("evaluating", done, len(methods), name))
             predictions[name] = method(question)
-        evaluation = _measure(avatar, recording, question, predictions, unet_minutes)
+        evaluation = _measure(candidate, recording, question, predictions, unet_minutes)
         page = render_report(evaluation, held_out=question, predictions=predictions)
         release_text(page, output / "report.html")
         release_text(json.dumps(evaluation.to_json(), indent=1), output / "report.json")
-        _release_comparison(question, predictions, avatar, recording, output / "held-out.mp4")
+        _release_comparison(question, predictions, candidate, recording, output / "held-out.mp4")
         on_progress(Progress("evaluating", 1, 1))
     return evaluation
 
 
 def _methods(
-    avatar: Avatar,
+    candidate: Candidate,
     explicit: ExplicitAvatar,
     shown: Sequence[Sample],
     unet_minutes: float,
@@ -137,18 +139,18 @@ def _methods(
     """The avatar and its baselines, by name; `shown` are the held-out samples with a face."""
 
     def plain_unet(question: HeldOut) -> NDArray[np.uint8]:
-        parameters = sum(p.numel() for p in avatar.generator.weights())
         network = train_plain_unet(
             question,
             seconds=60 * unet_minutes,
-            base_channels=width_for(parameters),
+            base_channels=width_for(candidate.weights),
             seed=0,
+            device=candidate.device,
             on_progress=on_progress,
         )
         return predict(network, question)
 
     methods: dict[str, PredictFn] = {
-        "avatar": lambda _: _render(avatar, [sample.state for sample in shown]),
+        "avatar": lambda _: candidate.draw([sample.state for sample in shown]),
         "nearest training frame": nearest_training_frame,
         "warped training frame": lambda q: warped_training_frame(q, on_progress=on_progress),
         "explicit composition, no network": lambda _: np.stack([explicit.portrait(s.state) for s in shown]),
@@ -157,13 +159,13 @@ def _methods(
 
 
 def _measure(
-    avatar: Avatar,
+    candidate: Candidate,
     recording: Recording,
     question: HeldOut,
     predictions: Mapping[str, NDArray[np.uint8]],
     unet_minutes: float,
 ) -> Evaluation:
-    extras = Extras(read_motion=motion_reader(avatar))
+    extras = Extras(read_motion=motion_reader(candidate))
     scores = tuple(
         score(name, frames, question, detector(), extras=extras) for name, frames in predictions.items()
     )
@@ -174,16 +176,16 @@ def _measure(
         evaluated_from=int(recording.track.frame_index[recording.split.held_out[0]]),
     )
     return Evaluation(
-        clip=avatar.provenance.recording_name,
+        clip=candidate.made.recording_name,
         split=Split("last-20%", len(question.train_frames), len(question.test_frames)),
-        size=avatar.size,
+        size=candidate.size,
         frame_rate=question.frame_rate,
         frame_index=tuple(int(i) for i in question.frame_index),
         time_s=tuple(float(t) for t in question.time_s),
         methods=scores,
         controls=(score("the recording itself", question.test_frames, question, detector(), extras=extras),),
         worst=explain_worst_frames(question, scores[0]),
-        notes=(*_notes(avatar, unet_minutes), *others.reasons),
+        notes=(*_notes(candidate, len(question.train_frames), unet_minutes), *others.reasons),
         other_splits=others.scores,
     )
 
@@ -210,12 +212,12 @@ def detector() -> Any:
     return detect
 
 
-def motion_reader(avatar: Avatar) -> Callable[[NDArray[np.uint8], Landmarks], Motion]:
+def motion_reader(candidate: Candidate) -> Callable[[NDArray[np.uint8], Landmarks], Motion]:
     """Head rotation and expression of pictures (T, S, S, 3) with landmarks (T, 478, 3), NaN where there is no face.
 
     Fitted with the avatar's own face model, every picture alone, the same for true and generated pictures.
     """
-    subject, camera = avatar.conditioner.subject, Camera.for_image(avatar.size, avatar.size)
+    subject, camera = candidate.subject, Camera.for_image(candidate.size, candidate.size)
 
     def read(frames: NDArray[np.uint8], landmarks: Landmarks) -> Motion:
         fitter = FaceFitter(MorphableModel.load(), subject, camera)
@@ -230,9 +232,9 @@ def motion_reader(avatar: Avatar) -> Callable[[NDArray[np.uint8], Landmarks], Mo
 
 
 def _held_out(
-    avatar: Avatar, recording: Recording, train: Sequence[Sample], held_out: Sequence[Sample]
+    candidate: Candidate, recording: Recording, train: Sequence[Sample], held_out: Sequence[Sample]
 ) -> HeldOut:
-    read_motion = motion_reader(avatar)
+    read_motion = motion_reader(candidate)
     parts: dict[str, Any] = {}
     kept: dict[str, NDArray[np.bool_]] = {}
     for name, samples in (("train", train), ("test", held_out)):
@@ -257,20 +259,14 @@ def _rows_with_face(recording: Recording, held_out: Sequence[Sample], question: 
     return [i for i in range(len(held_out)) if int(recording.track.frame_index[rows[i]]) in wanted]
 
 
-def _render(avatar: Avatar, states: Sequence[AvatarState]) -> NDArray[np.uint8]:
-    """As `reenact` does."""
-    renderer = Renderer(avatar, runtime="torch")
-    read_back = ReadBack(renderer)
-    return np.stack([renderer.render(read_back.corrected(state)).image for state in states])
-
-
-def _notes(avatar: Avatar, unet_minutes: float) -> tuple[str, ...]:
-    made = avatar.provenance
+def _notes(candidate: Candidate, shown: int, unet_minutes: float) -> tuple[str, ...]:
+    """shown: frames of the training part that the baselines have."""
+    made = candidate.made
     notes = [
-        f"Trained for {made.minutes:.1f} minutes ({made.steps} steps) at {avatar.size} pixels, omokage {made.omokage}.",
+        f"Trained for {made.minutes:.1f} minutes ({made.steps} steps) at {candidate.size} pixels, omokage "
+        f"{made.omokage}; the baselines choose and learn from {shown} frames of the same part.",
         f"Measured on {platform.machine()} with {torch.get_num_threads()} threads, torch {torch.__version__}.",
-        "The avatar is driven by what tracking reads in the held-out frames: head pose, expression, gaze, hair and "
-        "shoulders, lips and lids; its own picture is read back twice and corrected, as reenactment does.",
+        f"The avatar is driven by what tracking reads in the held-out frames: {candidate.driven}.",
     ]
     if unet_minutes <= 0:
         notes.append(
@@ -284,7 +280,7 @@ def _notes(avatar: Avatar, unet_minutes: float) -> tuple[str, ...]:
 def _release_comparison(
     question: HeldOut,
     predictions: Mapping[str, NDArray[np.uint8]],
-    avatar: Avatar,
+    candidate: Candidate,
     recording: Recording,
     path: Path,
 ) -> None:
@@ -294,7 +290,7 @@ def _release_comparison(
         for truth, made in zip(question.test_frames, predictions["avatar"], strict=True):
             yield np.concatenate([truth, made], axis=1)
 
-    label = avatar.provenance.label or "right: AI-generated"
+    label = candidate.made.label or "right: AI-generated"
     release_clip(
         pairs(), path, frame_rate=Fraction(recording.info.frame_rate), config=ReleaseConfig(label=label)
     )

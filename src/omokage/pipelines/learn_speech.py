@@ -90,8 +90,12 @@ def learn_speech(
     check_writable(avatar, (SUFFIX,), inputs=[recording])
     person, digest = Avatar.load(avatar), file_digest(recording)
     permit(Use(digest, act="create"), name=str(recording))
-    key = {"recording": digest, "settings": config.learning.to_json()}
-    with Work.open(avatar.with_name(f"{avatar.name}.speech"), key, is_resumed=config.resume) as work:
+    place, data, settings = (
+        avatar.with_name(f"{avatar.name}.speech"),
+        {"recording": digest},
+        config.learning.to_json(),
+    )
+    with Work.open(place, data=data, settings=settings, is_resumed=config.resume) as work:
         track = _track(recording, work, on_progress)
         learned = learned_speech(
             recording, track, config.learning, folder=work.folder, on_progress=on_progress

@@ -16,7 +16,7 @@ from omokage.avatar.samples import avatar_state, cut_out
 from omokage.avatar.sheet import Crop
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError
-from omokage.media.clip import Frame
+from omokage.media.clip import Frame, Image
 from omokage.media.decode import read_frames
 from omokage.pipelines.recording import EVALUATED_FRAMES, MIN_TRAINING_FRAMES, Recording
 from omokage.tracking.matting import MatteBackend, MediaPipeMatte
@@ -99,14 +99,32 @@ def require_enough(prepared: PreparedFolder) -> None:
         )
 
 
+def cut_crop(frame: Frame, drawing: MeshDrawing) -> Image:
+    """What training may see of a frame, uint8 (3S/2, 3S/2, 3)."""
+    crop = drawing.crop
+    scale = frame.image.shape[1] / drawing.camera.width  # it was tracked at fewer pixels
+    scaled = Crop(crop.left * scale, crop.top * scale, crop.side * scale)
+    return cut_out(frame.image, scaled, crop_side(drawing.size))
+
+
+def cut_window(frame: Frame, drawing: MeshDrawing) -> Image:
+    """The middle of it, which an avatar shows, uint8 (S, S, 3)."""
+    size = drawing.size
+    return np.ascontiguousarray(cut_crop(frame, drawing)[size // 4 :, size // 4 :][:size, :size])
+
+
+def window_crop(crop: Crop) -> Crop:
+    """The window in the middle of training's crop."""
+    return Crop(crop.left + crop.side / 6, crop.top + crop.side / 6, crop.side * 2 / 3)
+
+
 def prepare_frame(
     frame: Frame, drawing: MeshDrawing, state: AvatarState, matting: MatteBackend
 ) -> FrameRecord:
     """One frame of a recording, of which the tracker read `state`."""
-    crop, size, side = drawing.crop, drawing.size, crop_side(drawing.size)
-    scale = frame.image.shape[1] / drawing.camera.width  # it was tracked at fewer pixels
-    image = cut_out(frame.image, Crop(crop.left * scale, crop.top * scale, crop.side * scale), side)
+    size, image = drawing.size, cut_crop(frame, drawing)
     # Cells of 8 pixels are all that is kept of the matte: half the pixels say as much of them.
-    matte = matting.matte(np.asarray(cv2.resize(image, (side // 2, side // 2), interpolation=cv2.INTER_AREA)))
+    half = (crop_side(size) // 2,) * 2
+    matte = matting.matte(np.asarray(cv2.resize(image, half, interpolation=cv2.INTER_AREA)))
     drawn = drawing.draw(state)
     return FrameRecord(frame.index, image, alpha_of_cells(matte, size), drawn.render, drawn.uv)

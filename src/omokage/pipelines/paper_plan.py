@@ -16,9 +16,9 @@ from omokage.avatar.paper.discriminator import Discriminator
 from omokage.avatar.paper.drawing import MeshDrawing
 from omokage.avatar.paper.frames import stored_bytes
 from omokage.avatar.paper.portrait import PortraitGenerator
+from omokage.avatar.paper.precision import matrix_precision
 from omokage.avatar.paper.run import PaperTrainingConfig
 from omokage.avatar.paper.textures import Texture, TextureGenerator
-from omokage.avatar.paper.train import matrix_precision
 from omokage.avatar.sheet import Crop
 from omokage.errors import InputError, MemoryShortageError, OutputError
 from omokage.pipelines.network_load import kept_for_gradients, load_of

@@ -13,7 +13,7 @@ from omokage.avatar.paper.prepared_folder import PreparedFolder
 from omokage.capture.check import check_recording
 from omokage.config import ProgressCallback
 from omokage.errors import InputError
-from omokage.files import file_digest
+from omokage.files import material_digest
 from omokage.media.clip import ClipInfo
 from omokage.media.decode import probe
 from omokage.pipelines.paper_frames import LEAST_FRAMES, require_enough
@@ -90,11 +90,5 @@ class Sources:
         return sum(clip.frame_count for clip in self.clips.values())
 
     def digest(self) -> str:
-        """SHA-256 of the recordings, and of names and sizes of the pictures in prepared folders."""
-        parts = [
-            [[str(f.relative_to(path)), f.stat().st_size] for f in sorted(path.rglob("*.png"))]
-            if path in self.folders
-            else file_digest(path)
-            for path in self.paths
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        """SHA-256 over all of them."""
+        return hashlib.sha256(json.dumps([material_digest(path) for path in self.paths]).encode()).hexdigest()

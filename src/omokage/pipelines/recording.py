@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,12 +12,20 @@ import numpy as np
 
 from omokage.avatar.conditioning import Conditioner
 from omokage.avatar.config import AvatarConfig
-from omokage.avatar.samples import Split, choose_crop, collect_samples, frame_cap, split_tail, thinning_of
+from omokage.avatar.samples import (
+    Split,
+    choose_crop,
+    collect_samples,
+    cut_out,
+    frame_cap,
+    split_tail,
+    thinning_of,
+)
 from omokage.avatar.sheet import Crop, Pose, Sheet
 from omokage.avatar.texture import Sample
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import NoFaceError
-from omokage.media.clip import ClipInfo, Frame
+from omokage.media.clip import ClipInfo, Frame, Image
 from omokage.media.decode import probe, read_frames
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.matting import MediaPipeMatte
@@ -54,6 +62,7 @@ class Recording:
         *,
         size: int,
         cap: int | None = None,
+        held_out: int | None = None,
         known_track: Path | None = None,
         on_progress: ProgressCallback = ignore_progress,
     ) -> Recording:
@@ -61,6 +70,7 @@ class Recording:
         there.
 
         cap: frames that are used at most, by default as many as a compact avatar of that size keeps in memory.
+        held_out: of the last fifth, by default `evaluated_frames`, or with `cap` `EVALUATED_FRAMES`.
         Raises MediaError or NoFaceError.
         """
         info = probe(path)
@@ -68,7 +78,7 @@ class Recording:
             track = FaceTrack.load(known_track)
         else:
             track = tracked(info, read_frames(path, max_side=MAX_SIDE_PX), on_progress)
-        split = split_of(track, size, cap)
+        split = split_of(track, size, cap, held_out)
         if len(split.train) < MIN_TRAINING_FRAMES or not len(split.held_out):
             raise NoFaceError(
                 f"only {int(track.is_tracked.sum())} frames of {path.name} show a face, at least "
@@ -85,16 +95,23 @@ class Recording:
         )
 
     def samples(
-        self, size: int, *, on_progress: ProgressCallback = ignore_progress
+        self,
+        size: int,
+        *,
+        cut: Callable[[Frame], Image] | None = None,
+        max_side: int = MAX_SIDE_PX,
+        on_progress: ProgressCallback = ignore_progress,
     ) -> tuple[Sequence[Sample], Sequence[Sample]]:
-        """The training samples and the held-out ones, at output size."""
+        """The training samples and the held-out ones, at output size.
+
+        cut: the picture of a frame, by default its crop.  max_side: frames are decoded at this many pixels at most.
+        """
         rows = np.concatenate([self.split.train, self.split.held_out])
         samples = collect_samples(
-            read_frames(self.path, max_side=MAX_SIDE_PX),
+            read_frames(self.path, max_side=max_side),
             self.track,
             rows,
-            crop=self.crop,
-            size=size,
+            cut=cut or (lambda frame: cut_out(frame.image, self.crop, size)),
             matting=MediaPipeMatte(),
             on_progress=on_progress,
         )
@@ -112,12 +129,13 @@ class Recording:
         return Conditioner(model, self.track.subject, sheet, self.crop, config)
 
 
-def split_of(track: FaceTrack, size: int, cap: int | None = None) -> Split:
-    """The rows for training, and of the held-out fifth the last `evaluated_frames`. cap: see `Recording.open`."""
+def split_of(track: FaceTrack, size: int, cap: int | None = None, held_out: int | None = None) -> Split:
+    """The rows for training, and of the held-out fifth the last ones. cap, held_out: see `Recording.open`."""
     split = split_tail(track, cap=cap or frame_cap(size))
     rows = np.flatnonzero(track.is_tracked)
     tail = rows[rows >= split.held_out[0]] if len(split.held_out) else split.held_out
-    return replace(split, held_out=tail[-(EVALUATED_FRAMES if cap else evaluated_frames(size)) :])
+    held_out = held_out or (EVALUATED_FRAMES if cap else evaluated_frames(size))
+    return replace(split, held_out=tail[-held_out:])
 
 
 def evaluated_frames(size: int) -> int:

@@ -51,7 +51,8 @@ class ReenactConfig(Config):
     """How the movement is taken over; the first five are `Controls`.
 
     background: 'own', 'transparent', a color such as '#204060', or the path of a picture.
-    label: visible text; None takes the avatar's own.  runtime: 'auto', 'torch', 'onnxruntime' or 'openvino'.
+    label: visible text; None takes the avatar's own.  runtime: 'auto', 'torch', of compact avatars 'onnxruntime' or
+    'openvino' (`render.renderer`), of the paper's networks 'cuda-graph' or 'compiled' (`render.paper_runtime`).
     purpose: what it is for, of those that the person agreed to; None where there is one.
     """
 
@@ -159,7 +160,7 @@ def perform(
         frame_count=len(moved.motion),
         on_progress=on_progress,
     )
-    return Reenactment(released, driving.warnings + moved.warnings)
+    return Reenactment(released, performer.notes + driving.warnings + moved.warnings)
 
 
 def open_driver(path: Path, *, on_progress: ProgressCallback = ignore_progress) -> Driver:
@@ -188,7 +189,8 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 class Performer:
     """Who is driven, in whichever networks. render: draws a state.  stages: the same in steps for different cores.
     corrected: the state to draw for one that is told.  track, rest: of their recording.  recording: its SHA-256.
-    permit: why they may be shown.  speech: how they speak, where that was learned."""
+    permit: why they may be shown.  speech: how they speak, where that was learned.
+    notes: sentences on how they are drawn, where it is not as asked."""
 
     size: int
     label: str | None
@@ -200,6 +202,7 @@ class Performer:
     recording: str = ""
     permit: Permit | None = None
     speech: SpeechPart | None = None
+    notes: tuple[str, ...] = ()
 
     def release(self) -> ReleaseConfig:
         """What leaves of them says this."""
@@ -260,19 +263,25 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
             "an avatar at the paper's scale draws person and background together; use --background own, or an avatar "
             "of the compact preset"
         )
-    if config.runtime not in ("auto", "torch"):
-        raise InputError(
-            f"an avatar at the paper's scale is drawn by PyTorch and not by '{config.runtime}'; use --runtime torch"
-        )
     made = avatar.origin if isinstance(avatar.origin, Provenance) else None
     permitted = _permit(made, config) if made else None
     label = config.label or (made.label if made else None)
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)
+    notes: list[str] = []
+    renderer = PaperRenderer(avatar, runtime=config.runtime, say=notes.append)
     # A picture takes too long to be drawn twice: the state is drawn as it is told.
-    render, recording = PaperRenderer(avatar).render, made.recording_sha256 if made else ""
     return Performer(
-        avatar.size, label, person.track, rest, render, (render,), _as_told, recording, permitted
+        avatar.size,
+        label,
+        person.track,
+        rest,
+        renderer.render,
+        (renderer.render,),
+        _as_told,
+        made.recording_sha256 if made else "",
+        permitted,
+        notes=tuple(notes),
     )
 
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import omokage
 from omokage.avatar.paper.frames import INDEX
 from omokage.errors import InputError, OutputError
-from omokage.files import output_error, result_folder
+from omokage.files import output_error, result_folder, saving
 from omokage.trust.release import ReleaseConfig, release_image
 
 SUFFIX = ".avatar"
@@ -46,19 +46,28 @@ class Work:
         return self.folder / "preview.png"
 
     @classmethod
-    def open(cls, output: Path, key: Mapping[str, Any], *, is_resumed: bool) -> Work:
-        """Go on with the folder of a stopped run of the same `key`, which stands for recording and settings, or start
-        a new one. Raises OutputError."""
+    def open(
+        cls, output: Path, *, data: Mapping[str, Any], settings: Mapping[str, Any], is_resumed: bool
+    ) -> Work:
+        """Go on with the folder of a stopped run, or start a new one. Raises OutputError.
+
+        data: all that tracks and prepared frames depend on; of other data nothing is kept.  settings: what the training
+        depends on besides; of other settings its checkpoint is not.
+        """
         work = cls.beside(output)
-        text = json.dumps({**key, "version": omokage.__version__})
+        asked = {"data": {**data, "version": omokage.__version__}, "settings": dict(settings)}
         marker = work.folder / "run.json"
         if work.folder.exists() and not marker.is_file():
             raise OutputError(f"{work.folder} is in the way and not of omokage; move it or choose another -o")
         try:
-            if marker.is_file() and not (is_resumed and marker.read_text() == text):
+            known = _read(marker) if is_resumed else {}
+            if known.get("data") != _plain(asked["data"]):
                 work.remove()
-            with result_folder(work.folder):
-                marker.write_text(text)
+            elif known != _plain(asked):
+                for path in (work.checkpoint, work.preview):
+                    path.unlink(missing_ok=True)
+            with result_folder(work.folder), saving(marker) as part:
+                part.write_text(json.dumps(asked), encoding="utf-8")
         except OSError as error:
             raise output_error(work.folder, error) from error
         return work
@@ -85,3 +94,17 @@ class Work:
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _read(marker: Path) -> dict[str, Any]:
+    """What a stopped run has written of itself; {} where there is none, or one that cannot be understood."""
+    try:
+        known = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _plain(values: Mapping[str, Any]) -> Any:
+    """As it comes back from a file."""
+    return json.loads(json.dumps(values))

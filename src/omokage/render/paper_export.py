@@ -20,21 +20,24 @@ INPUTS, OUTPUTS = ("render", "uv"), ("image", "mask")
 
 
 class PaperGraph(nn.Module):
-    """render and uv (1, 3, S/4, S/4), as for `PaperAvatar.draw` -> image (1, 3, S, S) and mask (1, 1, G, G).
+    """render and uv (1, 3, S/4, S/4) float32, as for `PaperAvatar.draw` -> image (1, 3, S, S) and mask (1, 1, G, G),
+    float32.
 
     Style, textures and noise of the avatar are constants of the graph, and nothing in it depends on the inputs' values
-    but their numbers: it can be captured, compiled or exported as it is.
+    but their numbers: it can be captured, compiled or exported as it is. It computes in float32, or in the `dtype` that
+    `to` brings it to; the places in the face's texture are always exact.
     """
 
     def __init__(self, avatar: PaperAvatar) -> None:
         super().__init__()
-        code = time_code(torch.full((1, 1), avatar.time))
+        face, background, noise = avatar.face, avatar.background_in_window, avatar.noise
+        times = torch.full((1, 1), avatar.time, device=face.features.device)
+        code = time_code(times, avatar.config.style.size)
         self.generator = fold_style(avatar.generator, code).eval()
-        background, noise = avatar.background_in_window, avatar.noise
         constants = {
             "code": code,
-            "face": avatar.face.features,
-            "face_bands": avatar.face.bands,
+            "face": face.features,
+            "face_bands": face.bands,
             "face_noise": noise.face,
             "background": background.features,
             "background_bands": background.bands,
@@ -46,23 +49,29 @@ class PaperGraph(nn.Module):
 
     def forward(self, render: Tensor, uv: Tensor) -> tuple[Tensor, Tensor]:
         cells, held = to_cells(uv), dict(self.named_buffers(recurse=False))
+        dtype = held["face"].dtype
         portrait = self.generator(
-            render,
+            render.to(dtype),
             cells[:, :2],
-            face_cells(cells),
+            face_cells(cells).to(dtype),
             Texture(held["face"], held["face_bands"]),
             Texture(held["background"], held["background_bands"]),
             held["code"],
             noise=NoiseMaps(held["face_noise"], held["background_noise"], held["foreground_noise"]),
         )
-        return portrait.image, portrait.mask
+        return portrait.image.float(), portrait.mask.float()
 
 
-def paper_to_onnx(avatar: PaperAvatar) -> bytes:
-    """The graph of `PaperGraph`: static shapes, batch 1, inputs `render` and `uv`, outputs `image` and `mask`."""
+def paper_to_onnx(avatar: PaperAvatar, dtype: torch.dtype = torch.float32) -> bytes:
+    """The graph of `PaperGraph`: static shapes, batch 1, inputs `render` and `uv`, outputs `image` and `mask`, all
+    float32.
+
+    dtype: that it computes in; it is traced on the avatar's device, where other types than float32 take long on a
+    processor.
+    """
     side = avatar.config.size // 4
-    blank = torch.full((1, 3, side, side), -1.0)
-    return trace_to_onnx(PaperGraph(avatar), (blank, blank.clone()), INPUTS, OUTPUTS)
+    blank = torch.full((1, 3, side, side), -1.0, device=avatar.face.features.device)
+    return trace_to_onnx(PaperGraph(avatar).to(dtype), (blank, blank.clone()), INPUTS, OUTPUTS)
 
 
 def export_paper_onnx(avatar: PaperAvatar, path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,29 +13,56 @@ from torch.nn import functional as F
 from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.paper.batch import to_unit
 from omokage.avatar.paper.bundle import PaperAvatar, Person
+from omokage.avatar.samples import avatar_state
 from omokage.errors import BundleError
+from omokage.render.paper_runtime import MeshPair, PaperRuntime, start
 from omokage.render.renderer import Portrait
+
+JUDGED_STATES = 8  # of the recording, by which a runtime is judged
+
+
+def _unheard(_: str) -> None:
+    pass
 
 
 class PaperRenderer:
     """Draws one avatar that was trained on our own tracker's face meshes; a graphics card is used if there is one.
 
-    Raises BundleError for an avatar that needs another program's face meshes.
+    runtime: see `paper_runtime`.  say: hears a sentence where another one is taken.
+    Raises BundleError for an avatar that needs another program's face meshes, InputError for an unknown runtime.
     """
 
-    def __init__(self, avatar: PaperAvatar, *, device: str | None = None) -> None:
+    def __init__(
+        self,
+        avatar: PaperAvatar,
+        *,
+        runtime: str = "auto",
+        device: str | None = None,
+        say: Callable[[str], None] = _unheard,
+    ) -> None:
         self.person = person_of(avatar)
         self._device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._avatar = avatar.to(self._device)
+        self.runtime: PaperRuntime = start(
+            avatar.to(self._device), runtime, states=self._recorded_meshes, say=say
+        )
 
     def render(self, state: AvatarState) -> Portrait:
         """The picture of a state. Its color is not freed of the background: the network draws both together."""
-        drawn = self.person.drawing.draw(state)
-        portrait = self._avatar.draw(self._input(drawn.render), self._input(drawn.uv))
-        image = _to_bytes(portrait.image[0].permute(1, 2, 0) * 127.5 + 127.5)
-        shown = (1.1 * portrait.mask).clamp(-1, 1) / 2 + 0.5  # as the generator composes
+        image, mask = self.runtime.draw(*self._meshes(state))
+        picture = picture_of(image)
+        shown = (1.1 * mask).clamp(-1, 1) / 2 + 0.5  # as the generator composes
         clear = F.interpolate(shown.float(), scale_factor=8.0, mode="bilinear", align_corners=False)[0, 0]
-        return Portrait(image=image, matte=_to_bytes(255 * (1 - clear)), color=image)
+        return Portrait(image=picture, matte=_to_bytes(255 * (1 - clear)), color=picture)
+
+    def _meshes(self, state: AvatarState) -> MeshPair:
+        drawn = self.person.drawing.draw(state)
+        return self._input(drawn.render), self._input(drawn.uv)
+
+    def _recorded_meshes(self) -> list[MeshPair]:
+        """Of states spread over the person's own recording."""
+        track = self.person.track
+        rows = np.unique(np.linspace(0, len(track) - 1, JUDGED_STATES).astype(int))
+        return [self._meshes(avatar_state(track, int(row))) for row in rows]
 
     def _input(self, drawing: NDArray[np.uint8]) -> Tensor:
         return to_unit(torch.from_numpy(drawing)[None].to(self._device))
@@ -47,6 +76,11 @@ def person_of(avatar: PaperAvatar) -> Person:
             "from a recording with 'omokage create'"
         )
     return avatar.person
+
+
+def picture_of(image: Tensor) -> NDArray[np.uint8]:
+    """The first of images (B, 3, S, S), nominally in [-1, 1], as a picture in the processor's memory, (S, S, 3)."""
+    return _to_bytes(image[0].permute(1, 2, 0) * 127.5 + 127.5)
 
 
 def _to_bytes(values: Tensor) -> NDArray[np.uint8]:

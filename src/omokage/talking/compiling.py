@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
+from omokage.compiling import BACKEND, Compiled
 from omokage.talking.blocks import Block, Tokens
 from omokage.talking.offload import WaitingBlocks
 from omokage.talking.transformer import Transformer
-
-BACKEND = "inductor"
 
 
 def compile_layers(
@@ -28,37 +27,12 @@ def compile_layers(
     Where the compiler does not work the layers run as they are, and `say` hears a sentence. `backend`: of
     `torch.compile`.
     """
-    forward = _Forward(backend, say)
+    forward = Compiled(_compiled(backend), Block.forward, say=say, what="layers run")
     blocks: Any = network.blocks
     layers: Iterable[Any] = blocks.skeletons if isinstance(blocks, WaitingBlocks) else blocks
     for layer in layers:
         # Bound like a method, so that a copy of the layer runs with its own weights.
         layer.forward = MethodType(forward, layer)
-
-
-class _Forward:
-    """`Block.forward`, compiled as long as that works."""
-
-    def __init__(self, backend: str | Callable[..., Any], say: Callable[[str], None]) -> None:
-        self._backend, self._say, self._works = backend, say, True
-
-    def __call__(self, block: Block, *given: Any, **named: Any) -> Tokens:
-        if self._works:
-            # Seconds that only those wait for who compile.
-            from torch._dynamo.exc import TorchDynamoException
-
-            try:
-                return _compiled(self._backend)(block, *given, **named)
-            except TorchDynamoException as error:
-                self._works = False
-                # What the compiler itself says stands behind what PyTorch says of it.
-                inner = getattr(error, "inner_exception", error)
-                cause = f"{type(inner).__name__}: {inner}".splitlines()[0].rstrip(".:")
-                self._say(
-                    f"layers run as they are, since they cannot be compiled on this machine ({cause}); a C++ compiler, "
-                    "and for a graphics card the package triton, are needed"
-                )
-        return Block.forward(block, *given, **named)
 
 
 @cache

@@ -35,9 +35,13 @@ class SyntheticSubject:
     """A made-up person. `seed` chooses the face's shape, skin, hair and eyes. `subject` is the true face model.
 
     skin: (S, S, 3) levels in the model's texture map, in place of the painted skin; a photo's, for example.
+    distance: from the camera, cm.
     """
 
-    def __init__(self, seed: int, *, skin: NDArray[np.floating] | None = None) -> None:
+    def __init__(
+        self, seed: int, *, skin: NDArray[np.floating] | None = None, distance: float = 64.0
+    ) -> None:
+        self._rest = np.array([0.0, -1.0, distance])
         self.model = MorphableModel.load()
         rng = np.random.default_rng(seed)
         self.subject = self.model.subject(rng.normal(0, 0.25, len(self.model.id_basis)))
@@ -64,19 +68,18 @@ class SyntheticSubject:
         *,
         noise: float = 0.0,
         noise_seed: int = 0,
+        supersampling: int = SUPERSAMPLING,
     ) -> Image:
-        """A square picture of `size` pixels, camera `Camera.for_image(size, size)`; `noise` in levels (0..255)."""
-        fine = size * SUPERSAMPLING
+        """A square picture of `size` pixels, camera `Camera.for_image(size, size)`; `noise` in levels (0..255).
+
+        supersampling: drawn at so many times the size, for smooth edges.
+        """
+        fine = size * supersampling
         camera = Camera.for_image(fine, fine)
         face = self.model.pose_vertices(self.subject, expression, gaze)
-        head = np.concatenate([face, self._shell(face)])
-        placed = self.model.to_camera(head, rotation, translation)
-        body, body_faces, body_colors = self._body(translation)
-        vertices = np.concatenate([placed, body])
+        vertices, triangles, body_colors = self._placed(face, rotation, translation)
         face_count = len(self.model.triangles)
-        triangles = np.concatenate([self.model.triangles, self._shell_faces, body_faces + len(placed)])
-        shell_colors = self._shell_colors(face)
-        colors = np.concatenate([np.zeros((len(face), 3)), shell_colors, body_colors])
+        colors = np.concatenate([np.zeros((len(face), 3)), self._shell_colors(face), body_colors])
         uv = np.concatenate([self.model.uv, np.zeros((len(vertices) - len(face), 2))])
         normals = self._normals(vertices, triangles, len(face))
         raster = rasterize(camera.project(vertices), triangles, fine, fine)
@@ -90,6 +93,30 @@ class SyntheticSubject:
         if noise:
             picture = picture + np.random.default_rng(noise_seed).normal(0, noise, picture.shape)
         return np.clip(np.round(picture), 0, 255).astype(np.uint8)
+
+    def opacity(
+        self,
+        rotation: Float,
+        translation: Float,
+        expression: NDArray[np.floating],
+        gaze: NDArray[np.floating],
+        size: int,
+    ) -> NDArray[np.uint8]:
+        """Where `render` draws the person, 0 on the wall, 255 on them, uint8 (size, size)."""
+        fine = size * SUPERSAMPLING
+        face = self.model.pose_vertices(self.subject, expression, gaze)
+        vertices, triangles, _ = self._placed(face, rotation, translation)
+        covered = rasterize(Camera.for_image(fine, fine).project(vertices), triangles, fine, fine).is_covered
+        return np.asarray(
+            cv2.resize(covered.astype(np.uint8) * 255, (size, size), interpolation=cv2.INTER_AREA)
+        )
+
+    def _placed(self, face: Float, rotation: Float, translation: Float) -> tuple[Float, Triangles, Float]:
+        """Face, head and body in camera space, with their triangles, and the body's colors."""
+        placed = self.model.to_camera(np.concatenate([face, self._shell(face)]), rotation, translation)
+        body, body_faces, body_colors = self._body(translation)
+        triangles = np.concatenate([self.model.triangles, self._shell_faces, body_faces + len(placed)])
+        return np.concatenate([placed, body]), triangles, body_colors
 
     def render_clip(self, truth: FaceTrack, *, noise: float = 0.0) -> Iterator[Frame]:
         """The frames of a known performance, with its numbers and times."""
@@ -127,7 +154,7 @@ class SyntheticSubject:
                     is_tracked=True,
                     confidence=1.0,
                     rotation=motion * np.array(angle),
-                    translation=np.array([0.0, -1.0, 64.0]) + motion * np.array(shift),
+                    translation=self._rest + motion * np.array(shift),
                     expression=expression.astype(np.float32),
                     gaze=gaze.astype(np.float32),
                     sway=np.zeros((ZONE_COUNT, 2), dtype=np.float32),
@@ -268,8 +295,7 @@ class SyntheticSubject:
             rings.append(
                 np.stack([x_radius * np.cos(angle), np.full(count, y), 6.0 + z_radius * np.sin(angle)], 1)
             )
-        rest = np.array([0.0, -1.0, 64.0])
-        vertices = np.concatenate(rings) + rest + 0.5 * (translation - rest)
+        vertices = np.concatenate(rings) + self._rest + 0.5 * (translation - self._rest)
         colors = np.where(
             np.repeat(np.arange(len(profile)) < 2, count)[:, None], self._skin * 0.8, self._clothes
         )

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from omokage.config import Config
 from omokage.errors import ConsentError, InputError
-from omokage.files import file_digest, parse_json, refuse_device, saving
+from omokage.files import material_digest, parse_json, refuse_device, saving
 from omokage.trust.keys import canonical, is_signed, public_name
 
 FORMAT = 1
@@ -113,14 +113,14 @@ class Terms(Config):
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """A file that a consent is bound to, by its digest; `name` is only for people who read the record."""
+    """A file, or folder of a dataset, that a consent is bound to, by its digest; `name` is for people only."""
 
     sha256: str
     name: str
 
     @classmethod
     def of(cls, path: Path) -> Self:
-        return cls(file_digest(path), path.name)
+        return cls(material_digest(path), path.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +227,7 @@ def new_consent(
     if not media:
         raise InputError("a consent needs the recording or portrait that it is for")
     for one in media:
-        if isinstance(one, Path) and not one.is_file():
+        if isinstance(one, Path) and not one.exists():
             raise InputError(f"{one} is not there; a consent is bound to the very file")
     record = Consent(
         terms=terms,

@@ -247,11 +247,11 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:
         raise output_error(path, error) from error
-    check_audit()
     if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
         installation_key()
         chosen_profile()
         identity()
+    check_audit()
 
 
 class _Seal:

@@ -34,11 +34,29 @@ class FixedConv(nn.Module):
         return blurred
 
 
+class FixedStyle(nn.Module):
+    """A mapping that has one style (1, D), whatever code it is given."""
+
+    style: Tensor
+
+    def __init__(self, style: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("style", style)
+
+    def forward(self, _code: Tensor) -> Tensor:
+        return self.style
+
+
 @torch.no_grad()
 def fold_style(generator: PortraitGenerator, code: Tensor) -> PortraitGenerator:
-    """A copy of the generator that draws every picture with the style of one code (1, D), whatever code it is given."""
+    """A copy of the generator that draws every picture with the style of one code (1, D), whatever code it is given.
+
+    The result computes in the precision that it is brought to by `to`, of which the places in the face's texture are
+    left out (`portrait.pull`).
+    """
     folded = copy.deepcopy(generator).requires_grad_(False)
     style = folded.mapping(code)
+    setattr(folded, "mapping", FixedStyle(style))  # noqa: B010 - not the kind of module that it was
     for parent in list(folded.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, ModulatedConv):

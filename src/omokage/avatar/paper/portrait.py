@@ -117,11 +117,18 @@ def compose(foreground: Tensor, background: Tensor, face: Tensor, mask: Tensor) 
 
 
 def pull(texture: Tensor, uv: Tensor) -> Tensor:
-    """Texture (1 or B, C, h, w) at the cells that `uv` (B, 2, G, G) in [-1, 1] addresses, (B, C, G, G)."""
+    """Texture (1 or B, C, h, w) at the cells that `uv` (B, 2, G, G) in [-1, 1] addresses, (B, C, G, G).
+
+    A place is as exact as `uv` is: with the 8 bits of bfloat16 every eighth would be the wrong one of 128.
+    """
     batch = len(uv)
-    return F.grid_sample(
-        texture.expand(batch, -1, -1, -1), uv.permute(0, 2, 3, 1), mode="nearest", align_corners=False
+    pulled = F.grid_sample(
+        texture.to(uv.dtype).expand(batch, -1, -1, -1),
+        uv.permute(0, 2, 3, 1),
+        mode="nearest",
+        align_corners=False,
     )
+    return pulled.to(texture.dtype)
 
 
 def level_noise(maps: Tensor) -> list[LevelNoise]:

@@ -23,18 +23,20 @@ from omokage.avatar.paper.discriminator import discriminator_loss, generator_los
 from omokage.avatar.paper.frames import FrameStore
 from omokage.avatar.paper.perceptual import PerceptualLoss
 from omokage.avatar.paper.portrait import Portrait, PortraitGenerator
+from omokage.avatar.paper.precision import fastest_kernels, matrix_precision
 from omokage.avatar.paper.run import PaperRun, PaperTrainingConfig, Textures
 from omokage.avatar.paper.textures import Texture
 from omokage.avatar.paper.time_code import time_code
 from omokage.avatar.paper.window import Offset, cut_background
+from omokage.compiling import BACKEND, compiler_required
 from omokage.config import ProgressCallback, ignore_progress
+from omokage.errors import MissingDependencyError
 from omokage.threads import one_ahead
 from omokage.workers import Workers
 
 # The discriminator has won when its loss is below this; undecided it is 1.39.
 WON = 0.2
 RAMP = 0.1  # of the budget, over which the adversarial part grows to its weight
-BACKEND = "inductor"
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def train_paper(
 
     Of several processes each takes its share of every batch, and they average their gradients. With `checkpoint`,
     resumes from that file and keeps it up to date. Raises InputError for a batch that cannot be shared out or a
-    checkpoint of another run, OutputError.
+    checkpoint of another run, MissingDependencyError where networks cannot be compiled, OutputError.
     """
     workers = workers or Workers.alone(run.device)
     config.check(workers)
@@ -81,7 +83,7 @@ def train_paper(
         losses.append(learner.step(next(coming[0]), loader.videos(run.step), share))
         return losses[-1]
 
-    with matrix_precision(config.precision):
+    with matrix_precision(config.precision), fastest_kernels(), _compiling(config):
         try:
             train(
                 run,
@@ -265,6 +267,19 @@ def held_out_psnr(run: PaperRun, store: FrameStore, config: PaperTrainingConfig)
         return np.array([check_sheet([drawn_after(run, loader.fixed(0, row))])[1] for row in rows])
 
 
+@contextmanager
+def _compiling(config: PaperTrainingConfig) -> Iterator[None]:
+    """Say it in a sentence where networks that should be compiled cannot be."""
+    if not config.compiled:
+        yield
+        return
+    try:
+        with compiler_required():
+            yield
+    except MissingDependencyError as error:
+        raise MissingDependencyError(f"the networks {error}, or leave --compile out") from error
+
+
 def compile_networks(run: PaperRun, config: PaperTrainingConfig) -> None:
     """Compile what takes the time; the parts have one shape whatever the window."""
     if config.compiled:
@@ -272,16 +287,3 @@ def compile_networks(run: PaperRun, config: PaperTrainingConfig) -> None:
         for part in (generator.foreground, generator.widen, generator.image, run.face, run.background):
             part.compile(backend=BACKEND)
         run.discriminator.compile(backend=BACKEND)
-
-
-@contextmanager
-def matrix_precision(precision: str) -> Iterator[None]:
-    """Whether a graphics card may shorten the factors of float32 products to 19 bits: not in 'fp32'."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest" if precision == "fp32" else "high")
-    torch.backends.cudnn.allow_tf32 = precision != "fp32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
