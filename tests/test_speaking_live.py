@@ -622,8 +622,8 @@ def test_a_slow_machine_drops_pictures_and_no_sound(performer: Performer, voice:
 
 
 def test_a_machine_that_is_always_late_still_says_everything(performer: Performer, voice: Float32) -> None:
-    """Every look at the clock finds it 0.3 s later: it never comes to drawing, and nothing hangs or is lost."""
-    now = iter(np.arange(0, 1e6, 0.3))
+    """Every look at the clock finds it 30 ms later: few pictures are begun, and nothing hangs or is lost."""
+    now = iter(np.arange(0, 1e4, 0.03))
     drawn: list[Any] = []
     changed = dataclasses.replace(performer, stages=(lambda state: drawn.append(state) or 1,))
     speaker = LiveSpeaker(
@@ -634,7 +634,8 @@ def test_a_machine_that_is_always_late_still_says_everything(performer: Performe
     frames = list(speaker)
     assert [frame.index for frame in frames] == list(range(38))
     np.testing.assert_array_equal(np.concatenate([f.samples for f in frames])[:24000, 0], voice[:24000])
-    assert len(drawn) < 20 and speaker.statistics().stalls > 5
+    assert 2 <= len(drawn) < 30 and speaker.statistics().stalls >= 2
+    assert sum(frame.is_repeated for frame in frames) > 10
 
 
 def test_a_stage_that_fails_is_told_and_threads_end(performer: Performer, voice: Float32) -> None:
