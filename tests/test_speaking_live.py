@@ -250,7 +250,7 @@ def test_an_interruption_shuts_the_mouth_and_drops_what_is_unsaid(voice: Float32
     after = steps(live, 30)
     assert [m.index for m in after] == list(range(len(told), len(told) + 30))
     # 200 ms of picture time: one frame may be on its way, the next closes, the one after is shut.
-    assert jaw(told)[-1] > jaw(after)[0] > SHUT or jaw(after)[0] < SHUT
+    assert 0.3 < jaw(after)[0] / jaw(told)[-1] < 0.7
     assert jaw(after)[1:].max() < SHUT
     assert np.abs(after[0].samples).max() > 0 and after[0].samples[-1] == 0  # fades
     assert not any(m.samples.any() for m in after[1:])
