@@ -248,7 +248,7 @@ def test_an_interruption_shuts_the_mouth_and_drops_what_is_unsaid(voice: Float32
     after = steps(live, 30)
     assert [m.index for m in after] == list(range(len(told), len(told) + 30))
     # 200 ms of picture time: one frame may be on its way, the next closes, the one after is shut.
-    assert jaw(told)[-1] > jaw(after)[0] > SHUT or jaw(after)[0] < SHUT
+    assert 0.3 < jaw(after)[0] / jaw(told)[-1] < 0.7
     assert jaw(after)[1:].max() < SHUT
     assert np.abs(after[0].samples).max() > 0 and after[0].samples[-1] == 0  # fades
     assert not any(m.samples.any() for m in after[1:])
@@ -620,8 +620,8 @@ def test_a_slow_machine_drops_pictures_and_no_sound(performer: Performer, voice:
 
 
 def test_a_machine_that_is_always_late_still_says_everything(performer: Performer, voice: Float32) -> None:
-    """Every look at the clock finds it 0.3 s later: it never comes to drawing, and nothing hangs or is lost."""
-    now = iter(np.arange(0, 1e6, 0.3))
+    """Every look at the clock finds it 30 ms later: few pictures are begun, and nothing hangs or is lost."""
+    now = iter(np.arange(0, 1e4, 0.03))
     drawn: list[Any] = []
     changed = dataclasses.replace(performer, stages=(lambda state: drawn.append(state) or 1,))
     speaker = LiveSpeaker(
@@ -632,7 +632,8 @@ def test_a_machine_that_is_always_late_still_says_everything(performer: Performe
     frames = list(speaker)
     assert [frame.index for frame in frames] == list(range(38))
     np.testing.assert_array_equal(np.concatenate([f.samples for f in frames])[:24000, 0], voice[:24000])
-    assert len(drawn) < 20 and speaker.statistics().stalls > 5
+    assert 2 <= len(drawn) < 30 and speaker.statistics().stalls >= 2
+    assert sum(frame.is_repeated for frame in frames) > 10
 
 
 def test_a_stage_that_fails_is_told_and_threads_end(performer: Performer, voice: Float32) -> None:
@@ -664,7 +665,7 @@ def test_a_caller_who_takes_no_frames_holds_a_second_of_them(performer: Performe
     speaker = speaker_with(performer, lambda state: state, keep_all=False)
     frames: Iterator[SpokenFrame] = iter(speaker)
     next(frames)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(speaker._outlet._expected) < 25 and time.monotonic() < deadline:
         time.sleep(0.005)
     time.sleep(0.05)

@@ -41,7 +41,8 @@ from omokage.tracking.face_track import FaceTrack
 
 HELD_S = 1.0  # of frames that nobody takes: then the clock stands still
 PATIENCE_S = 0.5  # a frame leaves without its picture when that takes longer
-LATE_S = 0.06  # a clock that is farther behind begins no picture
+LATE_S = 0.06  # a clock that is farther behind begins no picture, but one every `PICTURE_EVERY_S`
+PICTURE_EVERY_S = 0.4
 STALL_S = 1.0  # a clock that is farther behind goes on from now instead of catching up
 RECENT = 1500  # frames that the latencies are of
 
@@ -247,16 +248,19 @@ class LiveSpeaker:
 
     def _run_clock(self) -> None:
         self._pacer = Pacer(self.config.frame_rate, self._clock)
+        begun_s = -PICTURE_EVERY_S
         while not self._voice.is_over:
             while not self._outlet.wait_for_room(PATIENCE_S):
                 if self._outlet.is_closed:
                     return
                 self._give_up()
-            # The sound goes first: while it is late, no picture is begun.
-            is_drawn = self._pacer.wait() < LATE_S or self._keep_all
+            # The sound goes first: while it is late, hardly a picture is begun.
+            is_in_time, now_s = self._pacer.wait() < LATE_S, self._clock.now()
+            is_drawn = is_in_time or self._keep_all or now_s >= begun_s + PICTURE_EVERY_S
             for moment in self._voice.step():
                 self._outlet.expect(moment.index, moment, self._clock.now(), is_drawn=is_drawn)
                 if is_drawn:
+                    begun_s = now_s
                     self._told.put((moment.index, moment.motion))
             self._give_up()
 
