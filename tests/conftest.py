@@ -3,42 +3,56 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from omokage.trust import register
+from omokage.trust import consents, release
 from omokage.trust.consent import Consent, Medium, Terms, new_consent
 from omokage.trust.keys import signing_key
+from omokage.trust.origin import sign_origin
 
 # `make test` runs two files at a time: each keeps to its own core, or they wait for each other at every step.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RECORDED_FOR = register.recorded_for
+# Keys, registers and models of the tests are not those of who runs them.
+_home = tempfile.TemporaryDirectory(prefix="omokage-tests-")
+os.environ["OMOKAGE_HOME"] = _home.name
+for _name in ("OMOKAGE_MARK_KEY", "OMOKAGE_MARK_PROFILE"):
+    os.environ.pop(_name, None)
+
+RECORDED_FOR = consents.recorded_for
 
 
 @pytest.fixture(scope="session", autouse=True)
-def home_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of the user's is read or written, by programs that a test starts either."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("omokage-home")))
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def everybody_agrees(home_of_the_tests: None) -> Iterator[None]:
+def everybody_agrees() -> Iterator[None]:
     """A real record, signed and kept, for every medium that a test makes something of."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(register, "recorded_for", lambda media: RECORDED_FOR(media) or [agree(media)])
+        patch.setattr(consents, "recorded_for", lambda media: RECORDED_FOR(media) or [agree(media)])
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_signed() -> Iterator[None]:
+    """A signature has a time in it, and many tests ask for equal bytes; `signed` is for those about signatures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(release, "sign_origin", lambda *_, **__: False)
+        yield
+
+
+@pytest.fixture
+def signed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it."""
+    monkeypatch.setattr(release, "sign_origin", sign_origin)
 
 
 @pytest.fixture
 def denied_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """As users have it: nobody agrees until it is recorded."""
-    monkeypatch.setattr(register, "recorded_for", RECORDED_FOR)
+    monkeypatch.setattr(consents, "recorded_for", RECORDED_FOR)
 
 
 def agree(media: str) -> Consent:
@@ -51,7 +65,7 @@ def agree(media: str) -> Consent:
         end=(yesterday + timedelta(days=300)).date().isoformat(),
     )
     record = new_consent([Medium(media, "test")], terms, now=yesterday, key=signing_key())
-    register.keep(record)
+    consents.keep(record)
     return record
 
 

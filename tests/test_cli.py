@@ -49,8 +49,8 @@ FLAGS = {
     "check": ["--help", "--json", "--output", "--quiet", "-h", "-o", "RECORDING"],
     "create": [
         "--batch", "--compile", "--evaluate", "--force", "--help", "--keep-training", "--label", "--minutes",
-        "--no-evaluate", "--no-resume", "--output", "--perceptual", "--precision", "--preset", "--quiet", "--resume",
-        "--seed", "--size", "--start", "-h", "-o", "VIDEO",
+        "--no-evaluate", "--no-resume", "--no-speech", "--output", "--perceptual", "--precision", "--preset", "--quiet",
+        "--resume", "--seed", "--size", "--speech", "--start", "-h", "-o", "VIDEO",
     ],
     "demo": ["--help", "--minutes", "--output", "--quiet", "-h", "-o"],
     "evaluate": [
@@ -61,9 +61,10 @@ FLAGS = {
         "--purpose",
         "--pose-strength", "--quiet", "--runtime", "-h", "-o", "AVATAR", "DRIVER",
     ],
+    "learn-speech": ["--help", "--no-resume", "--quiet", "--resume", "-h", "AVATAR", "RECORDING"],
     "speak": [
-        "--audio", "--background", "--blinks", "--channels", "--cues", "--curves", "--energy", "--gaze", "--head",
-        "--help", "--label", "--live", "--microphone", "--mood", "--output", "--purpose", "--quiet",
+        "--audio", "--background", "--blinks", "--channels", "--cues", "--curves", "--driver", "--energy", "--gaze",
+        "--head", "--help", "--label", "--live", "--microphone", "--mood", "--output", "--purpose", "--quiet",
         "--rate", "--runtime", "--seed", "--text", "--voice", "--write-curves", "-h", "-o", "AVATAR",
     ],
     "consent": ["--help", "-h"],
@@ -93,6 +94,7 @@ FLAGS = {
         "--batch", "--device", "--help", "--lora", "--minutes", "--output", "--preset", "--quiet", "--seed", "--shards",
         "--stage", "--steps", "--weights", "-h", "-o", "VIDEOS",
     ],
+    "verify": ["--help", "--json", "--key", "--quiet", "-h", "FILE_OR_FOLDER"],
     "weights": ["--help", "-h"],
     "weights add": ["--help", "--quiet", "-h", "NAME", "FOLDER"],
     "weights list": ["--help", "--json", "--quiet", "--verify", "-h"],
@@ -123,12 +125,13 @@ class Calls:
             "check": "check", "create": "create_avatar", "reenact": "reenact", "evaluate": "evaluate_avatar",
             "rehearse": "rehearse", "bench": "bench", "demo": "demo", "animate": "animate",
             "animate_queue": "animate_queue", "train_portrait": "train_portrait", "speak": "speak",
+            "learn_speech": "learn_speech",
         }  # fmt: skip
         for module_name, function in names.items():
             module = ModuleType(f"omokage.pipelines.{module_name}")
             setattr(module, function, self)
             module.CreateConfig = module.ReenactConfig = module.SpeakConfig = Config  # type: ignore[attr-defined]
-            module.TrainConfig = Config  # type: ignore[attr-defined]
+            module.TrainConfig = module.LearnSpeechConfig = Config  # type: ignore[attr-defined]
             module.AnimateConfig, module.plan = Config, self.plan  # type: ignore[attr-defined]
             monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -226,10 +229,14 @@ def test_create(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
         "force": False,
         "evaluate": True,
         "resume": True,
+        "speech": True,
         "label": None,
     }
     assert calls.keywords["config"].values == defaults
-    run("create a -o b --minutes 1 --size 128 --seed 7 --force --no-evaluate --no-resume --label hi", capsys)
+    run(
+        "create a -o b --minutes 1 --size 128 --seed 7 --force --no-evaluate --no-resume --no-speech --label hi",
+        capsys,
+    )
     assert calls.keywords["config"].values == {
         "minutes": 1.0,
         "size": 128,
@@ -237,6 +244,7 @@ def test_create(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
         "force": True,
         "evaluate": False,
         "resume": False,
+        "speech": False,
         "label": "hi",
     }
 
@@ -312,7 +320,7 @@ def test_speak(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     }
     assert calls.keywords["config"].values == {
         "mood": "neutral", "energy": 1.0, "head": 1.0, "blinks_per_minute": 14.0, "gaze": "free", "seed": 0,
-        "background": "own", "label": None, "runtime": "auto", "purpose": None,
+        "background": "own", "label": None, "runtime": "auto", "purpose": None, "driver": "auto",
     }  # fmt: skip
     assert calls.keywords["cues"] is None
     script = tmp_path / "script.txt"
@@ -324,6 +332,15 @@ def test_speak(calls: Calls, capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert (calls.keywords["curves_output"], calls.keywords["cues"]) == (Path("c.csv"), Path("q.json"))
     code, _, err = run("speak a --text hi -o c.mp4 --write-curves c.mp4", capsys)
     assert (code, len(err.splitlines())) == (3, 1)
+
+
+def test_learn_speech(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
+    calls.result = SimpleNamespace(sentences=("this person's own way of speaking was learned",))
+    code, out, err = run("learn-speech me.avatar me.mp4 --no-resume --quiet", capsys)
+    said = "this person's own way of speaking was learned\navatar: me.avatar\n"
+    assert (code, out, err) == (0, said, "")
+    assert calls.arguments == (Path("me.avatar"), Path("me.mp4"))
+    assert calls.keywords["config"].values == {"resume": False}
 
 
 def test_animate(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:

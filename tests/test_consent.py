@@ -24,7 +24,7 @@ from omokage.pipelines.rehearse import rehearse
 from omokage.pipelines.small_portrait import train_small_portrait
 from omokage.pipelines.speak import SpeakConfig, speak
 from omokage.pipelines.stand_in import stand_in
-from omokage.trust import register
+from omokage.trust import consents
 from omokage.trust.consent import (
     Consent,
     Medium,
@@ -170,87 +170,87 @@ def test_canonical_json_has_one_form() -> None:
 def test_permits_come_from_the_register(clip: Path) -> None:
     use = Use(file_digest(clip))
     with pytest.raises(ConsentError, match=r"nobody's consent is recorded for .*'omokage consent new me"):
-        register.permit(use, name=str(clip), now=NOW)
+        consents.permit(use, name=str(clip), now=NOW)
     old = _record(clip, end="2026-11-22")
-    register.keep(old)
+    consents.keep(old)
     later = NOW + timedelta(days=30)
     with pytest.raises(ConsentError, match="may not be used for this: the consent ended on 2026-11-22"):
-        register.permit(use, name=str(clip), now=later)
+        consents.permit(use, name=str(clip), now=later)
     renewed = new_consent([clip], ME, now=NOW + timedelta(days=1), key=signing_key(), previous=old)
-    register.keep(renewed)
+    consents.keep(renewed)
     assert renewed.subject == old.subject and renewed.previous == old.id
-    permitted = register.permit(use, name=str(clip), now=later)
+    permitted = consents.permit(use, name=str(clip), now=later)
     assert (permitted.consent, permitted.purpose) == (renewed, "private")
 
 
 def test_a_damaged_record_permits_nothing_and_stops_nobody_else(tmp_path: Path, clip: Path) -> None:
-    path = register.keep(_record(clip))
+    path = consents.keep(_record(clip))
     other = tmp_path / "other.mp4"
     other.write_bytes(b"another")
-    register.keep(_record(other))
+    consents.keep(_record(other))
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ConsentError, match="nobody's consent"):
-        register.permit(Use(file_digest(clip)), name="me.mp4", now=NOW)
-    register.permit(Use(file_digest(other)), name="other.mp4", now=NOW)
-    assert len(register.damaged()) == 1
+        consents.permit(Use(file_digest(clip)), name="me.mp4", now=NOW)
+    consents.permit(Use(file_digest(other)), name="other.mp4", now=NOW)
+    assert len(consents.damaged()) == 1
 
 
 def test_withdrawal_reaches_what_was_made_of_a_recording(tmp_path: Path, clip: Path) -> None:
     photo_record = _record(clip)
-    register.keep(photo_record)
+    consents.keep(photo_record)
     made = tmp_path / "rehearsal.mp4"
     made.write_bytes(b"made of it")
-    permitted = register.permit(Use(file_digest(clip)), name="me.mp4", now=NOW)
-    derived = register.derive(permitted, made)
+    permitted = consents.permit(Use(file_digest(clip)), name="me.mp4", now=NOW)
+    derived = consents.derive(permitted, made)
     # `derive` signs now, whatever day the tests run on.
     late = max(NOW, datetime.now(UTC))
-    assert register.permit(Use(file_digest(made)), name="rehearsal.mp4", now=late).consent == derived
-    assert set(register.revoke(photo_record, "changed my mind", now=late)) == {photo_record.id, derived.id}
+    assert consents.permit(Use(file_digest(made)), name="rehearsal.mp4", now=late).consent == derived
+    assert set(consents.revoke(photo_record, "changed my mind", now=late)) == {photo_record.id, derived.id}
     for path in (clip, made):
         with pytest.raises(ConsentError, match="withdrawn"):
-            register.permit(Use(file_digest(path)), name=path.name, now=late)
+            consents.permit(Use(file_digest(path)), name=path.name, now=late)
 
 
 @pytest.mark.parametrize("damage", [b"not json\n", b'{"what": "omokage revocation"}\n', None])
 def test_a_damaged_list_of_withdrawals_stops_everything(home: Path, clip: Path, damage: bytes | None) -> None:
     record = _record(clip)
-    register.keep(record)
-    register.revoke(_record(clip), "", now=NOW)
-    path = home / "consents" / register.ROWS
+    consents.keep(record)
+    consents.revoke(_record(clip), "", now=NOW)
+    path = home / "consents" / consents.ROWS
     path.write_bytes(path.read_bytes().replace(b"2026", b"2036") if damage is None else damage)
     with pytest.raises(ConsentError, match="so nothing may go ahead"):
-        register.permit(Use(file_digest(clip)), name="me.mp4", now=NOW)
+        consents.permit(Use(file_digest(clip)), name="me.mp4", now=NOW)
 
 
 def test_withdrawals_travel_to_machines_without_a_network(
     tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = _record(clip)
-    register.keep(record)
+    consents.keep(record)
     owner = public_name(signing_key())
     write_consent(record, tmp_path / "me.consent.json")
-    register.revoke(record, "", now=NOW)
-    assert register.export_revocations(tmp_path / "list.json", now=NOW) == 1
+    consents.revoke(record, "", now=NOW)
+    assert consents.export_revocations(tmp_path / "list.json", now=NOW) == 1
 
     monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "elsewhere"))
     with pytest.raises(ConsentError, match=f"signed by {owner}, a key that is not trusted"):
-        register.import_file(tmp_path / "me.consent.json")
+        consents.import_file(tmp_path / "me.consent.json")
     with pytest.raises(InputError, match="is no public key"):
-        register.import_file(tmp_path / "me.consent.json", trust="me")
-    assert register.import_file(tmp_path / "me.consent.json", trust=owner) == f"consent {record.id}"
+        consents.import_file(tmp_path / "me.consent.json", trust="me")
+    assert consents.import_file(tmp_path / "me.consent.json", trust=owner) == f"consent {record.id}"
     use = Use(file_digest(clip))
-    register.permit(use, name="me.mp4", now=NOW)
-    assert "1 withdrawn consents" in register.import_file(tmp_path / "list.json")
+    consents.permit(use, name="me.mp4", now=NOW)
+    assert "1 withdrawn consents" in consents.import_file(tmp_path / "list.json")
     with pytest.raises(ConsentError, match="withdrawn"):
-        register.permit(use, name="me.mp4", now=NOW)
+        consents.permit(use, name="me.mp4", now=NOW)
     # From then on this machine wants to hear every day that nothing was withdrawn.
     with pytest.raises(ConsentError, match="older than a day"):
-        register.permit(use, name="me.mp4", now=NOW + timedelta(hours=25))
+        consents.permit(use, name="me.mp4", now=NOW + timedelta(hours=25))
     listed = json.loads((tmp_path / "list.json").read_text())
     for changed in (listed | {"rows": []}, listed | {"issued": "2027-01-01T00:00:00+00:00"}):
         (tmp_path / "altered.json").write_text(json.dumps(changed))
         with pytest.raises(ConsentError, match="altered"):
-            register.import_file(tmp_path / "altered.json")
+            consents.import_file(tmp_path / "altered.json")
 
 
 def _signed_elsewhere(tmp_path: Path, clip: Path) -> Consent:
@@ -294,7 +294,7 @@ def test_without_a_terminal_nothing_is_taken_for_granted(
     assert cli.run(["consent", "new", str(clip), "--me"]) == InputError.exit_code
     assert "--purpose, one of " + ", ".join(purposes()) in capsys.readouterr().err
     assert cli.run(["consent", "new", str(clip.with_name("none.mp4")), "--me", "--purpose", "private"]) != 0
-    assert register.consents() == []
+    assert consents.all_records() == []
 
 
 def test_three_questions_and_it_works(clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ def test_three_questions_and_it_works(clip: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("omokage.cli.consent._is_asking", lambda: True)
     monkeypatch.setattr("click.prompt", lambda *_, **__: next(answers))
     assert cli.run(["consent", "new", str(clip)]) == 0
-    (record,) = register.consents()
+    (record,) = consents.all_records()
     assert (record.terms.kind, record.terms.purposes, record.terms.end) == (
         "self",
         ("private", "training"),
@@ -322,7 +322,7 @@ def _agree(path: Path, **changes: object) -> Consent:
     today = datetime.now(UTC).date()
     terms = replace(ME, start=today.isoformat(), end=(today + timedelta(days=9)).isoformat(), **changes)  # type: ignore[arg-type]
     record = new_consent([path], terms, now=datetime.now(UTC), key=signing_key())
-    register.keep(record)
+    consents.keep(record)
     return record
 
 
@@ -361,13 +361,13 @@ def test_an_avatar_is_shown_for_what_was_agreed_and_no_longer_than_that(tmp_path
     days = {"start": today.isoformat(), "end": (today + timedelta(days=9)).isoformat()}
     terms = replace(ME, purposes=("reception", "training"), **days)
     record = new_consent([Medium(seen, "anna.mp4")], terms, now=datetime.now(UTC), key=signing_key())
-    register.keep(record)
+    consents.keep(record)
     with pytest.raises(ConsentError, match="say what it is for with --purpose, one of reception, training"):
         performer_of(avatar, ReenactConfig())
     with pytest.raises(ConsentError, match="for reception, training, not for marketing"):
         speak(avatar, output=tmp_path / "out.mp4", text="Hello.", config=SpeakConfig(purpose="marketing"))
     assert performer_of(avatar, ReenactConfig(purpose="reception", runtime="torch")).size == 128
-    register.revoke(record, "")
+    consents.revoke(record, "")
     with pytest.raises(ConsentError, match="withdrawn"):
         performer_of(avatar, ReenactConfig(purpose="reception"))
     assert _left(tmp_path) == []
@@ -379,7 +379,7 @@ def test_a_terminal_is_asked_once(film: Path, monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("click.prompt", lambda *_, **__: next(asked))
     create = ["create", str(film), "-o", str(tmp_path / "me.avatar"), "--quiet"]
     assert cli.run(create) == InputError.exit_code  # not for longer than ten years
-    assert register.consents() == []
+    assert consents.all_records() == []
     for _ in range(2):
         assert cli.run(create) not in (0, ConsentError.exit_code)  # there is no face in it
-        assert len(register.consents()) == 1
+        assert len(consents.all_records()) == 1

@@ -36,8 +36,8 @@ from omokage.talking.lora import load_lora
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.consent import read_consent
+from omokage.trust.consents import import_file
 from omokage.trust.identity import trust_root
-from omokage.trust.register import import_file
 
 MODES = (InputLimits(), InputLimits(is_sandboxed=False))
 READERS: dict[str, Callable[[Path], object]] = {

@@ -52,6 +52,7 @@ PUBLIC = [
     "reenact",
     "rehearse",
     "speak",
+    "verify",
 ]
 
 # What must not appear -> a pattern, and where it may appear all the same.

@@ -15,13 +15,17 @@ import c2pa
 import numpy as np
 import PIL.Image
 import pytest
+import skimage.data
 
 from clips import make_clip
 from omokage.cli import app as cli
 from omokage.errors import InputError, OutputError
+from omokage.pipelines.verify import verify
+from omokage.trust import consents
 from omokage.trust import identity as identity_module
 from omokage.trust.identity import identity, trust_root
 from omokage.trust.origin import MEDIA_TYPES, OriginClaim, read_origin, sign_origin
+from omokage.trust.release import ReleaseConfig, release_image
 
 CLAIM = OriginClaim(
     title="a clip",
@@ -127,7 +131,7 @@ def test_a_copy_that_was_packed_anew_has_none(clip: Path, tmp_path: Path) -> Non
 
 
 def test_a_name_does_not_decide_what_a_file_is(tmp_path: Path) -> None:
-    picture = _picture(tmp_path / "a.png")
+    picture = _picture(tmp_path / "a.jpg")
     sign_origin(picture, CLAIM, identity())
     named = picture.rename(tmp_path / "a.mp4")
     assert read_origin(named).state == "trusted"
@@ -268,3 +272,38 @@ def test_the_commands_of_an_identity(
     assert cli.run(["identity", "new", "--organization", "Another"]) == InputError.exit_code
     assert "is there already" in capsys.readouterr().err
     assert identity().organization == "Example AS"
+
+
+@pytest.mark.usefixtures("signed", "denied_by_default")
+def test_verify_says_what_an_origin_says_and_how_the_consent_stands_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recording = tmp_path / "me.mp4"
+    recording.write_bytes(b"a recording")
+    assert cli.run(["consent", "new", str(recording), "--me", "--purpose", "private"]) == 0
+    (record,) = consents.all_records()
+    shown = tmp_path / "shown"
+    shown.mkdir()
+    picture = np.ascontiguousarray(skimage.data.astronaut())
+    config = ReleaseConfig(purpose="private", consent=record.id)
+    release_image(picture, shown / "a.jpg", config=config)
+
+    (found,) = verify(shown / "a.jpg").files
+    assert found.origin.state == "trusted" and "holds until" in found.consent
+    consents.revoke(record, "")
+    assert "WITHDRAWN" in verify(shown / "a.jpg").files[0].consent
+    assert cli.run(["verify", str(shown / "a.jpg")]) == 0
+    said = capsys.readouterr().out
+    assert "signed origin: whole, signed by" in said and "trainedAlgorithmicMedia, for private" in said
+
+    content = (shown / "a.jpg").read_bytes()
+    PIL.Image.open(shown / "a.jpg").save(shown / "b.png")  # saved anew: the manifest is gone, the mark is not
+    (copy,) = verify(shown / "b.png").files
+    assert (copy.origin.state, copy.verdict, copy.consent) == ("none", "made with omokage", "")
+    (shown / "a.jpg").write_bytes(content.replace(b"private", b"publicx"))
+    altered = verify(shown / "a.jpg")
+    assert altered.files[0].origin.state == "altered" and altered.exit_code == 1
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "elsewhere"))
+    (shown / "a.jpg").write_bytes(content)
+    (elsewhere,) = verify(shown / "a.jpg").files
+    assert (elsewhere.origin.state, elsewhere.consent) == ("unknown signer", "")

@@ -22,6 +22,7 @@ from omokage.errors import InputError, InternalError, MediaError, OutputError
 from omokage.media.decode import probe, read_audio, read_frames, read_image
 from omokage.trust import label as label_module
 from omokage.trust.label import TEXT_SHARE, Label, check_label, draw_label, label_profiles, read_label
+from omokage.trust.origin import read_origin
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     DIGITAL_SOURCE_TYPE,
@@ -112,6 +113,42 @@ def test_alpha_comes_back_from_webm_only(tmp_path):
     with pytest.raises(OutputError, match="webm"):
         release_clip([picture] * 5, tmp_path / "a.mp4", frame_rate=RATE)
     assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.usefixtures("signed")
+@pytest.mark.parametrize("suffix", [*CLIP_SUFFIXES, ".png", ".jpg"])
+def test_what_leaves_is_signed_before_it_has_a_name(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"a{suffix}"
+    config = ReleaseConfig(title="greeting", purpose="reception", avatar="ab" * 32, consent="c0" * 32)
+
+    def leave():
+        if suffix in CLIP_SUFFIXES:
+            return release_clip(_frames(5, 256, 256), path, frame_rate=RATE, config=config)
+        return release_image(moving_disc(0, 256, 256), path, config=config)
+
+    released, origin = leave(), read_origin(path)
+    assert released.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    if suffix == ".webm":
+        assert origin.state == "none"  # its container has no room
+        return
+    assert origin.state == "trusted" and origin.source_type == DIGITAL_SOURCE_TYPE["generated"]
+    assert origin.own == {
+        "version": 1,
+        "render_id": released.render_id,
+        "purpose": "reception",
+        "consent": "c0" * 32,
+        "sources": ["ab" * 32],
+    }
+    # What cannot be signed does not leave.
+    before = path.read_bytes()
+    monkeypatch.setattr("omokage.trust.release.identity", lambda: _raise(InputError("the certificate ended")))
+    with pytest.raises(InputError, match="the certificate ended"):
+        leave()
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def test_equal_input_gives_equal_files(tmp_path):

@@ -29,8 +29,6 @@ from omokage.render.retarget import JAW
 from omokage.speaking import live as live_module
 from omokage.speaking.cues import Cue
 from omokage.speaking.driver import (
-    REST,
-    Articulation,
     MotionStream,
     Style,
     VoiceDriver,
@@ -117,7 +115,7 @@ def test_however_hops_are_cut_the_face_does_the_same(voice: Float32, frame_rate:
     rng = np.random.default_rng(0)
     while start < len(whole.level):
         stop = start + int(rng.integers(0, 9))
-        tracks.append(stream.step(Articulation(whole.visemes[start:stop], whole.level[start:stop])))
+        tracks.append(stream.step(whole.cut(start, stop)))
         start = stop
     tracks.append(stream.step(joined([]), end=len(offline)))
     for name in FRAME_ARRAYS:
@@ -198,7 +196,7 @@ def test_a_mouth_shuts_after_the_voice_and_the_face_lives_on(voice: Float32) -> 
 
 def test_an_idle_face_blinks_and_does_not_repeat_itself() -> None:
     stream = MotionStream(25.0)
-    silence = Articulation(np.tile(np.eye(10)[REST], (4, 1)), np.zeros(4))
+    silence = driven_by_voice(np.zeros(1600, np.float32)).cut(0, 4)
     rows = [stream.step(silence) for _ in range(25 * 90)]
     expression, rotation = (
         np.concatenate([getattr(row, name) for row in rows]) for name in ("expression", "rotation")

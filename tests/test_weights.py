@@ -23,7 +23,6 @@ from safetensors.torch import load_file, save_file
 import omokage.weights as weights
 from clips import small_disk
 from golden_fill import Golden
-from omokage import home as user_folder
 from omokage.cli import app as cli
 from omokage.config import Progress
 from omokage.errors import InputError, OutputError, WeightsError
@@ -90,12 +89,12 @@ def test_where_the_folder_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     assert folder_of("hallo3") == folder_of("face") == tmp_path / "home" / "weights" / "hallo3"
     monkeypatch.delenv("OMOKAGE_HOME")
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    monkeypatch.setattr(user_folder.sys, "platform", "linux")
+    monkeypatch.setattr("sys.platform", "linux")
     assert store.weights_home() == tmp_path / "data" / "omokage" / "weights"
-    monkeypatch.setattr(user_folder.sys, "platform", "win32")
+    monkeypatch.setattr("sys.platform", "win32")
     monkeypatch.setenv("LOCALAPPDATA", str(tmp_path / "local"))
     assert store.weights_home() == tmp_path / "local" / "omokage" / "weights"
-    monkeypatch.setattr(user_folder.sys, "platform", "darwin")
+    monkeypatch.setattr("sys.platform", "darwin")
     assert store.weights_home() == Path.home() / "Library" / "Application Support" / "omokage" / "weights"
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from omokage.pipelines.reenact import reenact
     from omokage.pipelines.rehearse import rehearse
     from omokage.pipelines.speak import speak
+    from omokage.pipelines.verify import verify
     from omokage.tracking.face_track import FaceTrack
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ __all__ = [
     "reenact",
     "rehearse",
     "speak",
+    "verify",
 ]
 
 _LAZY = {
@@ -72,6 +74,7 @@ _LAZY = {
     "reenact": "omokage.pipelines.reenact",
     "rehearse": "omokage.pipelines.rehearse",
     "speak": "omokage.pipelines.speak",
+    "verify": "omokage.pipelines.verify",
 }
 
 

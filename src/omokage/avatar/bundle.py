@@ -3,6 +3,7 @@
 Layout of `me.avatar`, version 4 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
 `appearance.*`, `track.*` (the recording's motion, without landmarks), `skin` and `plate`; in the header the
 architecture, camera, crop, frame rate, hash of the recording, evaluation summary and the version that wrote it.
+Version 7 has `speech.*` too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.sway import ZONE_COUNT
 
-VERSION = 4
+VERSION, VERSION_WITH_SPEECH = 4, 7
 _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
 
 
@@ -56,13 +57,21 @@ class Provenance:
 
 
 @dataclass(frozen=True)
+class SpeechPart:
+    """How the person speaks, as `speaking.personal` writes and reads it: JSON values, and arrays by name."""
+
+    settings: Mapping[str, Any]
+    arrays: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
 class Avatar:
     """A person, ready to be driven.
 
     `track` is the recording's motion: it gives the person's rest state and what the recording covers.
     `plate`: uint8 (S, S, 3), the still background.  `skin`: (468, 3) cm, the skin detail that the person has at all
     times (`tracking.detail`), with which every picture is drawn.  `evaluation`: summary of the held-out report, {}
-    before it ran.
+    before it ran.  `speech`: None where nothing was learned of how the person speaks.
     """
 
     generator: Generator
@@ -72,6 +81,7 @@ class Avatar:
     skin: NDArray[np.float64]
     provenance: Provenance
     evaluation: Mapping[str, Any] = field(default_factory=dict)
+    speech: SpeechPart | None = None
 
     @property
     def config(self) -> AvatarConfig:
@@ -107,7 +117,12 @@ class Avatar:
             "provenance": asdict(self.provenance),
             "evaluation": dict(self.evaluation),
         }
-        write_content(path, Content(VERSION, COMPACT, header, tensors))
+        version = VERSION
+        if self.speech is not None:
+            version = VERSION_WITH_SPEECH
+            header["speech"] = dict(self.speech.settings)
+            tensors |= {f"speech.{name}": tensor for name, tensor in self.speech.arrays.items()}
+        write_content(path, Content(version, COMPACT, header, tensors))
 
     @classmethod
     def load(cls, path: Path) -> Avatar:
@@ -211,4 +226,5 @@ def _assemble(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> Avata
         tensors["skin"].numpy(),
         Provenance(**header["provenance"]),
         header["evaluation"],
+        SpeechPart(header["speech"], part("speech.")) if "speech" in header else None,
     )

@@ -1,7 +1,7 @@
 """The file of an avatar, of whatever kind: named arrays and a JSON header with a checksum (docs/avatar-format.md).
 
-No pickle, nothing in it runs. The version is that of the layout: up to 4 of a compact avatar, from 5 on the header says
-which kind of avatar it is.
+No pickle, nothing in it runs. The version is that of the layout: up to 4, and 7, of a compact avatar; from 5
+on the header says which kind of avatar it is.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from omokage.errors import BundleError
 from omokage.files import is_given_file, parse_json, refuse_device, saving
 
 FORMAT = "omokage.avatar"
-NEWEST_VERSION = 6
+NEWEST_VERSION = 7
 FIRST_WITH_KINDS = 5
 COMPACT, STYLEAVATAR = "compact", "styleavatar"
 MOST_BYTES = 8_000_000_000  # more than any network here; a file of zeros can be as long as it likes

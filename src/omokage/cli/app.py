@@ -33,15 +33,16 @@ from omokage.cli.options import (
     size_option,
 )
 from omokage.cli.progress import ProgressBar
-from omokage.cli.speak import speak, voices
+from omokage.cli.speak import learn_speech, speak, voices
 from omokage.cli.train_portrait import train_portrait
+from omokage.cli.verify import verify
 from omokage.cli.weights import weights
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 TERMINATED = 143
 STOPPED = "stopped, and nothing half-written was left; run the same command to start again"
 STOPPED_CREATE = "stopped, and nothing half-written was left; the same command goes on from what was done"
-RESUMABLE = ("animate", "animate-queue", "create", "demo", "train-portrait", "weights")
+RESUMABLE = ("animate", "animate-queue", "create", "demo", "learn-speech", "train-portrait", "weights")
 
 
 @click.group(
@@ -265,8 +266,10 @@ app.add_command(consent)
 app.add_command(create)
 app.add_command(identity_group)
 app.add_command(imports)
+app.add_command(learn_speech)
 app.add_command(speak)
 app.add_command(train_portrait)
+app.add_command(verify)
 app.add_command(voices)
 app.add_command(weights)
 

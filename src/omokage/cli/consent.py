@@ -68,7 +68,7 @@ def new(
 ) -> None:
     """Record that the person in MEDIA (recordings, portraits) agrees; asks what is not given."""
     from omokage.trust.consent import write_consent
-    from omokage.trust.register import keep
+    from omokage.trust.consents import keep
 
     record = _asked(
         media,
@@ -93,9 +93,9 @@ def new(
 @json_option
 def list_consents(as_json: bool) -> None:
     """All records, a line each, the latest first."""
-    from omokage.trust.register import consents, damaged, revoked
+    from omokage.trust.consents import all_records, damaged, revoked
 
-    found, withdrawn = consents(), revoked(datetime.now(UTC))
+    found, withdrawn = all_records(), revoked(datetime.now(UTC))
     if as_json:
         click.echo(
             json.dumps([one.to_json() | {"id": one.id, "withdrawn": withdrawn.get(one.id)} for one in found])
@@ -116,7 +116,7 @@ def list_consents(as_json: bool) -> None:
 @json_option
 def show(record: str, as_json: bool) -> None:
     """What was agreed: RECORD is a file, or the first digits of a number that `list` shows."""
-    from omokage.trust.register import revoked
+    from omokage.trust.consents import revoked
 
     one = _found(record)
     day = revoked(datetime.now(UTC)).get(one.id)
@@ -136,7 +136,7 @@ def verify(record: str, media: Path, purpose: str | None, channel: str, language
     """Whether RECORD allows MEDIA to be used now, and if not, every reason. The exit status is 5 when not."""
     from omokage.files import file_digest
     from omokage.trust.consent import Use, decide
-    from omokage.trust.register import revoked, trusted_keys
+    from omokage.trust.consents import revoked, trusted_keys
 
     if not media.is_file():
         raise InputError(f"{media} is not there")
@@ -151,7 +151,7 @@ def verify(record: str, media: Path, purpose: str | None, channel: str, language
 @click.option("--reason", default="", help="Kept with the withdrawal.")
 def revoke(record: str, reason: str) -> None:
     """Withdraw a consent, and all that rest on the same words; from then on nothing new is made."""
-    from omokage.trust.register import revoke as revoke_consent
+    from omokage.trust.consents import revoke as revoke_consent
 
     for number in revoke_consent(_found(record), reason):
         click.echo(f"withdrawn: {number}")
@@ -161,7 +161,7 @@ def revoke(record: str, reason: str) -> None:
 @click.option("-o", "--output", type=FilePath, required=True, help="The list, as .json.")
 def export(output: Path) -> None:
     """Write a signed list of all withdrawals, for machines without a network."""
-    from omokage.trust.register import export_revocations
+    from omokage.trust.consents import export_revocations
 
     click.echo(f"{export_revocations(output)} withdrawals in {output}")
 
@@ -171,7 +171,7 @@ def export(output: Path) -> None:
 @click.option("--trust", metavar="KEY", help="The signer's key as its owner told you, once for each signer.")
 def import_record(path: Path, trust: str | None) -> None:
     """Take a record, or a list of withdrawals, from another machine."""
-    from omokage.trust.register import import_file
+    from omokage.trust.consents import import_file
 
     click.echo(f"taken: {import_file(path, trust=trust)}")
 
@@ -187,7 +187,7 @@ def key() -> None:
 def ask_unless_recorded(medium: Path) -> None:
     """At a terminal, ask the three questions for a file that nobody's consent is recorded for."""
     from omokage.files import file_digest
-    from omokage.trust.register import keep, recorded_for
+    from omokage.trust.consents import keep, recorded_for
 
     if not _is_asking() or not medium.is_file():
         return
@@ -220,7 +220,7 @@ def _asked(
 
 def _found(record: str) -> Consent:
     from omokage.trust.consent import read_consent
-    from omokage.trust.register import find
+    from omokage.trust.consents import find
 
     path = Path(record)
     return read_consent(path) if path.suffix or path.exists() else find(record)

@@ -51,6 +51,12 @@ from omokage.cli.progress import ProgressBar
 @click.option(
     "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
 )
+@click.option(
+    "--speech/--no-speech",
+    default=True,
+    show_default=True,
+    help="Also learn how the person speaks, from the recording's sound.",
+)
 @label_option
 @click.option("--batch", type=click.IntRange(min=1), help="Of the paper's networks: samples of a step (4).")
 @click.option(
@@ -77,6 +83,7 @@ def create(
     force: bool,
     evaluate: bool,
     resume: bool,
+    speech: bool,
     label: str | None,
     quiet: bool,
     **paper: Any,
@@ -111,7 +118,7 @@ def create(
     from omokage.pipelines.create import CreateConfig, create_avatar
 
     ask_unless_recorded(video)
-    config = CreateConfig(minutes=minutes, size=size, seed=seed, **shared)  # type: ignore[arg-type]
+    config = CreateConfig(minutes=minutes, size=size, seed=seed, speech=speech, **shared)  # type: ignore[arg-type]
     with ProgressBar(is_quiet=quiet) as on_progress:
         create_avatar(video, output=output, config=config, on_progress=on_progress)
     click.echo(f"avatar: {output}")

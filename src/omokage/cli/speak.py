@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from omokage.cli.consent import ask_unless_recorded
 from omokage.cli.options import FilePath, drawing_options, output_option, quiet_option, refuse_same_file
 from omokage.cli.progress import ProgressBar
 from omokage.cli.speak_live import STREAM, speak_live
@@ -26,6 +27,13 @@ from omokage.files import read_given_text
 )
 @click.option("--text", help="What is said, read aloud by --voice; @FILE takes it from a text file.")
 @click.option("--voice", default="en-us", show_default=True, help="Who reads; see `omokage voices`.")
+@click.option(
+    "--driver",
+    type=click.Choice(["auto", "general", "personal"]),
+    default="auto",
+    show_default=True,
+    help="Whose way of moving the mouth: everybody's, this person's, or the better one.",
+)
 @click.option(
     "--mood", type=click.Choice(["neutral", "friendly", "serious"]), default="neutral", show_default=True
 )
@@ -99,9 +107,11 @@ def speak(
 ) -> None:
     """Let AVATAR say a recording or a text.
 
-    The mouth follows the voice, in any language; head, eyes and breath live with it. No weights are needed.
+    The mouth follows the voice, in any language; head, eyes and breath live with it. No weights are needed. Where the
+    recording had sound, the mouth moves as this person's does.
 
-    With --live the voice comes as it is said, from stdin or a file, and leaves 0.3 seconds later with the picture:
+    With --live the voice comes as it is said, from stdin or a file, and leaves 0.3 seconds later with the picture; the
+    mouth then moves in the general way:
 
       espeak-ng --stdout "Hello." | omokage speak me.avatar --audio - --live -o - | ffplay -
     """
@@ -142,6 +152,32 @@ def speak(
         click.echo(f"note: {sentence}", err=True)
     click.echo(f"video: {output}")
     return None
+
+
+@click.command("learn-speech")
+@click.argument("avatar", type=FilePath)
+@click.argument("recording", type=FilePath)
+@click.option(
+    "--resume/--no-resume", default=True, show_default=True, help="Go on where a stopped run ended."
+)
+@quiet_option
+def learn_speech(avatar: Path, recording: Path, resume: bool, quiet: bool) -> None:
+    """Teach AVATAR how its person speaks.
+
+    RECORDING shows the person speaking, with sound; half a minute is enough. `create` does this by itself with the
+    recording of the avatar. What was learned is put into AVATAR, which stays as it is otherwise.
+    """
+    refuse_same_file(avatar, recording)
+    ask_unless_recorded(recording)
+    from omokage.pipelines.learn_speech import LearnSpeechConfig
+    from omokage.pipelines.learn_speech import learn_speech as learn_speech_pipeline
+
+    config = LearnSpeechConfig(resume=resume)
+    with ProgressBar(is_quiet=quiet) as on_progress:
+        learned = learn_speech_pipeline(avatar, recording, config=config, on_progress=on_progress)
+    for sentence in learned.sentences:
+        click.echo(sentence)
+    click.echo(f"avatar: {avatar}")
 
 
 @click.command()

@@ -37,7 +37,7 @@ from omokage.talking.prepare import prepare_likeness, prepare_prompt, prepare_sp
 from omokage.talking.rollout import Scene, StepCallback, assist, rollout
 from omokage.threads import one_blas_thread
 from omokage.trust.consent import Use
-from omokage.trust.register import permit
+from omokage.trust.consents import permit
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,

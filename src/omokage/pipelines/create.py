@@ -14,17 +14,19 @@ from omokage.avatar.run import TrainingConfig
 from omokage.avatar.train import TrainingResult, train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InputError, OutputError
+from omokage.errors import InputError, MediaError, MissingDependencyError, OutputError
 from omokage.files import file_digest
 from omokage.media.decode import probe
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
+from omokage.pipelines.learn_speech import learned_speech
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording
 from omokage.pipelines.work import SUFFIX, Work
 from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
+from omokage.tracking.face_track import FaceTrack
 from omokage.trust.consent import Use
-from omokage.trust.register import permit
+from omokage.trust.consents import permit
 from omokage.trust.release import check_label, check_writable
 
 
@@ -36,7 +38,8 @@ class CreateConfig(Config):
     or 512.  force: train on a recording that the check refuses.
     evaluate: measure the held-out tail at the end.  resume: go on from a stopped run.  label: visible text on every
     picture made of this person.  photo_only: the clip was rehearsed from one picture.
-    steps: exact number of training steps instead of minutes (for repeatable runs).
+    steps: exact number of training steps instead of minutes (for repeatable runs).  speech: also learn how the person
+    speaks, where the recording has sound.
     """
 
     minutes: float = 10.0
@@ -49,6 +52,7 @@ class CreateConfig(Config):
     label: str | None = None
     photo_only: bool = False
     steps: int | None = None
+    speech: bool = True
 
     def __post_init__(self) -> None:
         amounts = (self.minutes, self.passes, 1 if self.steps is None else self.steps)
@@ -67,7 +71,7 @@ def create_avatar(
     config: CreateConfig | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Avatar:
-    """Check, track, compose explicitly, train, evaluate, save.
+    """Check, track, compose explicitly, train, learn to speak, evaluate, save.
 
     A stopped run leaves `<output>.work` beside the output and goes on from there. With `evaluate`, the report is put
     into `<output stem>-report`. Raises ConsentError when nobody agreed to it, CaptureRefusedError for a hopeless
@@ -88,7 +92,12 @@ def create_avatar(
     digest = file_digest(video)
     permit(Use(digest, act="create"), name=str(video))
     prediction = predict_create(
-        info.duration_s, float(info.frame_rate), config.size, config.minutes, config.passes
+        info.duration_s,
+        float(info.frame_rate),
+        config.size,
+        config.minutes,
+        config.passes,
+        config.speech and info.has_audio,
     )
     on_progress(Progress("plan", 1, 1, prediction.to_text()))
     if not config.force:
@@ -128,6 +137,11 @@ def create_avatar(
         )
         avatar.save(output)
 
+        # How do they speak?
+        if config.speech:
+            avatar = _with_speech(avatar, video, work, on_progress)
+            avatar.save(output)
+
         # How good is it, on frames it has never seen?
         if config.evaluate:
             evaluation = evaluate_recording(
@@ -136,6 +150,19 @@ def create_avatar(
             avatar = avatar.with_evaluation(summary_of(evaluation))
             avatar.save(output)
     return avatar
+
+
+def _with_speech(avatar: Avatar, video: Path, work: Work, on_progress: ProgressCallback) -> Avatar:
+    """The avatar with what the recording tells of the person's speech; a sound of no use is told, and no error."""
+    try:
+        learned = learned_speech(
+            video, FaceTrack.load(work.track), folder=work.folder, on_progress=on_progress
+        )
+    except (MediaError, MissingDependencyError) as error:
+        on_progress(Progress("speech", 1, 1, f"{error}; the avatar speaks in the general way"))
+        return avatar
+    on_progress(Progress("speech", 1, 1, "; ".join(learned.sentences)))
+    return replace(avatar, speech=learned.part)
 
 
 def _provenance(
@@ -157,6 +184,6 @@ def _provenance(
 def _key(digest: str, config: CreateConfig) -> dict[str, Any]:
     """Of everything that the numbers depend on; the rest may differ between the two runs."""
     settings = replace(
-        config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False
+        config, resume=True, force=True, evaluate=True, minutes=1.0, label=None, photo_only=False, speech=True
     )
     return {"recording": digest, "settings": settings.to_json()}

@@ -23,9 +23,9 @@ from omokage.pipelines.rehearse import rehearse
 from omokage.pipelines.speak import SpeakConfig, speak
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.trust.consent import Consent, Terms, new_consent
+from omokage.trust.consents import keep
 from omokage.trust.keys import signing_key
 from omokage.trust.label import read_label
-from omokage.trust.register import keep
 from omokage.trust.release import ReleaseConfig, release_clip, release_image
 
 LABEL = read_label("sample").text

@@ -41,7 +41,7 @@ from omokage.tracking.fitting import FaceFitter
 from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.morphable import MorphableModel
 from omokage.trust.consent import Use
-from omokage.trust.register import permit
+from omokage.trust.consents import permit
 from omokage.trust.release import ReleaseConfig, release_clip, release_text
 
 

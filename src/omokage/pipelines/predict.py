@@ -38,6 +38,8 @@ DECODING_S = 0.003
 SETTLED = 0.75
 # Not measured, since it hardly depends on anything: identity, skin, reports, files.
 FIXED_S = 20.0
+# Nor what learning speech takes: a fixed number of steps, and reading the voice (benchmarks/results/speaking.json).
+SPEECH_S, SPEECH_SHARE = 30.0, 0.5
 # Memory while a clip is tracked: the program without training, GB, and the track, bytes a frame.
 TRACKING_GB = 0.9
 BYTES_PER_TRACKED_FRAME = 8_000
@@ -87,10 +89,15 @@ class UnitCosts:
 
 
 def predict_create(
-    clip_seconds: float, frame_rate: float, size: int, minutes: float, passes: float = TrainingConfig.passes
+    clip_seconds: float,
+    frame_rate: float,
+    size: int,
+    minutes: float,
+    passes: float = TrainingConfig.passes,
+    has_speech: bool = False,
 ) -> Prediction:
     """Time and memory of `create` for a clip of this length, evaluation included, with at most `minutes` of training
-    and so many `passes` over its frames.
+    and so many `passes` over its frames.  has_speech: how the person speaks is learned too.
 
     Measures this machine for a few seconds (once for each size). Raises InputError for an unknown size.
     """
@@ -109,6 +116,7 @@ def predict_create(
         "evaluating": (train + held_out) * cost.find
         + held_out * (2 * (cost.picture + cost.find) + cost.warp + METHODS * cost.score)
         + REHEARSALS * len(WARP_RULES) * cost.warp,
+        "speech": SPEECH_S + SPEECH_SHARE * clip_seconds if has_speech else 0.0,
         "other": FIXED_S,
     }
     pixels = size * size

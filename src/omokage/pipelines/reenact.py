@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ImageColor
 
-from omokage.avatar.bundle import Avatar, Provenance
+from omokage.avatar.bundle import Avatar, Provenance, SpeechPart
 from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.container import is_trained_here
 from omokage.avatar.paper.bundle import PaperAvatar
@@ -34,7 +34,7 @@ from omokage.threads import one_ahead, one_blas_thread
 from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.consent import Use
-from omokage.trust.register import permit
+from omokage.trust.consents import Permit, permit
 from omokage.trust.release import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
@@ -155,7 +155,7 @@ def perform(
         output,
         frame_rate=driving.frame_rate,
         audio=driving.audio,
-        config=ReleaseConfig(label=performer.label),
+        config=performer.release(),
         frame_count=len(moved.motion),
         on_progress=on_progress,
     )
@@ -187,7 +187,8 @@ def motion_states(motion: Motion, details: Iterable[NDArray[np.float64]]) -> Ite
 @dataclass(frozen=True)
 class Performer:
     """Who is driven, in whichever networks. render: draws a state.  stages: the same in steps for different cores.
-    corrected: the state to draw for one that is told.  track, rest: of their recording."""
+    corrected: the state to draw for one that is told.  track, rest: of their recording.  recording: its SHA-256.
+    permit: why they may be shown.  speech: how they speak, where that was learned."""
 
     size: int
     label: str | None
@@ -196,6 +197,18 @@ class Performer:
     render: Callable[[AvatarState], Portrait]
     stages: tuple[Callable[[Any], Any], ...]
     corrected: Callable[[AvatarState], AvatarState]
+    recording: str = ""
+    permit: Permit | None = None
+    speech: SpeechPart | None = None
+
+    def release(self) -> ReleaseConfig:
+        """What leaves of them says this."""
+        return ReleaseConfig(
+            label=self.label,
+            avatar=self.recording,
+            consent=self.permit.consent.id if self.permit else "",
+            purpose=self.permit.purpose if self.permit else "",
+        )
 
 
 def performer_of(
@@ -212,7 +225,7 @@ def performer_of(
         avatar = PaperAvatar.load(path) if is_trained_here(path) else Avatar.load(path)
     if isinstance(avatar, PaperAvatar):
         return _paper_performer(avatar, config)
-    _permit(avatar.provenance, config)
+    permitted = _permit(avatar.provenance, config)
     label = config.label or avatar.provenance.label
     check_label(label, avatar.size, avatar.size)
     background = _background(config.background, avatar.size)
@@ -220,13 +233,24 @@ def performer_of(
     renderer = Renderer(avatar, runtime=config.runtime, background=background, threads=threads)
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
     corrected = _as_told if is_live else ReadBack(renderer).corrected
+    made_from = avatar.provenance.recording_sha256
+    stages = renderer.stages
     return Performer(
-        avatar.size, label, avatar.track, rest_of(avatar), renderer.render, renderer.stages, corrected
+        avatar.size,
+        label,
+        avatar.track,
+        rest_of(avatar),
+        renderer.render,
+        stages,
+        corrected,
+        made_from,
+        permitted,
+        avatar.speech,
     )
 
 
-def _permit(made: Provenance, config: ReenactConfig) -> None:
-    permit(Use(made.recording_sha256, config.purpose), name=made.recording_name)
+def _permit(made: Provenance, config: ReenactConfig) -> Permit:
+    return permit(Use(made.recording_sha256, config.purpose), name=made.recording_name)
 
 
 def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
@@ -240,14 +264,16 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
         raise InputError(
             f"an avatar at the paper's scale is drawn by PyTorch and not by '{config.runtime}'; use --runtime torch"
         )
-    if isinstance(avatar.origin, Provenance):
-        _permit(avatar.origin, config)
-    label = config.label or (avatar.origin.label if isinstance(avatar.origin, Provenance) else None)
+    made = avatar.origin if isinstance(avatar.origin, Provenance) else None
+    permitted = _permit(made, config) if made else None
+    label = config.label or (made.label if made else None)
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)
     # A picture takes too long to be drawn twice: the state is drawn as it is told.
-    render = PaperRenderer(avatar).render
-    return Performer(avatar.size, label, person.track, rest, render, (render,), _as_told)
+    render, recording = PaperRenderer(avatar).render, made.recording_sha256 if made else ""
+    return Performer(
+        avatar.size, label, person.track, rest, render, (render,), _as_told, recording, permitted
+    )
 
 
 def _as_told(state: AvatarState) -> AvatarState:

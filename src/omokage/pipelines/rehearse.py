@@ -16,7 +16,7 @@ from omokage.render.performance import performance
 from omokage.render.rehearsal import Puppet
 from omokage.threads import one_blas_thread
 from omokage.trust.consent import Use
-from omokage.trust.register import derive, permit
+from omokage.trust.consents import derive, permit
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,

@@ -47,7 +47,7 @@ from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
 from omokage.threads import one_blas_thread
 from omokage.trust.consent import Use
-from omokage.trust.register import derive, permit
+from omokage.trust.consents import derive, permit
 from omokage.trust.release import ReleaseConfig, release_image
 from omokage.workers import Workers
 

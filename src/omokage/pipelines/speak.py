@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from omokage.avatar.bundle import Avatar
+from omokage.avatar.bundle import Avatar, SpeechPart
 from omokage.avatar.paper.bundle import PaperAvatar
-from omokage.config import Config, ProgressCallback, ignore_progress
+from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError
 from omokage.files import saving
 from omokage.media.clip import Audio
@@ -19,7 +21,7 @@ from omokage.metrics.talking import INNER_LIPS
 from omokage.pipelines.reenact import Driver, ReenactConfig, Reenactment, check_output, perform, performer_of
 from omokage.pipelines.speech_track import read_speech, resampled
 from omokage.render.retarget import MOUTH, Rest, tracked
-from omokage.speaking.cues import read_cues
+from omokage.speaking.cues import Cue, course, read_cues
 from omokage.speaking.driver import (
     MOODS,
     Articulation,
@@ -31,6 +33,8 @@ from omokage.speaking.driver import (
     motion,
 )
 from omokage.speaking.liveliness import Life
+from omokage.speaking.personal import PersonalDriver, offsets
+from omokage.speaking.sound_frames import FRAME_RATE
 from omokage.speaking.voices import HOW_TO_INSTALL, installed_voices, misread, speak_text
 from omokage.talking.conditions.speech import SAMPLE_RATE
 from omokage.threads import one_blas_thread
@@ -50,9 +54,11 @@ DEFAULT_VOICE = "en-us"
 class SpeakConfig(Config):
     """How it is said: `Style` and `Life`, then how it is drawn, as `ReenactConfig` has it.
 
-    gaze: 'free' glances away at times, 'camera' never.  frame_rate: of the video.
+    gaze: 'free' glances away at times, 'camera' never.  frame_rate: of the video.  driver: 'general' moves every
+    avatar's mouth the same way, 'personal' as its person does, as far as that was learned; 'auto' takes the better one.
     """
 
+    driver: Literal["auto", "general", "personal"] = "auto"
     mood: Mood = "neutral"
     energy: float = 1.0
     head: float = 1.0
@@ -68,6 +74,8 @@ class SpeakConfig(Config):
     def __post_init__(self) -> None:
         if not 10 <= self.frame_rate <= 60:
             raise InputError(f"frame_rate must lie between 10 and 60 frames a second, got {self.frame_rate}")
+        if self.driver not in ("auto", "general", "personal"):
+            raise InputError(f"driver must be 'auto', 'general' or 'personal', got '{self.driver}'")
         if self.gaze not in ("free", "camera"):
             raise InputError(f"gaze must be 'free' or 'camera', got '{self.gaze}'")
         self.style()
@@ -139,6 +147,11 @@ def speak(
     track = within_reach(track, performer.rest)
     if edited is not None:
         track = fitted(edited, track)
+    else:
+        personal = personal_driver(performer.speech, config.driver)
+        on_progress(Progress("driver", 1, 1, _named(personal, performer.speech, config.driver)))
+        if personal is not None:
+            track = in_own_way(track, personal, speech.articulation, config, listed)
     if curves_output is not None:
         with saving(curves_output) as part:
             part.write_text(write_arkit_csv(track, frame_rate=config.frame_rate), encoding="utf-8")
@@ -153,6 +166,46 @@ def speak(
     )
     # Our own motion was made to fit the person; only curves of the user's may ask for too much.
     return made if edited is not None else replace(made, warnings=speech.notes)
+
+
+def personal_driver(part: SpeechPart | None, wish: str) -> PersonalDriver | None:
+    """The personal driver of an avatar, None for the general one. wish: as `SpeakConfig.driver`.
+
+    Raises InputError when it is wished and was never learned, BundleError when it is damaged.
+    """
+    if wish == "personal" and part is None:
+        raise InputError(
+            "this avatar has not learned how its person speaks; run 'omokage learn-speech' with a recording of them, "
+            "or leave --driver out"
+        )
+    if part is None or wish == "general" or (wish == "auto" and not part.settings["report"]["is_better"]):
+        return None
+    return PersonalDriver.of(part.settings["driver"], part.arrays)
+
+
+def in_own_way(
+    track: FaceTrack,
+    personal: PersonalDriver,
+    articulation: Articulation,
+    config: SpeakConfig,
+    cues: Sequence[Cue] = (),
+) -> FaceTrack:
+    """A motion of the general driver, of this sound, with what the person does otherwise."""
+    added = offsets(personal, articulation, config.seed)
+    times = np.arange(len(added)) / FRAME_RATE
+    start = Cue(0.0, mood=config.mood, energy=config.energy, head=config.head, look=(0.0, 0.0))
+    energy = course(cues, start, track.time_s, MOODS).energy[:, None]
+    between = np.stack([np.interp(track.time_s, times, column, right=0.0) for column in added.T], axis=1)
+    expression = np.clip(track.expression + energy * between, 0, 1)
+    return replace(track, expression=expression.astype(np.float32))
+
+
+def _named(personal: PersonalDriver | None, part: SpeechPart | None, wish: str) -> str:
+    if personal is not None and part is not None:
+        return f"personal, learned from {part.settings['report']['recording']}"
+    if part is None or wish == "general":
+        return "general"
+    return "general, which is better here than what was learned of this person"
 
 
 def voices_report() -> str:
@@ -197,13 +250,18 @@ def speaking_rest(rest: Rest, track: FaceTrack) -> Rest:
 
 def within_reach(track: FaceTrack, rest: Rest) -> FaceTrack:
     """A motion that goes as far as this person's face went, rather than as far as a viseme says."""
+    return replace(track, expression=(track.expression * reach_scale(rest)).astype(np.float32))
+
+
+def reach_scale(rest: Rest) -> NDArray[np.float64]:
+    """Factors (52,) on the general driver's expressions with which it goes as far as this person went."""
     full = fullest()
     scale = np.ones(len(BLENDSHAPES))
     for i in np.flatnonzero(full >= LEAST_FULL):
         # Divided by what `relative_expression` multiplies with, so that full is where the person's face was fullest.
         scale[i] = np.clip((rest.reach[i] - rest.expression[i]) / full[i], *REACH_LIMITS)
         scale[i] /= max(1 - rest.expression[i], 0.05)
-    return replace(track, expression=(track.expression * scale).astype(np.float32))
+    return scale
 
 
 def speaker_rest() -> Rest:

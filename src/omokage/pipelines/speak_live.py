@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from omokage.avatar.bundle import Avatar
 from omokage.avatar.paper.bundle import PaperAvatar
 from omokage.config import ProgressCallback, ignore_progress
-from omokage.errors import MediaError, OutputError
+from omokage.errors import InputError, MediaError, OutputError
 from omokage.media.audio import stream_audio
 from omokage.media.clip import SoundFormat, SoundingFrame
 from omokage.media.pcm import PcmStream, read_pcm
@@ -26,7 +26,7 @@ from omokage.speaking.cues import read_cues
 from omokage.speaking.driver import MOODS
 from omokage.speaking.live import LiveConfig
 from omokage.talking.conditions.speech import SAMPLE_RATE
-from omokage.trust.release import ReleaseConfig, Released, release_live
+from omokage.trust.release import Released, release_live
 
 MOST_CHANNELS = 2  # of the video's sound; of more, the first two are kept
 MICROPHONE_ROOM_S = 0.25
@@ -64,6 +64,8 @@ def speak_live(
     Raises InputError and its kinds, OutputError, and what the taker of the bytes raises.
     """
     config = config or SpeakConfig()
+    if config.driver == "personal":
+        raise InputError("a live voice is followed in the general way only; leave --driver out, or --live")
     _check(output, config, [path for path in (source, cues) if isinstance(path, Path)])
     listed = read_cues(cues, MOODS) if cues is not None else ()
     voice = _Voice(source, raw or SoundFormat(SAMPLE_RATE, 1), is_microphone=is_microphone)
@@ -88,7 +90,7 @@ def speak_live(
             output,
             frame_rate=Fraction(config.frame_rate),
             sound=replace(sound, channels=min(sound.channels, MOST_CHANNELS)),
-            config=ReleaseConfig(label=performer.label),
+            config=performer.release(),
             on_progress=on_progress,
         )
     statistics = speaker.statistics()

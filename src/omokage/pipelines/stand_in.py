@@ -24,8 +24,8 @@ from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.trust.consent import Medium, Terms, new_consent
+from omokage.trust.consents import keep
 from omokage.trust.keys import signing_key
-from omokage.trust.register import keep
 
 CLIP_SIDE_PX = 512
 

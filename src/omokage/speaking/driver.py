@@ -8,7 +8,7 @@ are made of; they take a live voice in pieces, with the same result.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from typing import Literal
 
@@ -19,7 +19,7 @@ from omokage.config import Config
 from omokage.errors import InputError
 from omokage.geometry.camera import head_rotation
 from omokage.speaking.cues import CHANGE_S, Course, Cue, course
-from omokage.speaking.hearing import HOPS_PER_S, SPEECH_SAMPLES, Heard
+from omokage.speaking.hearing import BANDS, HOPS_PER_S, SPEECH_SAMPLES, Heard
 from omokage.speaking.liveliness import Life, Liveliness, Moment
 from omokage.speaking.phonemes import Phoneme, viseme_weights
 from omokage.speaking.reader import VoiceReader
@@ -68,10 +68,17 @@ class Style(Config):
 
 @dataclass(frozen=True)
 class Articulation:
-    """visemes: (N, 10) weights for every hop of 10 ms.  level: (N,) loudness in [0, 1], 0 outside speech."""
+    """visemes: (N, 10) weights for every hop of 10 ms.  level: (N,) loudness in [0, 1], 0 outside speech.
+    bands (N, `hearing.BANDS`), voicing (N,): of the sound itself, as in `Heard`."""
 
     visemes: Float
     level: Float
+    bands: Float
+    voicing: Float
+
+    def cut(self, start: int, stop: int) -> Articulation:
+        """The hops from `start` to before `stop`."""
+        return Articulation(*(getattr(self, f.name)[start:stop] for f in fields(self)))
 
 
 class VoiceDriver:
@@ -88,7 +95,8 @@ class VoiceDriver:
         self._reader = VoiceReader()
         # A smooth hop looks as far ahead as back; before the voice there was rest.
         self._weights = _resting(SMOOTHING_REACH)
-        self._loudness = np.zeros(0)
+        # What is not smoothed waits for what is: loudness, bands, voicing.
+        self._loudness, self._bands, self._voicing = np.zeros(0), np.zeros((0, BANDS)), np.zeros(0)
 
     def step(self, samples: Float32, *, is_end: bool = False) -> Articulation:
         """The next hops, of samples (S,) mono at 16 kHz and those before. is_end: silence follows, all comes out."""
@@ -96,6 +104,8 @@ class VoiceDriver:
         ahead = _resting(SMOOTHING_REACH if is_end else 0)
         self._weights = np.concatenate([self._weights, weights.astype(np.float64), ahead])
         self._loudness = np.concatenate([self._loudness, loudness(heard)])
+        self._bands = np.concatenate([self._bands, heard.bands])
+        self._voicing = np.concatenate([self._voicing, heard.voicing])
         count = max(0, len(self._weights) - 2 * SMOOTHING_REACH)
         around = np.lib.stride_tricks.sliding_window_view(
             np.concatenate([self._weights, _resting(max(0, 2 * SMOOTHING_REACH + 1 - len(self._weights)))]),
@@ -104,8 +114,10 @@ class VoiceDriver:
         )
         smooth = around[:count] @ _smoothing()
         level = self._loudness[:count] * (1 - smooth[:, REST])
+        out = Articulation(smooth, level, self._bands[:count], self._voicing[:count])
         self._weights, self._loudness = self._weights[count:], self._loudness[count:]
-        return Articulation(smooth, level)
+        self._bands, self._voicing = self._bands[count:], self._voicing[count:]
+        return out
 
 
 def driven_by_voice(voice: Float32) -> Articulation:
@@ -122,14 +134,14 @@ def driven_by_text(phonemes: Sequence[Phoneme], voice: Float32) -> Articulation:
     """The same from phonemes that are known; `voice` (S,) is their sound."""
     heard = driven_by_voice(voice)
     middles = (np.arange(len(heard.level)) + 0.5) / HOPS_PER_S
-    return Articulation(viseme_weights(phonemes, middles), heard.level)
+    return replace(heard, visemes=viseme_weights(phonemes, middles))
 
 
 def joined(pieces: Sequence[Articulation]) -> Articulation:
     """Pieces, one after the other."""
+    nothing = Articulation(_resting(0), np.zeros(0), np.zeros((0, BANDS)), np.zeros(0))
     return Articulation(
-        np.concatenate([_resting(0), *(piece.visemes for piece in pieces)]),
-        np.concatenate([np.zeros(0), *(piece.level for piece in pieces)]),
+        *(np.concatenate([getattr(piece, f.name) for piece in (nothing, *pieces)]) for f in fields(nothing))
     )
 
 
@@ -223,7 +235,7 @@ class MotionStream:
         """Drop the hops before the one that precedes the next frame."""
         before = int(np.floor((self._next / self._rate - self._since_s) * HOPS_PER_S - 0.5)) - 1 - self._first
         count = min(max(0, before), max(0, len(self._hops.level) - 1))
-        self._hops = Articulation(self._hops.visemes[count:], self._hops.level[count:])
+        self._hops = self._hops.cut(count, len(self._hops.level))
         self._first += count
 
 
@@ -268,7 +280,7 @@ def _resting(count: int) -> Float:
 
 
 def _silence(count: int) -> Articulation:
-    return Articulation(_resting(count), np.zeros(count))
+    return Articulation(_resting(count), np.zeros(count), np.full((count, BANDS), -1.0), np.zeros(count))
 
 
 @cache

@@ -90,6 +90,9 @@ class Origin:
     problems: tuple[str, ...] = ()
 
 
+NO_ORIGIN: Final = Origin("none")
+
+
 def sign_origin(path: Path, claim: OriginClaim, identity: Identity, *, suffix: str | None = None) -> bool:
     """Put a signed manifest into a finished file, in place; False for a kind of file that has no room for one.
 
@@ -130,7 +133,7 @@ def read_origin(path: Path) -> Origin:
     with path.open("rb") as file:
         media_type = _kind(file)
         if media_type is None:
-            return Origin("none")
+            return NO_ORIGIN
         hidden = tuple(_unknown_boxes(file)) if media_type == "video/mp4" else ()
         file.seek(0)
         try:

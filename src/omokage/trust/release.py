@@ -1,7 +1,8 @@
 """The one door out: every clip, picture and report leaves through here.
 
-A release draws the visible label, encodes, writes atomically, and says in the file's metadata whether it is generated.
-The file appears once the audit log holds its row; when that cannot be written, nothing appears.
+A release draws the visible label, adds the invisible mark, encodes, says in the file's metadata whether it is
+generated, signs its origin, writes a row of the audit log, enters what was generated into the register of renders, and
+only then lets the file take its name.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InternalError, OutputError
-from omokage.files import output_error
+from omokage.files import file_digest, output_error
 from omokage.media.clip import Audio, SoundFormat, SoundingFrame
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
@@ -34,7 +35,14 @@ from omokage.media.encode import (
     write_image,
 )
 from omokage.trust.audit import check_audit, record_live, record_release
+from omokage.trust.audit_row import Value
+from omokage.trust.identity import identity
 from omokage.trust.label import Corner, check_label, draw_label
+from omokage.trust.mark_key import installation_key
+from omokage.trust.marking import chosen_profile, id_text, mark_for
+from omokage.trust.origin import OriginClaim, sign_origin
+from omokage.trust.registry import Render, now, register
+from omokage.trust.video_mark import Marker, can_be_marked
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -69,7 +77,8 @@ class ReleaseConfig(Config):
 
     `label`: visible text on every picture, such as 'AI-generated', or None for none. `title` and `purpose` go into
     the metadata when given. `origin`: whether the hidden notice says that the picture is AI-generated or recorded;
-    clips are always generated.
+    clips are always generated. `avatar`: SHA-256 of what an avatar was made from, `consent`: number of the record that
+    it rests on, both for the register of renders and the signed origin.
     """
 
     label: str | None = None
@@ -77,17 +86,25 @@ class ReleaseConfig(Config):
     title: str = ""
     purpose: str = ""
     origin: Origin = "generated"
+    avatar: str = ""
+    consent: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Released:
-    """A file that has left: `duration_s` is 0 for pictures and texts, `sha256` is hexadecimal, of the whole file."""
+    """A file that has left.
+
+    `duration_s` is 0 for pictures and texts; `sha256` is hexadecimal, of the whole file. `render_id`: 12 hexadecimal
+    digits, what the invisible mark says; None for texts, for what is not generated, and for pictures that are too small
+    for a mark.
+    """
 
     path: Path
     frame_count: int
     duration_s: float
     sha256: str
     label: str | None
+    render_id: str | None = None
 
 
 def release_clip(
@@ -100,7 +117,7 @@ def release_clip(
     frame_count: int | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Released:
-    """Label, encode and write a clip.
+    """Label, mark, encode, sign and write a clip.
 
     `frames`: uint8 (H, W, 3) RGB, or (H, W, 4) with straight alpha for a `.webm`, all of one size; they are consumed
     one by one. `audio` starts with the first frame and is cut or padded to the clip's length. `frame_count`, when
@@ -116,6 +133,8 @@ def release_clip(
     height, width, channels = first.shape
     check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
     has_sound = audio is not None and audio.samples.size > 0
+    facts = {"frame rate": str(frame_rate), "sound": str(audio.sample_rate if audio else 0)}
+    seal = _Seal.of(_labeled(first, config), path, config, facts, audio)
     with clip_writer(
         path,
         width=width,
@@ -124,13 +143,13 @@ def release_clip(
         sound=SoundFormat(audio.sample_rate, audio.samples.shape[1]) if audio and has_sound else None,
         alpha=channels == 4,
         metadata=_metadata(config),
-        seal=lambda part: _record(part, path, "clip", config, frames=writer.frame_count),
+        on_written=seal.put,
     ) as writer:
         sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
         for image, samples in zip(itertools.chain([first], source), sound, strict=False):
-            writer.write(_labeled(image, config), samples)
+            writer.write(seal.marked(_labeled(image, config)), samples)
             on_progress(Progress("writing", writer.frame_count, frame_count or 0))
-    return _released(path, config.label, writer.frame_count, float(writer.frame_count / frame_rate))
+    return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
 def release_live(
@@ -142,7 +161,7 @@ def release_live(
     config: ReleaseConfig | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Released:
-    """Label, encode and write frames with their sound as they come, without knowing how many there will be.
+    """Label, mark, encode and write frames with their sound as they come, without knowing how many there will be.
 
     `target`: a clip, as `release_clip` writes it, which appears when `frames` end; or what takes the bytes of a stream
     (Matroska: H.264 and samples) that is played meanwhile, and then knows no alpha. Raises as `release_clip` does, and
@@ -153,15 +172,18 @@ def release_live(
     if first is None:
         raise InternalError("no frames came to be written live")
     height, width, channels = first.image.shape
+    path = target if isinstance(target, Path) else Path("-")
+    # Two streams that begin alike are two renders.
+    seal = _Seal.of(_labeled(first.image, config), path, config, {"live": now()})
     shape = {"width": width, "height": height}
     digest = hashlib.sha256()
 
     def take(data: bytes) -> int:
         digest.update(data)
-        return write(data)
+        assert not isinstance(target, Path)
+        return target(data)
 
     if isinstance(target, Path):
-        path = target
         check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
         writing = clip_writer(
             path,
@@ -170,50 +192,50 @@ def release_live(
             sound=sound,
             alpha=channels == 4,
             metadata=_metadata(config),
-            seal=lambda part: _record(part, path, "clip", config, frames=writer.frame_count),
+            on_written=seal.put,
         )
     else:
-        path, write = Path("-"), target
-        record_live({"state": "begun", **_facts(config)}, _personal(config))
+        seal.begin_stream()
         writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=_metadata(config))
-    with writing as writer:
-        for frame in itertools.chain([first], source):
-            writer.write(_labeled(frame.image, config), frame.samples)
-            on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
-    duration_s = float(writer.frame_count / frame_rate)
-    if isinstance(target, Path):
-        return _released(path, config.label, writer.frame_count, duration_s)
-    record_live({"state": "ended", "sha256": digest.hexdigest(), "frames": writer.frame_count})
-    return Released(
-        path=path,
-        frame_count=writer.frame_count,
-        duration_s=duration_s,
-        sha256=digest.hexdigest(),
-        label=config.label,
-    )
+    try:
+        with writing as writer:
+            for frame in itertools.chain([first], source):
+                writer.write(seal.marked(_labeled(frame.image, config)), frame.samples)
+                on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+    finally:
+        if not isinstance(target, Path):
+            seal.end_stream(digest.hexdigest())
+    return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
 def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig | None = None) -> Released:
-    """Label and write a picture, uint8 (H, W, 3), or (H, W, 4) for a `.png`. Raises OutputError."""
+    """Label, mark, sign and write a picture, uint8 (H, W, 3), or (H, W, 4) for a `.png`. Raises OutputError."""
     config = config or ReleaseConfig()
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
-    metadata = _metadata(config) | {"xmp": _xmp(config)}
-    write_image(path, _labeled(image, config), metadata, lambda part: _record(part, path, "picture", config))
-    return _released(path, config.label, 1, 0.0)
+    labeled = _labeled(image, config)
+    seal = _Seal.of(labeled, path, config, {})
+    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config)}, seal.put)
+    return seal.released(1, 0.0)
 
 
 def release_text(text: str, path: Path) -> Released:
     """Write a report (HTML, JSON, CSV, plain text) in UTF-8. Raises OutputError."""
-    write_bytes(path, text.encode(), lambda part: _record(part, path, "report"))
-    return _released(path, None, 0, 0.0)
+    data = text.encode()
+    digest = hashlib.sha256(data).hexdigest()
+    write_bytes(
+        path,
+        data,
+        lambda _: record_release(path, kind="report", sha256=digest, facts={"bytes": len(data)}, personal={}),
+    )
+    return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
 
 
 def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path] = ()) -> None:
     """Tell before long work, not after it, that `path` cannot be written.
 
     Refuses a suffix outside `suffixes`, a missing folder, a folder without permission, a path that is a folder, and
-    one that is among the `inputs` (which would overwrite what the user gave); and an audit log that takes no row.
-    Raises OutputError.
+    one that is among the `inputs` (which would overwrite what the user gave). Where pictures will be marked, it also
+    makes sure of the keys; and of the audit log. Raises OutputError, or InputError about a key.
     """
     if path.suffix.lower() not in suffixes:
         given = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
@@ -228,7 +250,102 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         tempfile.TemporaryFile(dir=path.absolute().parent).close()
     except OSError as error:
         raise output_error(path, error) from error
+    if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
+        installation_key()
+        chosen_profile()
+        identity()
     check_audit()
+
+
+class _Seal:
+    """What makes one release ours: its invisible mark, its signed origin, its row in the register."""
+
+    def __init__(
+        self, path: Path, config: ReleaseConfig, marker: Marker | None, render_id: str | None
+    ) -> None:
+        self._path, self._config, self._marker, self._render_id = path, config, marker, render_id
+        self._sha256 = ""
+
+    @classmethod
+    def of(
+        cls,
+        first: NDArray[np.uint8],
+        path: Path,
+        config: ReleaseConfig,
+        facts: Mapping[str, str],
+        audio: Audio | None = None,
+    ) -> Self:
+        """For a release that begins with the labeled picture `first`."""
+        if config.origin != "generated" or not can_be_marked(first.shape[1], first.shape[0]):
+            return cls(path, config, None, None)
+        said = {name: str(value) for name, value in config.to_json().items()}
+        mark = mark_for(first, {**said, **facts}, audio.samples if audio else None)
+        return cls(path, config, Marker(mark, first), id_text(mark.render_id))
+
+    def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        return self._marker.apply(image) if self._marker else image
+
+    def put(self, written: Path) -> None:
+        """Sign the finished file, which has no name yet, and enter it into the register.
+
+        Raises OutputError, and InputError about a certificate.
+        """
+        config = self._config
+        claim = OriginClaim(
+            title=config.title or self._path.name,
+            source_type=DIGITAL_SOURCE_TYPE[config.origin],
+            purpose=config.purpose,
+            consent=config.consent,
+            sources=(config.avatar,) if config.avatar else (),
+            render_id=self._render_id or "",
+        )
+        sign_origin(written, claim, identity(), suffix=self._path.suffix)
+        digest = file_digest(written)
+        kind = "picture" if self._path.suffix.lower() in IMAGE_SUFFIXES else "clip"
+        facts = {"bytes": written.stat().st_size, **self._facts()}
+        record_release(self._path, kind=kind, sha256=digest, facts=facts, personal=self._personal())
+        self.enter(digest)
+
+    def begin_stream(self) -> None:
+        """The row in the audit log before the first byte of a stream leaves. Raises AuditError."""
+        record_live({"state": "begun", **self._facts()}, self._personal())
+
+    def end_stream(self, sha256: str) -> None:
+        """What was streamed has left, however it ended. Raises OutputError."""
+        record_live({"state": "ended", "sha256": sha256, **self._facts()})
+        self.enter(sha256)
+
+    def _facts(self) -> dict[str, str | bool | None]:
+        """What the audit log keeps for good: nothing that names anybody."""
+        config = self._config
+        return {
+            "origin": config.origin,
+            "is_labeled": config.label is not None,
+            "render_id": self._render_id,
+            "avatar": config.avatar,
+            "consent": config.consent,
+        }
+
+    def _personal(self) -> dict[str, Value]:
+        config = self._config
+        return {"label": config.label, "title": config.title, "purpose": config.purpose}
+
+    def enter(self, sha256: str) -> None:
+        """Enter what left into the register if it is marked. Raises OutputError."""
+        self._sha256 = sha256
+        if self._render_id is not None:
+            purpose, avatar = self._config.purpose, self._config.avatar
+            register(Render(self._render_id, now(), self._sha256, self._path.name, purpose, avatar))
+
+    def released(self, frame_count: int, duration_s: float) -> Released:
+        return Released(
+            path=self._path,
+            frame_count=frame_count,
+            duration_s=duration_s,
+            sha256=self._sha256,
+            label=self._config.label,
+            render_id=self._render_id,
+        )
 
 
 def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint8]:
@@ -255,23 +372,3 @@ def _xmp(config: ReleaseConfig) -> str:
         f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
     )
-
-
-def _record(part: Path, path: Path, kind: str, config: ReleaseConfig | None = None, **facts: int) -> None:
-    """The row of the audit log without which no file leaves. Raises AuditError."""
-    said = _facts(config) if config else {}
-    record_release(part, path, kind=kind, facts=said | facts, personal=_personal(config) if config else {})
-
-
-def _facts(config: ReleaseConfig) -> dict[str, str | int]:
-    return {"origin": config.origin, "is_labeled": config.label is not None}
-
-
-def _personal(config: ReleaseConfig) -> dict[str, str | int | float | bool | None]:
-    return {"label": config.label, "title": config.title, "purpose": config.purpose}
-
-
-def _released(path: Path, label: str | None, frame_count: int, duration_s: float) -> Released:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Released(path=path, frame_count=frame_count, duration_s=duration_s, sha256=digest, label=label)

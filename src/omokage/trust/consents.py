@@ -55,10 +55,10 @@ def permit(use: Use, *, name: str, now: datetime | None = None) -> Permit:
 
 def recorded_for(media: str) -> list[Consent]:
     """The records that name a medium's SHA-256, the latest first."""
-    return [consent for consent in consents() if media in {medium.sha256 for medium in consent.media}]
+    return [consent for consent in all_records() if media in {medium.sha256 for medium in consent.media}]
 
 
-def consents() -> list[Consent]:
+def all_records() -> list[Consent]:
     """All records that can be read, the latest first."""
     return _records()[0]
 
@@ -94,7 +94,7 @@ def find(number: str) -> Consent:
     """A record by its number, or the first digits of it. Raises ConsentError."""
     if not re.fullmatch(r"[0-9a-f]{4,64}", number):
         raise ConsentError(f"'{number}' is no number of a consent; 'omokage consent list' shows them")
-    found = [consent for consent in consents() if consent.id.startswith(number)]
+    found = [consent for consent in all_records() if consent.id.startswith(number)]
     if len(found) != 1:
         how_many = "no consent begins" if not found else f"{len(found)} consents begin"
         raise ConsentError(f"{how_many} with '{number}'; 'omokage consent list' shows them")
@@ -228,7 +228,7 @@ def _trust(name: str) -> None:
 
 def _family(consent: Consent) -> list[Consent]:
     """Records that were made of this one or that it was made of, itself among them."""
-    everybody, family = consents(), {consent.id: consent}
+    everybody, family = all_records(), {consent.id: consent}
     while True:
         more = {
             one.id: one

@@ -1,0 +1,259 @@
+"""How well an avatar speaks as its person does: the personal driver beside the general one, on ends of recordings that
+were never learned from.
+
+    python benchmarks/speaking_personal.py CLIP... --output benchmarks/results/speaking-personal.json
+
+Each CLIP is a recording of one person who speaks. It is tracked, all but the last fifth is learned from, and on that
+the opening of the drawn person's lips is compared with the recorded one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from speaking import _round, against
+
+from omokage.media.decode import read_frames
+from omokage.metrics.talking import pearson
+from omokage.pipelines.bench import machine
+from omokage.pipelines.learn_speech import material_of
+from omokage.pipelines.recording import MAX_SIDE_PX
+from omokage.pipelines.speech_track import read_speech, resampled
+from omokage.speaking.driver import driven_by_text, driven_by_voice
+from omokage.speaking.hearing import BANDS
+from omokage.speaking.personal import CHANNELS, PersonalDriver, offsets, openness
+from omokage.speaking.personal_training import (
+    FOLDS,
+    LEAST_SPEECH_S,
+    LEAST_TAIL_S,
+    Learned,
+    Material,
+    learn,
+    speech_seconds,
+)
+from omokage.speaking.phonemes import visemes_of
+from omokage.speaking.sound_frames import FRAME_RATE, FUTURE, PAST, sound_frames
+from omokage.speaking.voices import speak_text
+from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
+from omokage.tracking.tracker import track_clip
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from learn_voice_reader import EXAM
+
+Float = NDArray[np.float64]
+SHUT = 0.05  # of the way from rest to the fullest opening: lips that look shut
+RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
+SILENT = 0.05  # of `openness`
+
+
+def measured(clip: Path, tracks: Path | None) -> dict[str, Any]:
+    """All numbers of a clip."""
+    speech, track = read_speech(clip), tracked(clip, tracks)
+    material, lag_s = material_of(speech, track)
+    said, in_tail = speech_seconds(material)
+    row: dict[str, Any] = {
+        "clip": clip.name,
+        "seconds": _round(speech.duration_s),
+        "speech_learned_s": _round(said),
+        "speech_held_out_s": _round(in_tail),
+        "picture_after_sound_s": _round(lag_s),
+    }
+    if said < LEAST_SPEECH_S or in_tail < LEAST_TAIL_S:
+        return row | {"kept": "general", "why": "too little speech"}
+    start = time.perf_counter()
+    learned = learn(material)
+    driver, verdict = learned.driver, learned.verdict
+    row["training_minutes"] = _round((time.perf_counter() - start) / 60)
+    start = time.perf_counter()
+    added = offsets(driver, material.articulation)
+    row["added_real_time_factor"] = _round((time.perf_counter() - start) / speech.duration_s)
+    row["kept"] = "personal" if verdict.is_better else "general"
+    row["network_strength"], row["share"] = driver.strength, driver.share
+    row["cross_validated"] = {"personal": verdict.cross.to_json(), "general": verdict.cross_general.to_json()}
+    for name, what in (("personal", added), ("general", np.zeros_like(added))):
+        row[name] = driven(material, driver, what)
+    row["ways"] = ways(material, learned)
+    row["personal"]["silent_sound_moves"] = _round(moved_by_silence(driver))
+    row["recorded"] = motion_numbers(recorded(material)[material.border :])
+    row["text"] = spoken_text(material, driver)
+    return row
+
+
+def ways(material: Material, learned: Learned) -> list[dict[str, Any]]:
+    """Other ways to the same end: correlation while speaking, cross-validated and on the held-out end."""
+    sound, visemes = sound_frames(material.articulation)
+    sound, is_said = sound[: len(material.mouth)], openness(visemes[: len(material.mouth)]) > 0.5
+    rows = [
+        {"way": f"ridge to the opening, from {name}", **ridge(material, sound[:, columns], is_said)}
+        for name, columns in (("bands", slice(0, BANDS)), ("bands, visemes, voicing", slice(None)))
+    ]
+    for strength, name in ((0.0, "Gaussian process"), (1.0, "Gaussian process and networks")):
+        driver = replace(learned.driver, strength=strength, share=1.0)
+        cross = next(c.cross for c in learned.tried if (c.strength, c.share) == (strength, 1.0))
+        found = opened(material, driver, visemes, offsets(driver, material.articulation))
+        rows.append(
+            {
+                "way": name,
+                "cross": _round(cross.speaking),
+                "held_out": while_speaking(material, found, is_said),
+            }
+        )
+    return rows
+
+
+def ridge(material: Material, sound: Float, is_said: NDArray[np.bool_]) -> dict[str, float]:
+    """A linear map from windows of sound (T, C) to the opening, as weak as serves it best."""
+    padded = np.pad(sound, ((PAST, FUTURE), (0, 0)), mode="edge")
+    view = np.lib.stride_tricks.sliding_window_view(padded, PAST + 1 + FUTURE, axis=0)
+    inputs = view.reshape(len(sound), -1)
+    inputs = (inputs - inputs.mean(axis=0)) / np.maximum(inputs.std(axis=0), 1e-3)
+    border, best = material.border, {"cross": -1.0, "held_out": 0.0}
+
+    def fitted(rows: NDArray[np.int64], weight: float) -> Float:
+        similar = inputs @ inputs[rows].T / inputs.shape[1]
+        mean = material.opening[rows].mean()
+        solved = np.linalg.solve(similar[rows] + weight * np.eye(len(rows)), material.opening[rows] - mean)
+        return np.asarray(similar @ solved + mean)
+
+    for weight in RIDGES:
+        cross = np.zeros(border)
+        for fold in np.array_split(np.arange(border), FOLDS):
+            outside = np.setdiff1d(np.arange(border), np.arange(fold[0] - 5, fold[-1] + 6))
+            cross[fold] = fitted(outside, weight)[fold]
+        r = pearson(cross[is_said[:border]], material.opening[:border][is_said[:border]])
+        if r > best["cross"]:
+            found = fitted(np.arange(border), weight)
+            best = {"cross": _round(r), "held_out": while_speaking(material, found, is_said)}
+    return best
+
+
+def while_speaking(material: Material, found: Float, is_said: NDArray[np.bool_]) -> float:
+    tail = np.arange(material.border, len(material.mouth))
+    tail = tail[is_said[tail]]
+    return _round(pearson(found[tail], material.opening[tail]))
+
+
+def tracked(clip: Path, tracks: Path | None) -> FaceTrack:
+    """The clip's track, read from a folder where it was kept."""
+    kept = None if tracks is None else tracks / f"{clip.stem}.track"
+    if kept is not None and kept.exists():
+        return FaceTrack.load(kept)
+    track = track_clip(read_frames(clip, max_side=MAX_SIDE_PX))
+    if kept is not None:
+        track.save(kept)
+    return track
+
+
+def driven(material: Material, driver: PersonalDriver, added: Float) -> dict[str, Any]:
+    """Correlations on the held-out end, all of it and while it is spoken, and lips in silence."""
+    _, visemes = sound_frames(material.articulation)
+    opening = opened(material, driver, visemes, added)[: len(material.mouth)]
+    is_open = openness(visemes[: len(opening)])
+    tail = slice(material.border, None)
+    found, known, is_said = opening[tail], material.opening[tail], is_open[tail] > 0.5
+    silent = is_open <= SILENT
+    return {
+        "opening": against(found, known, FRAME_RATE),
+        "while_speaking": _round(pearson(found[is_said], known[is_said])),
+        "shut_in_silence": _round(float(is_shut(material, opening)[silent].mean())) if silent.any() else None,
+        **motion_numbers(found),
+    }
+
+
+def opened(material: Material, driver: PersonalDriver, visemes: Float, added: Float) -> Float:
+    """The opening (T,) of the lips with something added (T, 52) to the general driver's mouth."""
+    way = np.zeros((len(visemes), len(BLENDSHAPES)))
+    way[:, CHANNELS] = driver.modes.general(visemes)
+    return material.opened(np.clip(way + added[: len(way)], 0, 1))
+
+
+def is_shut(material: Material, opening: Float) -> NDArray[np.bool_]:
+    return np.asarray(opening <= rest_gap(material) + SHUT * fullest(material))
+
+
+def rest_gap(material: Material) -> float:
+    return float(material.opened(np.zeros((1, len(BLENDSHAPES))))[0])
+
+
+def fullest(material: Material) -> float:
+    """How far beyond rest the lips open at the fullest in the recording."""
+    return float(np.percentile(recorded(material), 99)) - rest_gap(material)
+
+
+def recorded(material: Material) -> Float:
+    """The gap (T,) between the lips in the recording, as an avatar draws it."""
+    way = np.zeros((len(material.mouth), len(BLENDSHAPES)))
+    way[:, CHANNELS] = material.mouth
+    return material.opened(way)
+
+
+def motion_numbers(opening: Float) -> dict[str, float]:
+    """Of a gap (T,) in cm: its deviation, and mean and 95th percentile of its speed in cm a second."""
+    speed = np.abs(np.diff(opening)) * FRAME_RATE
+    return {
+        "deviation": _round(float(opening.std())),
+        "speed_mean": _round(float(speed.mean())),
+        "speed_p95": _round(float(np.percentile(speed, 95))),
+    }
+
+
+def moved_by_silence(driver: PersonalDriver) -> float:
+    """The most that is added when nothing is heard."""
+    return float(np.abs(offsets(driver, driven_by_voice(np.zeros(3 * 16000, np.float32)))).max())
+
+
+def spoken_text(material: Material, driver: PersonalDriver) -> dict[str, Any]:
+    """A text in a synthetic voice that nobody learned from: lips on m, b and p and in pauses, and how much is added."""
+    spoken = speak_text(" ".join(EXAM), "en-us")
+    articulation = driven_by_text(spoken.phonemes, resampled(spoken.sound, 16000)[:, 0])
+    _, visemes = sound_frames(articulation)
+    added = offsets(driver, articulation)
+    middles = [(p.start_s + p.end_s) / 2 for p in spoken.phonemes if visemes_of(p.symbol) == ("closed",)]
+    rows = np.round(np.array(middles) * FRAME_RATE).astype(int)
+    numbers: dict[str, Any] = {}
+    for name, what in (("personal", added), ("general", np.zeros_like(added))):
+        opening = opened(material, driver, visemes, what)
+        shut = is_shut(material, opening)
+        numbers[name] = {
+            "shut_on_bilabials": _round(float(shut[rows].mean())),
+            "shut_in_pauses": _round(float(shut[openness(visemes) <= SILENT].mean())),
+        }
+    numbers["agreement_of_jaws"] = _round(
+        pearson(opened(material, driver, visemes, added), opened(material, driver, visemes, 0 * added))
+    )
+    return numbers
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("clips", type=Path, nargs="+")
+    parser.add_argument("--tracks", type=Path, help="a folder in which tracks are kept between runs")
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    result: dict[str, Any] = {
+        "benchmark": "speaking-personal",
+        "protocol": "the last fifth of each clip is held out. opening: Pearson correlation over time of the gap "
+        "between the lips with the recorded one, as in speaking.json; shuffled: in another order of seconds; "
+        "cross_validated: on the rest, each third by what did not see it; shut: the gap within 5 % of its fullest; "
+        "speed: of the gap, cm a second",
+        "command": "python "
+        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
+        "date": date.today().isoformat(),
+        "machine": machine(),
+        "clips": [measured(clip, given.tracks) for clip in given.clips],
+    }
+    given.output.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""The secret key of this installation: it finds the private layer of its marks, and nobody without it does.
+
+<home>/marks/private.key    64 hexadecimal digits, readable by its owner only; made when it is first needed
+
+`OMOKAGE_MARK_KEY` names another file, such as a secret that an administrator mounts. The key never leaves in an output;
+what is used is derived from it by HMAC-SHA256 (RFC 2104), for each purpose its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from omokage.errors import InputError, OutputError
+from omokage.files import output_error
+from omokage.home import HOME_VARIABLE, data_home
+
+KEY_VARIABLE: Final = "OMOKAGE_MARK_KEY"
+KEY_BYTES: Final = 32
+
+log = logging.getLogger(__name__)
+
+
+def marks_folder() -> Path:
+    """Where the key and the register of renders lie; it may not exist yet."""
+    return data_home() / "marks"
+
+
+def key_path() -> Path:
+    """The file of this installation's key, which may not exist yet."""
+    chosen = os.environ.get(KEY_VARIABLE)
+    return Path(chosen).expanduser() if chosen else marks_folder() / "private.key"
+
+
+def installation_key() -> bytes:
+    """The key, made now if there is none.
+
+    Raises OutputError when it cannot be written and InputError when its file holds something else.
+    """
+    path = key_path()
+    if not path.exists():
+        _make(path)
+    return read_key(path)
+
+
+def read_key(path: Path) -> bytes:
+    """The key in a file, 32 bytes. Raises InputError."""
+    try:
+        if path.stat().st_mode & 0o077 and os.name == "posix":
+            log.warning("%s can be read by others on this machine; 'chmod 600' keeps it secret", path)
+        key = bytes.fromhex(path.read_text(encoding="ascii"))
+    except OSError as error:
+        raise InputError(f"the key of the marks {path} cannot be read: {error.strerror}") from error
+    except ValueError:
+        key = b""
+    if len(key) != KEY_BYTES:
+        raise InputError(
+            f"{path} is no key of omokage's marks, which has {2 * KEY_BYTES} hexadecimal digits; put the right file "
+            "there, or move it away for a new key (renders of the old one are then no longer recognised)"
+        )
+    return key
+
+
+def derived(key: bytes, purpose: bytes, message: bytes = b"") -> bytes:
+    """32 bytes that nobody without the key can tell."""
+    return hmac.new(key, b"omokage " + purpose + b"\0" + message, hashlib.sha256).digest()
+
+
+def _make(path: Path) -> None:
+    """Write a new key, whole or not at all; of two processes at once, one wins and both use its key."""
+    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                os.link(part, path)  # unlike a rename, never in the place of another
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"the key of the marks has no place: {output_error(path, error)} ({HOME_VARIABLE} names it)"
+        ) from error

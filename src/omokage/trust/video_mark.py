@@ -1,0 +1,172 @@
+"""The invisible mark: an additive pattern in the luma, constant over a whole render.
+
+Spread-spectrum marking (Cox, Kilian, Leighton, Shamoon 1997) on a grid of chips: each chip is a soft dot, 1/96 of the
+picture's short side wide, a little brighter or darker than the picture, as the keyed pattern of `mark_pattern` says.
+The same value is added to red, green and blue, so that only the luma changes. Where the picture is busy the dots are
+stronger, in flat, black and white parts weaker. The strength is measured on the first frame. docs/marks.md has more.
+
+The mask of a pixel depends only on the picture within 20 pixels around it: where nothing moves, the mark is still.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.errors import InternalError
+from omokage.media.image import over_black
+from omokage.trust.mark_code import encode
+from omokage.trust.mark_pattern import (
+    PRIVATE_BITS,
+    PUBLIC_BITS,
+    PUBLIC_KEY,
+    PUBLIC_PAYLOAD,
+    TORUS,
+    Chips,
+    chips_of,
+)
+from omokage.trust.mark_signal import SAMPLES, chip_px, folded, luma, reduced, soft_bits, upsampled, whitened
+
+Profile = Literal["standard", "high assurance"]
+PEAK_TO_NOISE_DB: Final[dict[Profile, float]] = {"standard": 45.0, "high assurance": 42.0}
+LEAST_SIDE_PX: Final = 256  # of smaller ones, not every message survived its own encoding (docs/marks.md)
+PUBLIC_SHARE: Final = 0.35  # of the energy; the private message is almost twice as long
+
+_MASK_RANGE = (0.5, 1.9)
+_CANCELLED = 0.5  # of what the picture says against the mark
+_WEIGHT_RANGE = (0.1, 3.0)
+_GAIN_RANGE = (0.6, 1.0)  # a flat first frame is not marked more than a busy one
+_REFERENCE_ACTIVITY = 5.0  # levels of 255; there the mask is 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a mark says: the render's id (48 bits), under the private key of this installation."""
+
+    render_id: int
+    key: bytes
+    profile: Profile = "standard"
+
+
+def can_be_marked(width: int, height: int) -> bool:
+    """Whether a picture is large enough for a mark."""
+    return min(width, height) >= LEAST_SIDE_PX
+
+
+class Marker:
+    """Marks the frames of one render, which all have the size of the first."""
+
+    def __init__(self, mark: Mark, first: NDArray[np.uint8]) -> None:
+        """`first`: uint8 (H, W, 3), or (H, W, 4) with straight alpha."""
+        level = 255 * 10 ** (-PEAK_TO_NOISE_DB[mark.profile] / 20)
+        start, layers, mask = _start(mark), _layers(mark), _mask(luma(first))
+        self._pattern = _pattern([layer.sent() for layer in layers], start, mask, level)
+        informed = _informed(layers, start, first, self.apply(first))
+        self._pattern = _pattern(informed, start, mask, level)
+
+    def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A marked copy of a frame; transparent parts stay as they are. Raises InternalError for another size."""
+        if image.shape[:2] != self._pattern.shape:
+            raise InternalError(f"a frame of {image.shape} came to a clip of {self._pattern.shape}")
+        delta = _mask(luma(image)) * self._pattern
+        if image.shape[2] == 4:
+            delta *= image[..., 3] / np.float32(255)
+        change = np.rint(delta, out=delta).astype(np.int16)
+        layers = [change] * 3 + [np.zeros_like(change)] * (image.shape[2] - 3)
+        return np.asarray(cv2.add(image, cv2.merge(layers), dtype=cv2.CV_8U), np.uint8)
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One message, the chips of its key, and its share of the energy."""
+
+    chips: Chips
+    payload: int
+    share: float
+
+    def sent(self, weights: NDArray[np.float64] | None = None) -> NDArray[np.float32]:
+        """The chips, float32 (192, 192), of mean square `share`. `weights`: of each bit of the code word."""
+        chips = self.chips.modulated(self.payload)
+        if weights is not None:
+            even = weights / np.sqrt(np.mean(weights**2))
+            chips = chips * np.append(even, 1)[self.chips.carries]  # index -1: synchronisation
+        return np.asarray(np.sqrt(self.share) * chips, np.float32)
+
+
+def _layers(mark: Mark) -> tuple[_Layer, ...]:
+    return (
+        _Layer(chips_of(mark.key, PRIVATE_BITS), mark.render_id, 1 - PUBLIC_SHARE),
+        _Layer(chips_of(PUBLIC_KEY, PUBLIC_BITS), PUBLIC_PAYLOAD, PUBLIC_SHARE),
+    )
+
+
+def _pattern(
+    sent: Sequence[NDArray[np.float32]], start: tuple[int, int], mask: NDArray[np.float32], level: float
+) -> NDArray[np.float32]:
+    """All layers as dots, float32 (H, W); with the `mask` of the first frame their RMS is `level`."""
+    height, width = mask.shape
+    chip = chip_px(width, height)
+    rows, columns = (
+        (first + np.arange(int(np.ceil(side / chip)) + 1)) % TORUS
+        for first, side in zip(start, (height, width), strict=True)
+    )
+    dots = upsampled(np.sum(sent, axis=0)[np.ix_(rows, columns)], chip, width, height)
+    dots /= np.sqrt(np.mean(dots**2))
+    rms = float(np.sqrt(np.mean((mask * dots) ** 2)))
+    # A first frame that is black or all texture does not decide for the others.
+    return np.asarray(dots * (level * np.clip(1 / max(rms, 1e-6), *_GAIN_RANGE)), np.float32)
+
+
+def _informed(
+    layers: Sequence[_Layer], start: tuple[int, int], plain: NDArray[np.uint8], marked: NDArray[np.uint8]
+) -> list[NDArray[np.float32]]:
+    """The chips again, stronger for bits against which the first frame speaks, weaker for those that it happens to say.
+
+    Improved spread spectrum (Malvar and Florencio 2003): the embedder knows the picture that hides the mark, and what
+    the detector sees of each bit in it.
+    """
+    spectra = []
+    for image in (plain, marked):
+        plane = reduced(over_black(image) if image.shape[2] == 4 else image)  # as readers show it
+        chip = chip_px(image.shape[1], image.shape[0]) * min(plane.shape) / min(image.shape[:2])
+        spectra.append(whitened(folded(plane, chip, chip)))
+    at = (-SAMPLES * start[0], -SAMPLES * start[1])
+    sent = []
+    for layer in layers:
+        word = encode(layer.payload, layer.chips.payload_bits)
+        hidden, seen = (soft_bits(spectrum, layer.chips, *at) * word for spectrum in spectra)
+        gained = max(float(np.mean(seen - hidden)), 1e-9)
+        sent.append(layer.sent(np.clip(1 - _CANCELLED * hidden / gained, *_WEIGHT_RANGE)))
+    return sent
+
+
+def _start(mark: Mark) -> tuple[int, int]:
+    """The chip of the torus at the upper left.
+
+    Each render begins elsewhere. So two marks of one key, when an avatar has learned one with its recording, lie apart,
+    and an average over many renders shows no pattern.
+    """
+    seed = b"omokage mark start 1\0" + mark.render_id.to_bytes(8, "little") + mark.key
+    row, column = np.frombuffer(hashlib.shake_256(seed).digest(8), "<u4") % TORUS
+    return int(row), int(column)
+
+
+def _mask(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """How much each pixel may change, float32 (H, W) around 1, computed at a quarter of the resolution."""
+    height, width = grey.shape
+    small = cv2.resize(grey, (-(-width // 4), -(-height // 4)), interpolation=cv2.INTER_AREA).astype(
+        np.float32
+    )
+    mean = cv2.blur(small, (3, 3))
+    spread = cv2.blur(small * small, (3, 3)) - mean * mean
+    activity = np.sqrt(np.maximum(spread, 0))  # rounding makes flat parts slightly negative
+    strength = np.clip(np.sqrt((activity + 0.5) / _REFERENCE_ACTIVITY), *_MASK_RANGE)
+    # Eyes see more in the dark; black and white would be clipped, which leaves only half of the pattern.
+    strength *= np.clip(0.25 + mean / 80, 0.25, 1) * np.clip((263 - mean) / 20, 0.4, 1)
+    return np.asarray(cv2.resize(strength, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
