@@ -473,7 +473,8 @@ def run(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
 
 
 def test_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    code, out, err = run(capfd, "show")
+    assert run(capfd, "show") == (0, "nothing has left yet\n", "")
+    code, out, err = run(capfd, "verify", "--quiet")
     assert code == 2 and not out and "holds no audit log" in err and err.count("\n") == 1
     folder = log_of(3)
     code, out, _ = run(capfd, "show", "--last", "2")

@@ -68,7 +68,9 @@ def test_commands_run(
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
     assert code == 0, capsys.readouterr().err
-    needs_pipeline = not line.startswith(("omokage labels", "omokage consent", "omokage identity"))
+    needs_pipeline = not line.startswith(
+        ("omokage labels", "omokage consent", "omokage identity", "omokage audit")
+    )
     assert ran == ([line] if needs_pipeline else [])
 
 
