@@ -111,6 +111,7 @@ def main() -> None:
         "pictures": {},
     }
     with tempfile.TemporaryDirectory() as folder:
+        os.environ["OMOKAGE_HOME"] = folder  # a key and a log of its own
         still = Path(folder) / "still.png"
         PIL.Image.fromarray(next(drawn(1024, 1024, 1))).save(still)
         for width, height in SIZES:

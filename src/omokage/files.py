@@ -16,7 +16,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -119,14 +119,11 @@ def refuse_links_out(folder: Path, paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def saving(
-    path: Path, *failures: type[Exception], seal: Callable[[Path], None] | None = None
-) -> Iterator[Path]:
+def saving(path: Path, *failures: type[Exception]) -> Iterator[Path]:
     """Write a file atomically: give the `.part` neighbor to write, and let it take the place of `path` at the end.
 
     After an error or an interruption no neighbor is left, and `path` is what it was. OSErrors, and `failures` of the
-    library that writes, become OutputError. `seal` sees the neighbor when it is complete; when it raises, `path` stays
-    what it was.
+    library that writes, become OutputError.
     """
     part = path.with_name(path.name + ".part")
     kinds: tuple[type[Exception], ...] = (OSError, *failures)
@@ -134,8 +131,6 @@ def saving(
         yield part
         with part.open("rb+") as file:
             os.fsync(file.fileno())
-        if seal is not None:
-            seal(part)
         part.replace(path)
     except kinds as error:
         raise output_error(path, error) from error

@@ -29,7 +29,7 @@ def show_rows(last: int, as_json: bool) -> None:
 
     rows = last_rows(last)
     values: list[dict[str, Any]] = [row.to_json() | {"personal_values": personal} for row, personal in rows]
-    click.echo(json.dumps(values, indent=2) if as_json else rows_text(rows))
+    click.echo(json.dumps(values, indent=2) if as_json else rows_text(rows) or "nothing has left yet")
 
 
 @audit.command(name="verify")

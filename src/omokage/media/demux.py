@@ -29,8 +29,8 @@ from av.video.stream import VideoStream
 
 from omokage.errors import MediaError
 from omokage.media.limits import InputLimits, check_size
-from omokage.media.records import Alive, RawScan
-from omokage.media.source import PICTURE, VIDEO_NAMES, Source
+from omokage.media.records import Alive, RawComment, RawScan, comment_in
+from omokage.media.source import PICTURE, VIDEO_DEMUXERS, Source
 
 ALIVE_S: Final = 1.0
 _READ_BYTES: Final = 1 << 18
@@ -75,7 +75,7 @@ def open_container(source: Source, limits: InputLimits) -> InputContainer:
         if is_out_of_memory(error):
             raise MemoryError from error
         raise MediaError(
-            f"{path} is damaged or cut off: its {VIDEO_NAMES.get(source.kind, source.kind)} headers cannot be read; "
+            f"{path} is damaged or cut off: its {VIDEO_DEMUXERS.get(source.kind, source.kind)} headers cannot be read; "
             "copy or export the recording again"
         ) from error
 
@@ -209,6 +209,12 @@ def scan_source(source: Source, limits: InputLimits) -> Iterator[RawScan | Alive
             has_audio=bool(container.streams.audio),
             data=ordered.tobytes(),
         )
+
+
+def clip_comment(source: Source, limits: InputLimits) -> Iterator[RawComment]:
+    """One answer. Raises MediaError."""
+    with open_container(source, limits) as container:
+        yield RawComment(comment_in(container.metadata))
 
 
 def _check_complete(

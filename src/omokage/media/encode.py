@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 import av
 import numpy as np
@@ -30,11 +30,11 @@ from omokage.errors import InternalError, OutputError
 from omokage.files import saving
 from omokage.media.clip import Audio, SoundFormat
 
-Seal: TypeAlias = Callable[[Path], None]
 CLIP_SUFFIXES: Final = (".mp4", ".mov", ".webm")
 ALPHA_SUFFIXES: Final = (".webm",)
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg")
 
+WrittenCallback = Callable[[Path], None]
 
 _H264 = {"crf": "18", "preset": "veryfast"}
 # libvpx needs `auto-alt-ref` off for alpha; `cpu-used` 5 is 4 times as fast as the default for 3 % more bytes.
@@ -67,14 +67,14 @@ def clip_writer(
     sound: SoundFormat | None = None,
     alpha: bool = False,
     metadata: Mapping[str, str] | None = None,
-    seal: Seal | None = None,
+    on_written: WrittenCallback | None = None,
 ) -> Iterator[ClipWriter]:
     """Encode frames into a clip inside a `with` block; the file appears when the block ends without an error.
 
     `.mp4` and `.mov` hold H.264 and AAC with the index first, `.webm` holds VP9 and Opus and may carry `alpha`.
     Pictures are tagged BT.709; H.264 needs even sides, so odd ones get one more row or column, a copy of the last.
-    Equal input gives equal bytes. `seal` sees the complete file before it appears. Raises OutputError when it cannot be
-    written.
+    Equal input gives equal bytes. `on_written` sees the whole file just before it takes its name; when it raises, there
+    is no file. Raises OutputError when the file cannot be written.
     """
     suffix = path.suffix.lower()
     if suffix not in (ALPHA_SUFFIXES if alpha else CLIP_SUFFIXES):
@@ -82,12 +82,14 @@ def clip_writer(
         raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
     options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix != ".webm" else {})
     shape = (height, width, 4 if alpha else 3)
-    with saving(path, av.FFmpegError, seal=seal) as part:
+    with saving(path, av.FFmpegError) as part:
         container = av.open(f"file:{part.absolute()}", mode="w", format=suffix[1:], options=options)
         with _filled(container, metadata):
             writer = ClipWriter(container, shape, frame_rate, sound, _WEBM if suffix == ".webm" else _MP4)
             yield writer
             writer.finish()
+        if on_written is not None:
+            on_written(part)
 
 
 @contextmanager
@@ -248,9 +250,12 @@ def sound_by_frame(audio: Audio, frame_rate: Fraction) -> Iterator[NDArray[np.fl
 
 
 def write_image(
-    path: Path, image: NDArray[np.uint8], metadata: Mapping[str, str], seal: Seal | None = None
+    path: Path,
+    image: NDArray[np.uint8],
+    metadata: Mapping[str, str],
+    on_written: WrittenCallback | None = None,
 ) -> None:
-    """Write uint8 (H, W, 3) or, for PNG, (H, W, 4) with its metadata.
+    """Write uint8 (H, W, 3) or, for PNG, (H, W, 4) with its metadata; `on_written` as in `clip_writer`.
 
     PNG carries `metadata` as text chunks, JPEG its `comment` as a comment; a value under `xmp` is embedded as an XMP
     packet in both. Raises OutputError.
@@ -272,10 +277,12 @@ def write_image(
     else:
         wanted = "a transparent picture needs .png" if image.shape[2] == 4 else "use .png or .jpg"
         raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
-    write_bytes(path, buffer.getvalue(), seal)
+    write_bytes(path, buffer.getvalue(), on_written)
 
 
-def write_bytes(path: Path, data: bytes, seal: Seal | None = None) -> None:
-    """Write a whole file atomically; `seal` sees it before it appears. Raises OutputError."""
-    with saving(path, seal=seal) as part:
+def write_bytes(path: Path, data: bytes, on_written: WrittenCallback | None = None) -> None:
+    """Write a whole file atomically; `on_written` as in `clip_writer`. Raises OutputError."""
+    with saving(path) as part:
         part.write_bytes(data)
+        if on_written is not None:
+            on_written(part)

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 Data: TypeAlias = bytes | bytearray | memoryview
 LONGEST_LINE: Final = 1 << 20
+MOST_LETTERS: Final = 400
 PQ: Final = 16  # transfer characteristics of ITU-T H.273
 HLG: Final = 18
 
@@ -64,7 +65,7 @@ class StillsTask:
 
 @dataclass(frozen=True, slots=True)
 class CommentTask:
-    """What the file says of itself in words."""
+    """What a clip or a picture says about itself in its metadata."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +162,16 @@ class RawStill:
 
 @dataclass(frozen=True, slots=True)
 class RawComment:
-    """The comment of the metadata, or nothing."""
+    """The comment in the metadata, cut after `MOST_LETTERS`; '' when there is none."""
 
     text: str
+    data: Data = b""
+
+
+def comment_in(tags: Mapping[Any, object]) -> str:
+    """The tag 'comment', whatever its capitals, as text."""
+    found = next((value for name, value in tags.items() if str(name).lower() == "comment"), "")
+    return (found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found))[:MOST_LETTERS]
 
 
 Task: TypeAlias = ScanTask | PicturesTask | SoundTask | StillTask | StillsTask | CommentTask

@@ -34,7 +34,6 @@ from omokage.media.records import (
     Failed,
     Handed,
     Message,
-    RawComment,
     RawStill,
     Ready,
     StillsTask,
@@ -103,9 +102,7 @@ def run_stills(paths: Iterable[Path]) -> Generator[RawStill, None, None]:
 def _here(source: Source, task: Task, limits: InputLimits) -> Generator[Answer, None, None]:
     try:
         for answer in answers(source, task, limits):
-            if isinstance(answer, RawComment):
-                yield answer
-            elif not isinstance(answer, Alive):
+            if not isinstance(answer, Alive):
                 yield replace(answer, data=bytearray(answer.data))
     except MemoryError as error:
         raise _too_much_memory(source.path, limits) from error

@@ -15,7 +15,12 @@ from omokage.files import Given, open_given
 from omokage.media.limits import InputLimits, input_limits
 
 PICTURE: Final = "picture"
-VIDEO_NAMES: Final = {"mov": "MP4 or MOV", "matroska": "WebM or Matroska", "avi": "AVI", "mpegts": "MPEG-TS"}
+VIDEO_DEMUXERS: Final = {
+    "mov": "MP4 or MOV",
+    "matroska": "WebM or Matroska",
+    "avi": "AVI",
+    "mpegts": "MPEG-TS",
+}
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import PIL.Image
@@ -26,7 +27,7 @@ from PIL import (
 
 from omokage.errors import MediaError
 from omokage.media.limits import InputLimits
-from omokage.media.records import RawStill
+from omokage.media.records import RawComment, RawStill, comment_in
 from omokage.media.source import Source
 
 _FORMATS: Final = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF")
@@ -39,16 +40,32 @@ _BROUGHT: Final = (
 
 def still_of(source: Source, limits: InputLimits) -> Iterator[RawStill]:
     """One answer. Raises MediaError when the picture is damaged, too large or of another kind."""
+    with _opened(source, limits) as picture:
+        width, height = picture.size
+        if max(width, height) > limits.max_side:
+            raise MediaError(
+                f"{source.path} is {width}x{height} pixels; at most {limits.max_side} a side are read, "
+                "so save it smaller"
+            )
+        picture.load()
+        made = _plain(ImageOps.exif_transpose(picture))
+    yield RawStill(made.width, made.height, made.mode, made.tobytes())
+
+
+def still_comment(source: Source, limits: InputLimits) -> Iterator[RawComment]:
+    """One answer, without decoding the picture. Raises MediaError."""
+    with _opened(source, limits) as picture:
+        comment = comment_in(picture.info)
+    yield RawComment(comment)
+
+
+@contextmanager
+def _opened(source: Source, limits: InputLimits) -> Iterator[PIL.Image.Image]:
+    """What Pillow and its libraries raise becomes MediaError."""
     path = source.path
     try:
         with PIL.Image.open(source.file, formats=_FORMATS) as picture:
-            width, height = picture.size
-            if max(width, height) > limits.max_side:
-                raise MediaError(
-                    f"{path} is {width}x{height} pixels; at most {limits.max_side} a side are read, so save it smaller"
-                )
-            picture.load()
-            made = _plain(ImageOps.exif_transpose(picture))
+            yield picture
     except PIL.Image.DecompressionBombError as error:
         raise MediaError(
             f"{path} claims far more pixels than the {limits.max_side} a side that are read, so save it smaller"
@@ -59,18 +76,6 @@ def still_of(source: Source, limits: InputLimits) -> Iterator[RawStill]:
         reason = "its first bytes make no sense" if is_unknown else error
         raise MediaError(
             f"{path} is a damaged picture or of a kind that is not read ({reason}); save it again as PNG or JPEG"
-        ) from error
-    yield RawStill(made.width, made.height, made.mode, made.tobytes())
-
-
-def tags_of(source: Source) -> dict[str, object]:
-    """What a picture's metadata say, by name. Raises MediaError."""
-    try:
-        with PIL.Image.open(source.file, formats=_FORMATS) as picture:
-            return {str(name): value for name, value in picture.info.items()}
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise MediaError(
-            f"{source.path} is a damaged picture ({error}); save it again as PNG or JPEG"
         ) from error
 
 

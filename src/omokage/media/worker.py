@@ -38,7 +38,7 @@ from omokage.media.records import (
     from_line,
     to_line,
 )
-from omokage.media.source import Source
+from omokage.media.source import PICTURE, Source
 
 _BYTES_A_SECOND = 20e6  # of a file that is read from end to end
 OUT_OF_MEMORY = 71  # exit status: the parent knows the limit and says it
@@ -63,10 +63,14 @@ def answers(source: Source, task: Task, limits: InputLimits) -> Iterator[Answer 
             from omokage.media.still import still_of
 
             return still_of(source, limits)
-        case CommentTask():
-            from omokage.media.metadata import comment_of
+        case CommentTask() if source.kind == PICTURE:
+            from omokage.media.still import still_comment
 
-            return comment_of(source, limits)
+            return still_comment(source, limits)
+        case CommentTask():
+            from omokage.media.demux import clip_comment
+
+            return clip_comment(source, limits)
         case StillsTask():
             from omokage.media.still import still_of
 

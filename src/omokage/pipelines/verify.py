@@ -17,7 +17,7 @@ from omokage.errors import InputError, MediaError
 from omokage.media.clip import Image
 from omokage.media.decode import probe, read_frames, read_image
 from omokage.media.metadata import read_comment
-from omokage.media.source import PICTURE, VIDEO_NAMES, sniff
+from omokage.media.source import PICTURE, VIDEO_DEMUXERS, sniff
 from omokage.threads import one_blas_thread
 from omokage.trust.consents import all_records, revoked
 from omokage.trust.mark_key import installation_key, key_path, read_key
@@ -212,7 +212,7 @@ def verify(
 
 def _is_visual(path: Path) -> bool:
     try:
-        return sniff(path) in (PICTURE, *VIDEO_NAMES)
+        return sniff(path) in (PICTURE, *VIDEO_DEMUXERS)
     except MediaError:
         return False
 

@@ -265,18 +265,15 @@ class AuditLog:
 
 
 def record_release(
-    part: Path, path: Path, *, kind: str, facts: Mapping[str, Any], personal: Mapping[str, Value]
+    path: Path, *, kind: str, sha256: str, facts: Mapping[str, Any], personal: Mapping[str, Value]
 ) -> None:
-    """A row for a file that is complete in `part` and about to become `path`. Raises AuditError.
+    """A row for a complete file of this digest that is about to become `path`. Raises AuditError.
 
-    kind: clip, picture or report. facts and personal: more to keep; the file's digest and size are added here, and
-    its place and the user's name are personal.
+    kind: clip, picture or report. facts and personal: more to keep; where the file goes and who is at work is personal.
     """
-    with part.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     AuditLog().append(
         RELEASE,
-        {"kind": kind, "sha256": digest, "bytes": part.stat().st_size, **facts},
+        {"kind": kind, "sha256": sha256, **facts},
         {"path": str(path.absolute()), "user": _user(), **personal},
     )
 

@@ -1,8 +1,8 @@
 """The one door out: every clip, picture and report leaves through here.
 
 A release draws the visible label, adds the invisible mark, encodes, says in the file's metadata whether it is
-generated, signs its origin, enters it into the audit log and the register of renders, and only then lets the file take
-its name. When any of these cannot be done, nothing appears.
+generated, signs its origin, writes a row of the audit log, enters what was generated into the register of renders, and
+only then lets the file take its name.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from omokage.media.encode import (
     write_image,
 )
 from omokage.trust.audit import check_audit, record_live, record_release
+from omokage.trust.audit_row import Value
 from omokage.trust.identity import identity
 from omokage.trust.label import Corner, check_label, draw_label
 from omokage.trust.mark_key import installation_key
@@ -142,7 +143,7 @@ def release_clip(
         sound=SoundFormat(audio.sample_rate, audio.samples.shape[1]) if audio and has_sound else None,
         alpha=channels == 4,
         metadata=_metadata(config),
-        seal=lambda part: seal.put(part, "clip", frames=writer.frame_count),
+        on_written=seal.put,
     ) as writer:
         sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
         for image, samples in zip(itertools.chain([first], source), sound, strict=False):
@@ -191,10 +192,10 @@ def release_live(
             sound=sound,
             alpha=channels == 4,
             metadata=_metadata(config),
-            seal=lambda part: seal.put(part, "clip", frames=writer.frame_count),
+            on_written=seal.put,
         )
     else:
-        record_live({"state": "begun", **seal.facts}, seal.personal)
+        seal.begin_stream()
         writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=_metadata(config))
     try:
         with writing as writer:
@@ -202,9 +203,8 @@ def release_live(
                 writer.write(seal.marked(_labeled(frame.image, config)), frame.samples)
                 on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
     finally:
-        if not isinstance(target, Path):  # what was streamed has left, however it ended
-            record_live({"state": "ended", "sha256": digest.hexdigest(), **seal.facts})
-            seal.enter(digest.hexdigest())
+        if not isinstance(target, Path):
+            seal.end_stream(digest.hexdigest())
     return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
@@ -214,25 +214,28 @@ def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
     labeled = _labeled(image, config)
     seal = _Seal.of(labeled, path, config, {})
-    metadata = _metadata(config) | {"xmp": _xmp(config)}
-    write_image(path, seal.marked(labeled), metadata, lambda part: seal.put(part, "picture"))
+    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config)}, seal.put)
     return seal.released(1, 0.0)
 
 
 def release_text(text: str, path: Path) -> Released:
     """Write a report (HTML, JSON, CSV, plain text) in UTF-8. Raises OutputError."""
+    data = text.encode()
+    digest = hashlib.sha256(data).hexdigest()
     write_bytes(
-        path, text.encode(), lambda part: record_release(part, path, kind="report", facts={}, personal={})
+        path,
+        data,
+        lambda _: record_release(path, kind="report", sha256=digest, facts={"bytes": len(data)}, personal={}),
     )
-    return Released(path=path, frame_count=0, duration_s=0.0, sha256=file_digest(path), label=None)
+    return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
 
 
 def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path] = ()) -> None:
     """Tell before long work, not after it, that `path` cannot be written.
 
     Refuses a suffix outside `suffixes`, a missing folder, a folder without permission, a path that is a folder, and
-    one that is among the `inputs` (which would overwrite what the user gave); and an audit log that takes no row. Where
-    pictures will be marked and signed, it also makes sure of the keys. Raises OutputError, or InputError about a key.
+    one that is among the `inputs` (which would overwrite what the user gave). Where pictures will be marked, it also
+    makes sure of the keys; and of the audit log. Raises OutputError, or InputError about a key.
     """
     if path.suffix.lower() not in suffixes:
         given = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
@@ -282,25 +285,10 @@ class _Seal:
     def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return self._marker.apply(image) if self._marker else image
 
-    @property
-    def facts(self) -> dict[str, str | bool | int]:
-        """For the audit log: nothing that tells who somebody is."""
-        config = self._config
-        return {
-            "origin": config.origin,
-            "is_labeled": config.label is not None,
-            "render": self._render_id or "",
-            "consent": config.consent,
-        }
+    def put(self, written: Path) -> None:
+        """Sign the finished file, which has no name yet, and enter it into the register.
 
-    @property
-    def personal(self) -> dict[str, str | int | float | bool | None]:
-        return {"label": self._config.label, "title": self._config.title, "purpose": self._config.purpose}
-
-    def put(self, written: Path, kind: str, **facts: int) -> None:
-        """Sign the finished file, which has no name yet, and enter it into log and register.
-
-        Raises AuditError, OutputError, and InputError about a certificate.
+        Raises OutputError, and InputError about a certificate.
         """
         config = self._config
         claim = OriginClaim(
@@ -312,8 +300,35 @@ class _Seal:
             render_id=self._render_id or "",
         )
         sign_origin(written, claim, identity(), suffix=self._path.suffix)
-        record_release(written, self._path, kind=kind, facts=self.facts | facts, personal=self.personal)
-        self.enter(file_digest(written))
+        digest = file_digest(written)
+        kind = "picture" if self._path.suffix.lower() in IMAGE_SUFFIXES else "clip"
+        facts = {"bytes": written.stat().st_size, **self._facts()}
+        record_release(self._path, kind=kind, sha256=digest, facts=facts, personal=self._personal())
+        self.enter(digest)
+
+    def begin_stream(self) -> None:
+        """The row in the audit log before the first byte of a stream leaves. Raises AuditError."""
+        record_live({"state": "begun", **self._facts()}, self._personal())
+
+    def end_stream(self, sha256: str) -> None:
+        """What was streamed has left, however it ended. Raises OutputError."""
+        record_live({"state": "ended", "sha256": sha256, **self._facts()})
+        self.enter(sha256)
+
+    def _facts(self) -> dict[str, str | bool | None]:
+        """What the audit log keeps for good: nothing that names anybody."""
+        config = self._config
+        return {
+            "origin": config.origin,
+            "is_labeled": config.label is not None,
+            "render_id": self._render_id,
+            "avatar": config.avatar,
+            "consent": config.consent,
+        }
+
+    def _personal(self) -> dict[str, Value]:
+        config = self._config
+        return {"label": config.label, "title": config.title, "purpose": config.purpose}
 
     def enter(self, sha256: str) -> None:
         """Enter what left into the register if it is marked. Raises OutputError."""
