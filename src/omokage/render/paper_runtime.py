@@ -3,7 +3,7 @@
     torch        the networks as they were trained, in float32, on any device: the reference of the others
     cuda-graph   one static graph in 16 bits: the style folded into the kernels, recorded once on a graphics card, so
                  that a picture is a single call to it
-    compiled     the same graph, fused by PyTorch's compiler before it is recorded; takes a minute at the start
+    compiled     the same graph, fused by PyTorch's compiler before it is recorded, which takes its time
     auto         on a graphics card 'cuda-graph', elsewhere 'torch'
 
 16 bits are taken if their pictures are close to those of 32 (`MIN_HALF_PSNR`), else 32 bits whose products are computed
