@@ -184,6 +184,20 @@ def test_equal_runs_give_equal_ids_and_files_and_others_do_not(tmp_path: Path) -
     assert renders_of(one.render_id or "")[0].sha256 == one.sha256
 
 
+def test_what_is_known_to_be_the_same_render_has_one_id(tmp_path: Path) -> None:
+    """Whatever the last bits of its pictures are: they differ with memory and machine."""
+    picture, known = texture(256, 256), ReleaseConfig(made_from="digest")
+    ids = [
+        release_image(image, tmp_path / "a.png", config=config).render_id
+        for image, config in (
+            (picture, known),
+            (picture + 1, known),
+            (picture, ReleaseConfig(made_from="other")),
+        )
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
 def test_what_is_recorded_or_tiny_is_not_marked_and_enters_no_row(tmp_path: Path) -> None:
     picture = texture(256, 256)
     recorded = release_image(picture, tmp_path / "a.png", config=ReleaseConfig(origin="recorded"))

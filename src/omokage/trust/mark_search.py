@@ -109,8 +109,8 @@ def find(plane: Plane, keys: Sequence[Key]) -> list[Found]:
     the others is first looked for together with it, then all alone, as when somebody has taken the public layer away.
     Ends when the public layer and a private one are read.
     """
-    pairs = [(keys[0], key) for key in keys[1:]] or [(keys[0],)]
-    alone = [(key,) for key in keys] if len(keys) > 1 else []
+    pairs: list[tuple[Key, ...]] = [(keys[0], key) for key in keys[1:]] or [(keys[0],)]
+    alone: list[tuple[Key, ...]] = [(key,) for key in keys] if len(keys) > 1 else []
     as_is, scales = [chip_px(*plane.shape)], candidate_chips(plane)
     found = [Found(None, False, 0.0, 0.0, None)] * len(keys)
     for widths, teams, turns in (

@@ -69,6 +69,8 @@ class ReleaseConfig(Config):
     `label`: visible text on every picture, such as 'AI-generated', or None for none. `title` and `purpose` go into
     the metadata when given. `origin`: whether the hidden notice says that the picture is AI-generated or recorded;
     clips are always generated. `avatar`: for the register of renders only, the SHA-256 of what an avatar was made from.
+    `made_from`: a digest of everything that decides the pictures, where it is known; the render's id then comes from it
+    instead of the first picture, whose last bits differ from machine to machine.
     """
 
     label: str | None = None
@@ -77,6 +79,7 @@ class ReleaseConfig(Config):
     purpose: str = ""
     origin: Origin = "generated"
     avatar: str = ""
+    made_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
