@@ -85,6 +85,15 @@ def test_a_key_that_cannot_be_made_is_told_before_long_work(
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_a_check_before_the_work_makes_nothing(home: Path, tmp_path: Path) -> None:
+    check_writable(tmp_path / "a.mp4", (".mp4",))
+    assert not home.exists()
+    installation_key()
+    key_path().write_text("damaged")
+    with pytest.raises(InputError, match="is no key"):
+        check_writable(tmp_path / "a.mp4", (".mp4",))
+
+
 def _same_key(_: int) -> bytes:
     return installation_key()
 

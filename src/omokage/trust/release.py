@@ -31,7 +31,7 @@ from omokage.media.encode import (
     write_image,
 )
 from omokage.trust.label import Corner, check_label, draw_label
-from omokage.trust.mark_key import installation_key
+from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.registry import Render, now, register
 from omokage.trust.video_mark import Marker, can_be_marked
@@ -163,7 +163,7 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
 
     Refuses a suffix outside `suffixes`, a missing folder, a folder without permission, a path that is a folder, and
     one that is among the `inputs` (which would overwrite what the user gave). Where pictures will be marked, it also
-    makes sure of the key. Raises OutputError, or InputError about the key.
+    makes sure that the key is there or can be made. Raises OutputError, or InputError about the key.
     """
     if path.suffix.lower() not in suffixes:
         given = f"the suffix '{path.suffix}'" if path.suffix else "no suffix"
@@ -179,7 +179,7 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
     except OSError as error:
         raise output_error(path, error) from error
     if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
-        installation_key()
+        check_key()
         chosen_profile()
 
 
