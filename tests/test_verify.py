@@ -85,6 +85,15 @@ def test_a_key_that_cannot_be_made_is_told_before_long_work(
     assert not (tmp_path / "a.mp4").exists()
 
 
+def test_a_check_before_the_work_makes_nothing(home: Path, tmp_path: Path) -> None:
+    check_writable(tmp_path / "a.mp4", (".mp4",))
+    assert not home.exists()
+    installation_key()
+    key_path().write_text("damaged")
+    with pytest.raises(InputError, match="is no key"):
+        check_writable(tmp_path / "a.mp4", (".mp4",))
+
+
 def _same_key(_: int) -> bytes:
     return installation_key()
 
@@ -182,6 +191,20 @@ def test_equal_runs_give_equal_ids_and_files_and_others_do_not(tmp_path: Path) -
     assert len({one.render_id, *(other.render_id for other in others)}) == 4
     assert [render.file for render in renders_of(one.render_id or "")] == ["one.mp4", "same.mp4"]
     assert renders_of(one.render_id or "")[0].sha256 == one.sha256
+
+
+def test_what_is_known_to_be_the_same_render_has_one_id(tmp_path: Path) -> None:
+    """Whatever the last bits of its pictures are: they differ with memory and machine."""
+    picture, known = texture(256, 256), ReleaseConfig(made_from="digest")
+    ids = [
+        release_image(image, tmp_path / "a.png", config=config).render_id
+        for image, config in (
+            (picture, known),
+            (picture + 1, known),
+            (picture, ReleaseConfig(made_from="other")),
+        )
+    ]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_what_is_recorded_or_tiny_is_not_marked_and_enters_no_row(tmp_path: Path) -> None:

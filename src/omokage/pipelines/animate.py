@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -175,7 +176,9 @@ def animate(
                 output,
                 frame_rate=Fraction(FRAME_RATE),
                 audio=request.track.sound,
-                config=ReleaseConfig(label=config.label, title=request.model.sizes.caution),
+                config=ReleaseConfig(
+                    label=config.label, title=request.model.sizes.caution, made_from=request.digest
+                ),
             )
 
         is_alone = team.workers.world == 1
@@ -344,6 +347,11 @@ class _Request:
             "machine": [machine.device.type, str(machine.dtype), torch.__version__],
             "version": omokage.__version__,
         }
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the fingerprint."""
+        return hashlib.sha256(json.dumps(self.fingerprint, sort_keys=True).encode()).hexdigest()
 
     def prepare(self, say: Callable[[str], None], on_progress: ProgressCallback) -> Callable[[Choice], Scene]:
         """Compute what no window and no memory profile changes; gives what makes the rest in a memory profile.

@@ -13,6 +13,7 @@ import hmac
 import logging
 import os
 import secrets
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -47,6 +48,19 @@ def installation_key() -> bytes:
     if not path.exists():
         _make(path)
     return read_key(path)
+
+
+def check_key() -> None:
+    """Tell before long work, and without making anything, what `installation_key` would raise."""
+    path = key_path()
+    if path.exists():
+        read_key(path)
+        return
+    folder = next(place for place in path.absolute().parents if place.exists())
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise _no_place(path, error) from error
 
 
 def read_key(path: Path) -> bytes:
@@ -88,6 +102,10 @@ def _make(path: Path) -> None:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"the key of the marks has no place: {output_error(path, error)} ({HOME_VARIABLE} names it)"
-        ) from error
+        raise _no_place(path, error) from error
+
+
+def _no_place(path: Path, error: OSError) -> OutputError:
+    return OutputError(
+        f"the key of the marks has no place: {output_error(path, error)} ({HOME_VARIABLE} names it)"
+    )

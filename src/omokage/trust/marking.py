@@ -29,12 +29,14 @@ def mark_for(
 ) -> Mark:
     """The mark of a render that begins with the picture `first`, uint8 (H, W, 3 or 4), and has these facts and sound.
 
-    Equal renders get equal ids, so that an equal run gives an equal file. The id tells nothing without the key. Raises
-    OutputError and InputError about the key, and InputError for a profile that does not exist.
+    Equal renders get equal ids, so that an equal run gives an equal file. The id tells nothing without the key. When
+    the facts say in `made_from` what decides the pictures, the picture itself is not asked. Raises OutputError and
+    InputError about the key, and InputError for a profile that does not exist.
     """
     key = installation_key()
     content = hashlib.sha256(json.dumps([first.shape, dict(sorted(facts.items()))]).encode())
-    content.update(first.tobytes())
+    if not facts.get("made_from"):
+        content.update(first.tobytes())
     if sound is not None:
         content.update(sound.tobytes())
     render_id = int.from_bytes(derived(key, b"render id 1", content.digest())[: PRIVATE_BITS // 8], "big")

@@ -38,7 +38,7 @@ from omokage.trust.audit import check_audit, record_live, record_release
 from omokage.trust.audit_row import Value
 from omokage.trust.identity import identity
 from omokage.trust.label import Corner, check_label, draw_label
-from omokage.trust.mark_key import installation_key
+from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
 from omokage.trust.registry import Render, now, register
@@ -79,6 +79,8 @@ class ReleaseConfig(Config):
     the metadata when given. `origin`: whether the hidden notice says that the picture is AI-generated or recorded;
     clips are always generated. `avatar`: SHA-256 of what an avatar was made from, `consent`: number of the record that
     it rests on, both for the register of renders and the signed origin.
+    `made_from`: a digest of everything that decides the pictures, where it is known; the render's id then comes from it
+    instead of the first picture, whose last bits differ from machine to machine.
     """
 
     label: str | None = None
@@ -88,6 +90,7 @@ class ReleaseConfig(Config):
     origin: Origin = "generated"
     avatar: str = ""
     consent: str = ""
+    made_from: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +254,7 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
     except OSError as error:
         raise output_error(path, error) from error
     if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
-        installation_key()
+        check_key()
         chosen_profile()
         identity()
     check_audit()
