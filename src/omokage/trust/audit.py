@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,9 +71,19 @@ class AuditLog:
             return self._write(last, key, event, facts, personal)
 
     def check_writable(self) -> None:
-        """Tell before long work that no row can be written. Raises AuditError."""
-        with self.held() as key:
-            self.ready(key)
+        """Tell before long work, and without making anything anew, that no row can be written. Raises AuditError."""
+        if self._is_begun():
+            with self.held() as key:
+                self.ready(key)
+            return
+        place = next(place for place in (self.folder, *self.folder.absolute().parents) if place.exists())
+        try:
+            tempfile.TemporaryFile(dir=place).close()
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _is_begun(self) -> bool:
+        return (self.folder / LOG).exists() or (self.folder / HEAD).exists()
 
     def forget(self, numbers: Iterable[int]) -> int:
         """Erase what is personal of these rows, and say so in a row of its own; how many had something.
@@ -119,9 +130,14 @@ class AuditLog:
     @contextmanager
     def held(self) -> Iterator[Ed25519PrivateKey]:
         """The lock and the key. Everything that fails within becomes AuditError."""
-        from omokage.trust.keys import signing_key
+        from omokage.trust.keys import known_name, signing_key
 
         try:
+            if self._is_begun() and known_name() is None:
+                raise AuditError(
+                    f"the key that signed the audit log in {self.folder} is gone, so nothing is released; bring it "
+                    "back from a copy, or move the folder away to begin a new log"
+                )
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locked(self.folder / LOCK):
                 yield signing_key()
