@@ -29,7 +29,7 @@ class AnyResult(SimpleNamespace):
     """What a stand-in for a pipeline gives back."""
 
     verdict, exit_code = "good", 0
-    warnings = notes = ("yaw was limited",)
+    warnings = notes = sentences = ("yaw was limited",)
     files = (Path("report.html"),)
     path, data = Path("folder"), SimpleNamespace(records=())
     evaluation = SimpleNamespace(to_text=lambda: "text", caution="a toy")
@@ -50,7 +50,7 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         __file__ = "any.py"  # what is imported meanwhile may look at every loaded module
         CreateConfig = PaperCreateConfig = ReenactConfig = SpeakConfig = AnimateConfig = TrainConfig = (
             ImportConfig
-        ) = staticmethod(lambda **_: None)
+        ) = LearnSpeechConfig = staticmethod(lambda **_: None)
         small_portrait, PORTRAIT_FILE = staticmethod(lambda *_: None), "portrait.png"
 
         def __getattr__(self, name: str) -> Any:
@@ -59,6 +59,7 @@ def test_commands_run(line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     for name in (
         "check", "create", "create_paper", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo",
         "weights", "animate", "train_portrait", "small_portrait", "animate_queue", "import_styleavatar", "speak",
+        "learn_speech",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])
