@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from omokage.avatar.bundle import Avatar, SpeechPart
 from omokage.config import Progress
 from omokage.errors import BundleError, InputError
+from omokage.media.clip import Audio
 from omokage.metrics.talking import pearson
 from omokage.pipelines.learn_speech import (
     LearnSpeechConfig,
     learn_speech,
     learned_speech,
+    near_the_border,
     picture_lag,
     shifted,
     way_from_rest,
 )
 from omokage.pipelines.speak import SpeakConfig, personal_driver, speak, speaker_rest, speaking_rest
-from omokage.pipelines.speech_track import resampled
+from omokage.pipelines.speech_track import SpeechTrack, resampled
 from omokage.pipelines.stand_in import stand_in
 from omokage.pipelines.talker import write_talker
 from omokage.render.retarget import JAW, Rest, relative_expression
@@ -159,6 +161,25 @@ def test_a_picture_that_is_late_is_found_out() -> None:
     assert lag(13, 0.05) == 0  # farther than is looked: its rise has no peak
 
 
+def test_of_a_long_recording_the_minutes_about_the_border_are_used() -> None:
+    times = np.arange(0, 1000, 0.1)
+    zero = np.zeros((len(times), 3))
+    track = bare_track(
+        times, rotation=zero, expression=np.zeros((len(times), 52)), gaze=np.zeros((len(times), 2, 2))
+    )
+    voice = np.arange(160 * 1000, dtype=np.float32).repeat(100)
+    speech = SpeechTrack("long.mp4", Audio(voice[:, None], 16000), voice, ())
+    cut, part = near_the_border(speech, track)
+    assert len(cut.voice) / 16000 == 300
+    assert len(part) == pytest.approx(3000, abs=1)  # a row may lie on the edge
+    # The border is where it was, four fifths through.
+    border = round(0.8 * (len(times) - 1))
+    assert part.time_s[part.frame_index == border] == pytest.approx(240)
+    assert cut.voice[0] / 160 == pytest.approx(times[border] - 240, abs=0.02)
+    short = track.select(times < 60)
+    assert near_the_border(speech, short)[1] is short
+
+
 # Learning
 
 
@@ -205,6 +226,14 @@ def test_a_stopped_training_goes_on_as_it_would_have(learned: Learned, tmp_path:
     driver = learn(material(own_way()), often, folder=tmp_path).driver
     for name, values in learned.driver.arrays().items():
         torch.testing.assert_close(driver.arrays()[name], values, msg=name)
+
+
+def test_a_face_that_is_hardly_seen_at_a_time_is_learned_without_networks() -> None:
+    seen = material(own_way())
+    often_lost = replace(seen, is_known=np.arange(len(seen.mouth)) % 12 > 1)
+    learned = learn(often_lost, QUICK)
+    assert learned.driver.networks == ()
+    assert learned.verdict.is_better
 
 
 def test_speech_is_counted_where_there_is_a_face() -> None:

@@ -23,6 +23,7 @@ from omokage.pipelines.learn_speech import learned_speech
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording
 from omokage.pipelines.work import SUFFIX, Work
+from omokage.speaking.personal_training import LearningConfig
 from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FaceTrack
@@ -141,7 +142,7 @@ def create_avatar(
 
         # How do they speak?
         if config.speech:
-            avatar = _with_speech(avatar, video, work, on_progress)
+            avatar = _with_speech(avatar, video, LearningConfig(seed=config.seed), work, on_progress)
             avatar.save(output)
 
         # How good is it, on frames it has never seen?
@@ -160,11 +161,13 @@ def create_avatar(
     return avatar
 
 
-def _with_speech(avatar: Avatar, video: Path, work: Work, on_progress: ProgressCallback) -> Avatar:
+def _with_speech(
+    avatar: Avatar, video: Path, config: LearningConfig, work: Work, on_progress: ProgressCallback
+) -> Avatar:
     """The avatar with what the recording tells of the person's speech; a sound of no use is told, and no error."""
     try:
         learned = learned_speech(
-            video, FaceTrack.load(work.track), folder=work.folder, on_progress=on_progress
+            video, FaceTrack.load(work.track), config, folder=work.folder, on_progress=on_progress
         )
     except (MediaError, MissingDependencyError) as error:
         on_progress(Progress("speech", 1, 1, f"{error}; the avatar speaks in the general way"))

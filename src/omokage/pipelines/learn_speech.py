@@ -34,6 +34,7 @@ from omokage.speaking.personal_training import (
     speech_seconds,
 )
 from omokage.speaking.sound_frames import FRAME_RATE
+from omokage.talking.conditions.speech import SAMPLE_RATE
 from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.visemes import NAMES, shapes
@@ -44,6 +45,7 @@ from omokage.trust.release import check_writable
 Float = NDArray[np.float64]
 
 HELD_OUT_SHARE = 0.2
+LONGEST_S = 300.0  # of a recording is used, held-out end included
 FARTHEST_LAG_S = 0.4
 LEAST_LAG_R = 0.25  # correlation at the best lag
 # From two frames on sound and picture are apart for people, too: then the correlation must be so much more than at 0.
@@ -124,7 +126,7 @@ def learned_speech(
     speech = read_speech(recording)
     if speech.is_silent:
         return _nothing(f"the sound of {recording.name} is silent")
-    material, lag_s = material_of(speech, track)
+    material, lag_s = material_of(*near_the_border(speech, track))
     said, said_in_tail = speech_seconds(material)
     if said < LEAST_SPEECH_S or said_in_tail < LEAST_TAIL_S:
         return _nothing(
@@ -146,6 +148,20 @@ def learned_speech(
     return LearnedSpeech(part, tuple(filter(None, sentences)), verdict, lag_s, seconds)
 
 
+def near_the_border(speech: SpeechTrack, track: FaceTrack) -> tuple[SpeechTrack, FaceTrack]:
+    """Of a long recording the minutes before its held-out end, and the first of that: more teaches little."""
+    seen = track.time_s[track.is_tracked]
+    border_s = float(seen[round((1 - HELD_OUT_SHARE) * (len(seen) - 1))])
+    start_s = border_s - (1 - HELD_OUT_SHARE) * LONGEST_S
+    end_s = border_s + HELD_OUT_SHARE * LONGEST_S
+    if start_s <= 0:
+        return speech, track
+    rows = (track.time_s >= start_s) & (track.time_s < end_s)
+    part = track.select(rows)
+    voice = speech.voice[round(start_s * SAMPLE_RATE) : round(end_s * SAMPLE_RATE)]
+    return replace(speech, voice=voice), replace(part, time_s=part.time_s - start_s)
+
+
 def material_of(speech: SpeechTrack, track: FaceTrack) -> tuple[Material, float]:
     """What there is to learn from, and by how many seconds the picture comes after its sound: they are put together."""
     seen = track.select(track.is_tracked)
@@ -153,7 +169,7 @@ def material_of(speech: SpeechTrack, track: FaceTrack) -> tuple[Material, float]
     before = seen.select(seen.time_s < border_s)
     rest = speaking_rest(Rest.of(before), before)
     articulation = driven_by_voice(speech.voice)
-    times = np.arange(0, min(float(seen.time_s[-1]), speech.duration_s), 1 / FRAME_RATE)
+    times = np.arange(0, min(float(seen.time_s[-1]), len(speech.voice) / SAMPLE_RATE), 1 / FRAME_RATE)
     opening = mouth_opening(seen.landmarks.astype(np.float64))
     lag_s = picture_lag(articulation, before, mouth_opening(before.landmarks.astype(np.float64)))
     articulation = shifted(articulation, lag_s)

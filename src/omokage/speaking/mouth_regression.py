@@ -21,6 +21,7 @@ BAND_MODES = 6  # principal components of the bands
 GAMMA = 0.4  # of the kernel, over the mean square of standardised distances
 MAX_ROWS = 1500
 SMALLEST_SCALE = 1e-3
+BLOCK = 1000  # frames at once: memory does not grow with the length
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,14 @@ class MouthRegression:
         inputs = (
             windows(frames, self.mean, self.basis)[PAST : len(frames) - FUTURE] - self.center
         ) / self.scale
-        similar = _kernel(inputs, self.rows)
-        trust = np.clip(similar.max(axis=1, initial=0) / self.usual[0], 0, 1)
-        return similar @ self.weights + self.bias, trust
+        found = np.zeros((len(inputs), len(self.bias)))
+        trust = np.zeros(len(inputs))
+        for first in range(0, len(inputs), BLOCK):
+            rows = slice(first, first + BLOCK)
+            similar = _kernel(inputs[rows], self.rows)
+            found[rows] = similar @ self.weights + self.bias
+            trust[rows] = np.clip(similar.max(axis=1, initial=0) / self.usual[0], 0, 1)
+        return found, trust
 
 
 def windows(frames: Float, mean: Float, basis: Float) -> Float:

@@ -36,7 +36,7 @@ CHANNELS = tuple(i for i, name in enumerate(BLENDSHAPES) if name.startswith(("mo
 CLOSED = NAMES.index("closed")
 # Weights of rest and of closed lips from which, and at which, the general driver decides alone.
 REST_FROM, REST_FULL = 0.8, 0.95
-CLOSED_FROM, CLOSED_FULL = 0.6, 0.9
+CLOSED_FROM, CLOSED_FULL = 0.25, 0.55
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,9 @@ def learn(
     """
     config = config or LearningConfig()
     learning = _Learning(material, config)
-    networks = tuple(learning.network(fold, folder, on_progress) for fold in range(FOLDS))
+    networks: tuple[MotionTransformer, ...] = ()
+    if learning.has_windows():
+        networks = tuple(learning.network(fold, folder, on_progress) for fold in range(FOLDS))
     tried = learning.tried(networks)
     best = max(choice.cross.speaking for choice in tried)
     chosen = max(
@@ -203,6 +205,11 @@ class _Learning:
             regressions.append(regression)
         return noise, expected, regressions
 
+    def has_windows(self) -> bool:
+        """Whether the face was seen for long enough at a time, in every fold and beside it."""
+        parts = [part for fold in self.folds for part in (fold, self._outside(fold))]
+        return all(len(self._motions(part).starts) for part in parts)
+
     def network(self, fold: int, folder: Path | None, on_progress: ProgressCallback) -> MotionTransformer:
         """The one that did not see a fold, stopped by how well it knows it."""
 
@@ -235,10 +242,15 @@ class _Learning:
     def tried(self, networks: Sequence[MotionTransformer]) -> tuple[Choice, ...]:
         """How well all agree, each on its own fold, with every strength and share."""
         found = []
-        for strength in STRENGTHS:
+        for strength in STRENGTHS if networks else (0.0,):
             added = np.zeros((len(self.sound), len(BLENDSHAPES)))
-            for fold, regression, network in zip(self.folds, self._regressions, networks, strict=True):
-                one = replace(self.driver, regression=regression, networks=(network,), strength=strength)
+            for number, fold in enumerate(self.folds):
+                one = replace(
+                    self.driver,
+                    regression=self._regressions[number],
+                    networks=tuple(networks[number : number + 1]),
+                    strength=strength,
+                )
                 first, stop = max(0, int(fold[0]) - WARM_UP), int(fold[-1]) + 1
                 heard = self._material.articulation.cut(first * HOPS, (stop + FUTURE + 1) * HOPS)
                 added[fold[0] : stop] = offsets(one, heard)[fold[0] - first : stop - first]

@@ -81,6 +81,12 @@ def identity(*, now: datetime | None = None, organization: str | None = None) ->
     return found
 
 
+def check_identity() -> None:
+    """Tell before long work, and without making anything, what `identity` would raise about what is there."""
+    if (data_home() / "identity" / "signer.pem").exists():
+        identity()
+
+
 def trusted_roots() -> bytes:
     """Roots that a reader here believes: its own, and those that were given to `trust_root`; PEM."""
     folder = data_home() / "identity"

@@ -36,7 +36,7 @@ from omokage.media.encode import (
 )
 from omokage.trust.audit import check_audit, record_live, record_release
 from omokage.trust.audit_row import Value
-from omokage.trust.identity import identity
+from omokage.trust.identity import check_identity, identity
 from omokage.trust.label import Corner, check_label, draw_label
 from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
@@ -256,7 +256,7 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
     if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
         check_key()
         chosen_profile()
-        identity()
+        check_identity()
     check_audit()
 
 
