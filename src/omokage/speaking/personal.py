@@ -220,6 +220,10 @@ def offsets(driver: PersonalDriver, articulation: Articulation, seed: int = 0) -
 
 def openness(visemes: Float) -> Float:
     """How far (T,) the personal driver may move the lips: not in silence, and not while they must meet."""
-    rest = np.clip((visemes[:, REST] - REST_FROM) / (REST_FULL - REST_FROM), 0, 1)
     closed = np.clip((visemes[:, CLOSED] - CLOSED_FROM) / (CLOSED_FULL - CLOSED_FROM), 0, 1)
-    return np.asarray((1 - rest) * (1 - closed))
+    return np.asarray(speaking(visemes) * (1 - closed))
+
+
+def speaking(visemes: Float) -> Float:
+    """How much (T,) viseme weights (T, 10) are of speech, in [0, 1]; 0 is silence."""
+    return np.asarray(1 - np.clip((visemes[:, REST] - REST_FROM) / (REST_FULL - REST_FROM), 0, 1))

@@ -19,7 +19,7 @@ from omokage.metrics.talking import pearson
 from omokage.speaking.driver import Articulation
 from omokage.speaking.motion_transformer import MotionTransformer, SamplerConfig, TransformerConfig
 from omokage.speaking.mouth_regression import MouthRegression
-from omokage.speaking.personal import CHANNELS, MouthModes, PersonalDriver, SoundScale, offsets, openness
+from omokage.speaking.personal import CHANNELS, MouthModes, PersonalDriver, SoundScale, offsets, speaking
 from omokage.speaking.personal_networks import Motions, NetworkTrainingConfig, train_network
 from omokage.speaking.sound_frames import FRAME_RATE, FUTURE, HOPS, PAST, silence, sound_frames
 from omokage.tracking.face_track import BLENDSHAPES
@@ -35,7 +35,7 @@ STRENGTHS = (0.0, 1.0)
 WARM_UP = 24  # frames before a fold, so that it does not begin from nothing
 SHARES = (0.5, 0.75, 1.0)
 AS_GOOD = 0.01  # a correlation this much lower is as good, and more motion is better
-SPEAKING = 0.5  # of `openness`
+SPEAKING = 0.5  # of `speaking`
 LEAST_R = 0.2  # a correlation of seconds that says something
 LEAST_SPEECH_S, LEAST_TAIL_S = 4.0, 1.0
 
@@ -113,7 +113,7 @@ class Learned:
 def speech_seconds(material: Material) -> tuple[float, float]:
     """How long is spoken with a face in view: before the held-out end, and in it."""
     _, visemes = sound_frames(material.articulation)
-    is_said = (openness(visemes[: len(material.mouth)]) > SPEAKING) & material.is_known
+    is_said = (speaking(visemes[: len(material.mouth)]) > SPEAKING) & material.is_known
     return (
         float(is_said[: material.border].sum() / FRAME_RATE),
         float(is_said[material.border :].sum() / FRAME_RATE),
@@ -263,7 +263,7 @@ class _Learning:
         way[:, CHANNELS] = self.driver.modes.general(self._visemes)
         opening = self._material.opened(way + added)
         rows = rows[self._material.is_known[rows]]
-        is_said = openness(self._visemes[rows]) > SPEAKING
+        is_said = speaking(self._visemes[rows]) > SPEAKING
         true = self._material.opening
         return Agreement(
             _finite(pearson(opening[rows], true[rows])),
