@@ -67,8 +67,7 @@ def stream_audio(path: Path, *, sample_rate: int | None = None) -> Iterator[Audi
             if not 1 <= raw.channels <= 2 or raw.rate < 1 or len(raw.data) % (4 * raw.channels):
                 raise MediaError(damaged_sound(path, 0.0))
             samples = np.frombuffer(raw.data, np.float32).reshape(-1, raw.channels)
-            # Lossy codecs overshoot a little, which players clip as well; no number at all is silence.
-            np.nan_to_num(samples, copy=False, nan=0.0)
+            # Lossy codecs overshoot a little, which players clip as well. What is no number stays so, to be refused.
             np.clip(samples, -1, 1, out=samples)
             yield AudioPiece(Audio(samples, raw.rate), raw.start, raw.has_video, raw.announced_s)
 
