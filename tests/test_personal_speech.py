@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar, SpeechPart
 from omokage.config import Progress
-from omokage.errors import BundleError, InputError
+from omokage.errors import BundleError, InputError, MediaError
 from omokage.media.clip import Audio
-from omokage.metrics.talking import pearson
+from omokage.metrics.talking import INNER_LIPS, pearson
+from omokage.pipelines import create as create_pipeline
 from omokage.pipelines.learn_speech import (
     LearnSpeechConfig,
     learn_speech,
@@ -25,10 +27,12 @@ from omokage.pipelines.learn_speech import (
     shifted,
     way_from_rest,
 )
+from omokage.pipelines.predict import UnitCosts, predict_create
 from omokage.pipelines.speak import SpeakConfig, personal_driver, speak, speaker_rest, speaking_rest
 from omokage.pipelines.speech_track import SpeechTrack, resampled
 from omokage.pipelines.stand_in import stand_in
 from omokage.pipelines.talker import write_talker
+from omokage.pipelines.work import Work
 from omokage.render.retarget import JAW, Rest, relative_expression
 from omokage.speaking.driver import REST, Articulation, driven_by_voice
 from omokage.speaking.motion_transformer import (
@@ -46,8 +50,9 @@ from omokage.speaking.personal_training import Learned, LearningConfig, Material
 from omokage.speaking.sound_frames import COLUMNS, FRAME_RATE, SoundFrames, sound_frames
 from omokage.speaking.voices import speak_text
 from omokage.tracking.arkit import bare_track
-from omokage.tracking.face_track import BLENDSHAPES
+from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.visemes import NAMES, shapes
+from omokage.trust.release import release_clip
 
 Float = NDArray[np.float64]
 JAW_CHANNEL = CHANNELS.index(JAW)
@@ -488,11 +493,78 @@ def test_an_avatar_learns_from_a_recording(person: Avatar, tmp_path: Path) -> No
     assert path.read_bytes() == before
 
 
+def talking(rate: float = 25.0) -> FaceTrack:
+    """A track of somebody who says `TEXT` in their own way: jaw and the gap between the lips in the pictures."""
+    jaw = own_way().astype(np.float32)
+    times = np.arange(len(jaw)) / rate
+    still = stand_in(128, frame_count=2, clip_side=128).track
+    track = still.select(np.zeros(len(jaw), dtype=int))
+    expression = np.zeros((len(jaw), len(BLENDSHAPES)), np.float32)
+    expression[:, JAW] = jaw
+    landmarks = np.zeros((len(jaw), 478, 3), np.float32)
+    landmarks[:, 263, 0] = 1  # outer corners of the eyes
+    for upper, lower in INNER_LIPS:
+        landmarks[:, lower, 1] = landmarks[:, upper, 1] + jaw
+    return replace(
+        track, frame_index=np.arange(len(jaw)), time_s=times, expression=expression, landmarks=landmarks
+    )
+
+
+def test_a_recording_teaches_an_avatar_and_a_stopped_run_goes_on(
+    person: Avatar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, clip, work = tmp_path / "me.avatar", tmp_path / "me.mp4", tmp_path / "me.avatar.speech.work"
+    person.save(path)
+    sound = resampled(speak_text(TEXT, "en-us").sound, 16000)
+    blank = (np.zeros((64, 64, 3), np.uint8) for _ in range(int(10 * len(sound) / 16000)))
+    release_clip(blank, clip, frame_rate=Fraction(10), audio=Audio(sound, 16000))
+    monkeypatch.setattr("omokage.pipelines.learn_speech.tracked", lambda *_: talking())
+
+    def stop(progress: Progress) -> None:
+        if progress.stage == "learning speech" and progress.done > 1:
+            raise KeyboardInterrupt
+
+    often = LearnSpeechConfig(replace(QUICK, network=replace(QUICK.network, checkpoint_seconds=0.0)))
+    before = path.read_bytes()
+    with pytest.raises(KeyboardInterrupt):
+        learn_speech(path, clip, config=often, on_progress=stop)
+    assert path.read_bytes() == before
+    assert {"recording.track", "speech-0.safetensors"} <= {file.name for file in work.iterdir()}
+    monkeypatch.setattr("omokage.pipelines.learn_speech.tracked", lambda *_: pytest.fail("tracked again"))
+    found = learn_speech(path, clip, config=often)
+    assert not work.exists()
+    assert "own way of speaking was learned" in found.sentences[-1]
+    assert found.verdict is not None
+    assert found.verdict.personal.all > 0.6
+    part = Avatar.load(path).speech
+    assert part is not None
+    assert part.settings["report"]["recording"] == "me.mp4"
+    assert personal_driver(part, "auto") is not None
+
+
+def test_a_sound_of_no_use_does_not_stop_an_avatar(
+    person: Avatar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise MediaError("its sound is damaged")
+
+    monkeypatch.setattr(create_pipeline, "learned_speech", broken)
+    work, told = Work(tmp_path), []
+    talking().save(work.track)
+    assert create_pipeline._with_speech(person, tmp_path / "me.mp4", QUICK, work, told.append) is person
+    assert [progress.note for progress in told] == [
+        "its sound is damaged; the avatar speaks in the general way"
+    ]
+
+
+def test_learning_is_in_the_prediction(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = dict.fromkeys(("track", "find", "matte", "register", "picture", "warp", "score", "train"), 0.01)
+    monkeypatch.setattr("omokage.pipelines.predict.unit_costs", lambda _: UnitCosts(**costs))
+    silent, speaking = (predict_create(60, 25, 256, 10, has_speech=has).minutes for has in (False, True))
+    assert speaking > silent + 0.5
+
+
 def test_a_silent_recording_is_said(person: Avatar, tmp_path: Path) -> None:
-    from fractions import Fraction
-
-    from omokage.trust.release import release_clip
-
     clip = tmp_path / "mute.mp4"
     release_clip((np.zeros((64, 64, 3), np.uint8) for _ in range(5)), clip, frame_rate=Fraction(10))
     found = learned_speech(clip, person.track)
