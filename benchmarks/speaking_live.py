@@ -33,10 +33,11 @@ from omokage.pipelines.live_speaker import Clock, LiveSpeaker, SpokenFrame
 from omokage.pipelines.reenact import Performer, performer_of
 from omokage.pipelines.speak import SpeakConfig
 from omokage.pipelines.speech_track import resampled
-from omokage.pipelines.stand_in import stand_in
+from omokage.pipelines.stand_in import agree_for_nobody, stand_in
 from omokage.render.retarget import JAW
 from omokage.speaking.live import look_ahead_frames
 from omokage.speaking.voices import speak_text
+from omokage.trust.consent import Medium
 from omokage.trust.release import release_live
 
 RATE, PIECE, FRAMES_PER_S = 16_000, 320, 25
@@ -254,6 +255,8 @@ def main() -> None:
     # Nowhere exactly silent, so that every sample can be found again.
     voice = np.where(np.abs(voice) < 1e-4, np.float32(1e-4), voice)
     avatar = Avatar.load(given.avatar) if given.avatar else stand_in(given.size).avatar
+    if not given.avatar:
+        agree_for_nobody(Medium(avatar.provenance.recording_sha256, avatar.provenance.recording_name))
     performer = performer_of(avatar, SpeakConfig().drawing(), is_live=True)
     repeats = []
     for _ in range(given.repeats):
