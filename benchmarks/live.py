@@ -4,6 +4,10 @@
 
 The avatar is an untrained network of the real size around the clip's own person, which costs what a trained one costs;
 --avatar takes a trained one. The clip is named by its file name only; no picture is kept.
+
+A virtual machine does not have its cores to itself. Each run says how many cores other programs used and how many the
+host took away; a run that lost more than `DISTURBED_CORES` is kept in the file and done again, and does not count while
+enough others do.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import date
@@ -47,7 +51,8 @@ from omokage.threads import one_blas_thread
 from omokage.tracking.tracker import OnlineTracker, track_clip
 
 CLIP_SIDE_PX = 512
-QUIET_CORES = 0.25
+DISTURBED_CORES = 0.05
+TRIES = 5  # for each run that shall count
 TARGETS = {
     "tracking": {"must_fps": 40, "goal_fps": 60},
     "live-256": {"must_fps": 25, "must_p95_ms": 60, "goal_fps": 40},
@@ -61,9 +66,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--size", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--avatar", type=Path, help="a trained avatar, of one of the sizes")
     parser.add_argument("--frames", type=int, default=150)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="runs that count")
     parser.add_argument(
-        "--wait", type=float, default=0, help="seconds to wait for a quiet machine before each repeat"
+        "--wait", type=float, default=0, help="seconds to wait for a quiet machine before each run"
     )
     parser.add_argument("--note", default="", help="what else the machine was doing")
     parser.add_argument("--output", type=Path, required=True)
@@ -71,36 +76,26 @@ def main(arguments: Sequence[str]) -> int:
 
     frames = list(itertools.islice(read_frames(given.clip, max_side=CLIP_SIDE_PX), given.frames))
     track = track_clip(frames)
-    tracking, others = [], []
-    for _ in range(given.repeats):
-        wait_for_quiet(given.wait)
-        watch = Others()
-        tracking.append(asdict(tracking_speed(frames, OnlineTracker(subject=track.subject))))
-        others.append(watch.cores())
-    results: dict[str, Any] = {
-        "tracking": {
-            "runs": tracking,
-            "cores_busy_with_others": others,
-            **summary([1000 / t["median_ms"] for t in tracking]),
-        }
-    }
+
+    def track_again() -> dict[str, Any]:
+        speed = tracking_speed(frames, OnlineTracker(subject=track.subject))
+        return asdict(speed) | {"fps": 1000 / speed.median_ms}
+
+    tracking = repeated(given, track_again)
+    results: dict[str, Any] = {"tracking": {"runs": tracking, **summary(tracking)}}
     for size in given.size:
         avatar = avatar_of(given.avatar, size)
         stages = stages_of(avatar)
-        live, others = [], []
-        for _ in range(given.repeats):
-            wait_for_quiet(given.wait)
-            watch = Others()
-            live.append(live_on(avatar, given.clip, given.frames, track))
-            others.append(watch.cores())
+        live = repeated(given, lambda avatar=avatar: asdict(live_on(avatar, given.clip, given.frames, track)))
+        counted = [run for run in live if run["counts"]]
         results[f"live-{size}"] = {
             "stages": stages,
-            "runs": [asdict(run) for run in live],
-            "cores_busy_with_others": others,
-            **summary([run.fps for run in live]),
-            "p50_ms": statistics.median(run.p50_ms for run in live),
-            "p95_ms": statistics.median(run.p95_ms for run in live),
-            "p95_ms_best": min(run.p95_ms for run in live),
+            "runs": live,
+            **summary(live),
+            "p50_ms": statistics.median(run["p50_ms"] for run in counted),
+            "p95_ms": statistics.median(run["p95_ms"] for run in counted),
+            "p95_ms_best": min(run["p95_ms"] for run in counted),
+            "p95_ms_worst": max(run["p95_ms"] for run in counted),
         }
     info = probe(given.clip)
     report = {
@@ -119,30 +114,46 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-class Others:
-    """How many cores other processes kept busy since it was made (Linux; else None)."""
+def repeated(given: argparse.Namespace, run: Callable[[], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs until `--repeats` of them were undisturbed, each with the cores that were lost and whether it counts."""
+    runs: list[dict[str, Any]] = []
+    while len(runs) < TRIES * given.repeats and sum(run["counts"] for run in runs) < given.repeats:
+        wait_for_quiet(given.wait)
+        watch = Lost()
+        measured = run()
+        lost = watch.cores()
+        runs.append(measured | lost | {"counts": sum(lost.values()) <= DISTURBED_CORES})
+    if sum(run["counts"] for run in runs) < given.repeats:
+        for each in runs:  # none is better than another
+            each["counts"] = True
+    return runs
+
+
+class Lost:
+    """Cores that this process did not have since it was made (Linux; elsewhere nothing is known)."""
 
     def __init__(self) -> None:
         self._start = self._now()
 
-    def _now(self) -> tuple[float, float, float] | None:
+    def _now(self) -> tuple[float, float, float]:
+        """Seconds of all programs and stolen by the host since the start of the system, and on the clock."""
         stat = Path("/proc/stat")
         if not stat.is_file():
-            return None
-        user, nice, system, *_ = (float(x) for x in stat.read_text().split("\n", 1)[0].split()[1:])
-        own = resource.getrusage(resource.RUSAGE_SELF)
-        return (
-            (user + nice + system) / os.sysconf("SC_CLK_TCK"),
-            own.ru_utime + own.ru_stime,
-            time.monotonic(),
-        )
+            return 0.0, 0.0, time.monotonic()
+        tick = os.sysconf("SC_CLK_TCK")
+        user, nice, system, _, _, _, _, stolen, *_ = (float(x) / tick for x in stat.read_text().split()[1:11])
+        own = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        used = sum(each.ru_utime + each.ru_stime for each in own)
+        return user + nice + system - used, stolen, time.monotonic()
 
-    def cores(self) -> float | None:
-        now = self._now()
-        if now is None or self._start is None:
-            return None
-        busy, own, seconds = (after - before for after, before in zip(now, self._start, strict=True))
-        return round(max(0.0, busy - own) / seconds, 2)
+    def cores(self) -> dict[str, float]:
+        others, stolen, seconds = (
+            after - before for after, before in zip(self._now(), self._start, strict=True)
+        )
+        return {
+            "cores_of_others": round(max(0.0, others) / seconds, 2),
+            "cores_stolen": round(stolen / seconds, 2),
+        }
 
 
 def slowdown_of_two_threads() -> float:
@@ -167,13 +178,22 @@ def slowdown_of_two_threads() -> float:
 
 
 def wait_for_quiet(seconds: float) -> None:
-    """Until other processes use less than `QUIET_CORES`, but no longer than this."""
+    """Until a second's work on all cores loses less than `DISTURBED_CORES`, but no longer than this."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        watch = Others()
-        time.sleep(2)
-        if (watch.cores() or 0.0) < QUIET_CORES:
+        watch, end = Lost(), time.monotonic() + 1
+        with ThreadPoolExecutor() as pool:
+            for _ in range(os.cpu_count() or 1):
+                pool.submit(work_until, end)
+        if sum(watch.cores().values()) < DISTURBED_CORES:
             return
+        time.sleep(1)
+
+
+def work_until(end: float) -> None:
+    matrix = np.ones((200, 200), dtype=np.float32)
+    while time.monotonic() < end:
+        matrix @ matrix
 
 
 def avatar_of(trained: Path | None, size: int) -> Avatar:
@@ -211,8 +231,9 @@ def stages_of(avatar: Avatar) -> dict[str, Any]:
     return values
 
 
-def summary(fps: list[float]) -> dict[str, float]:
-    """Median and spread over the repeats."""
+def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
+    """Median and spread over the runs that count."""
+    fps = [run["fps"] for run in runs if run["counts"]]
     return {
         "fps": round(statistics.median(fps), 1),
         "fps_best": round(max(fps), 1),

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from live import Others, named, wait_for_quiet
+from live import Lost, named, wait_for_quiet
 from numpy.typing import NDArray
 
 from omokage.avatar.bundle import Avatar
@@ -267,8 +267,8 @@ def main() -> None:
             ("steady", lambda: steady(performer, voice, given.seconds)),
             ("interruption_ms", lambda: interruptions(performer, voice)),
         ):
-            watch = Others()
-            parts[name] = measure() | {"cores_busy_with_others": watch.cores()}
+            watch = Lost()
+            parts[name] = measure() | watch.cores()
             print(name, parts[name], flush=True)
         repeats.append(parts)
     report = {

@@ -358,6 +358,18 @@ def test_zones_follow_a_similarity_without_drift() -> None:
         assert np.median(np.linalg.norm(found.pixels - known, axis=1)[sure]) < 0.33
 
 
+def test_zones_found_beside_the_landmarks_are_the_same() -> None:
+    """Begun on another thread before the face is known or not: the same places, also after a face was lost."""
+    texture, face = textured(), face_at(160, 130, 40, 50)
+    alone, beside = ZoneTracker(WholePicture()), ZoneTracker(WholePicture())
+    for step in range(8):
+        image, seen = np.roll(texture, (step, -2 * step), axis=(0, 1)), None if step in (3, 4) else face
+        beside.begin(image)
+        first, second = alone.step(image, seen), beside.step(image, seen)
+        np.testing.assert_array_equal(first.pixels, second.pixels)
+        np.testing.assert_array_equal(first.certainty, second.certainty)
+
+
 def test_covered_zones_take_the_sway_of_those_around() -> None:
     """A hand over a part of the picture: its zones become unsure, and their sway stays that of their neighbors."""
     texture, face = textured(), face_at(160, 130, 40, 50)

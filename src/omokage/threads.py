@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 Item = TypeVar("Item")
-TURN_S = 0.0005
+TURN_S = 0.0001
 _END = object()
 
 
@@ -28,7 +28,7 @@ def one_blas_thread() -> Iterator[None]:
 
 @contextmanager
 def quick_turns() -> Iterator[None]:
-    """Python's threads hand over to each other ten times sooner than usual, for stages that wait for each other.
+    """Python's threads hand over to each other fifty times sooner than usual, for stages that wait for each other.
 
     A thread that comes back from native code waits until another one's turn is over, by default up to 5 ms each time.
     """

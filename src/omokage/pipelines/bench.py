@@ -208,22 +208,27 @@ def live_speed(
 
 
 class Paced:
-    """Frames at a constant rate, as a camera gives them; `started` says when the decoding of a frame began."""
+    """Frames at a constant rate, as a camera gives them; `started` says when the decoding of a frame began.
+
+    The clock starts with the first frame. A file's decoder, a process that takes a fifth of a second to start, has
+    started by then, as a camera has.
+    """
 
     def __init__(self, frames: Iterator[Frame], rate: float) -> None:
         self._frames, self._rate = frames, rate
         self.started: dict[int, float] = {}
 
     def __iter__(self) -> Iterator[Frame]:
-        begin = time.monotonic()
-        for count in itertools.count():
-            time.sleep(max(0.0, begin + count / self._rate - time.monotonic()))
-            start = time.monotonic()
-            frame = next(self._frames, None)
+        frame = next(self._frames, None)
+        begin = start = time.monotonic()
+        for count in itertools.count(1):
             if frame is None:
                 return
             self.started[frame.index] = start
             yield frame
+            time.sleep(max(0.0, begin + count / self._rate - time.monotonic()))
+            start = time.monotonic()
+            frame = next(self._frames, None)
 
 
 def encoding_speed(images: Sequence[NDArray[np.uint8]]) -> Timing:

@@ -64,6 +64,7 @@ class Observer:
         backend.reset()
 
     def step(self, frame: Frame) -> Observation:
+        self._zones.begin(frame.image)
         faces = self._backend.detect(frame.image)
         if faces and not self._has_face:
             # The network centers on where the face was: let it settle on a new one before trusting it.

@@ -8,6 +8,7 @@ What the head's own motion explains is then taken off. A zone off the person, ou
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -90,6 +91,20 @@ class _Window:
         return ((pixels - (self.left, self.top)) * self.scale - 0.5).astype(np.float32)
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """A picture seen from an anchor.
+
+    grey: the work picture.  flow: from the anchor to it.  places: by that flow.  alike: (Z,), how much each zone looks
+    as in the anchor, from -1 to 1.
+    """
+
+    grey: NDArray[np.uint8]
+    places: ZonePlaces
+    flow: Float32
+    alike: Float32
+
+
 @dataclass
 class _Anchor:
     """A picture that others are compared with.
@@ -111,7 +126,7 @@ class _Anchor:
 
 
 class ZoneTracker:
-    """Call `step` for every picture in order; all of one size."""
+    """Call `step` for every picture in order; all of one size. `begin` before it saves time."""
 
     def __init__(self, matting: MatteBackend | None = None) -> None:
         self._matting = matting
@@ -122,9 +137,18 @@ class ZoneTracker:
         self._flow: Float32 | None = None
         self._age = 0
         self._alike = np.ones(ZONE_COUNT)
+        self._helper = ThreadPoolExecutor(1, thread_name_prefix="hair and shoulders")
+        self._coming: Future[_Seen] | None = None
+
+    def begin(self, image: Image) -> None:
+        """Start to look at the picture that the next `step` is for, on another thread: no face is needed for it."""
+        if self._window is not None:
+            self._coming = self._helper.submit(self._seen, image)
 
     def step(self, image: Image, face: Landmarks | None) -> ZonePlaces:
         """Where the zones of the first picture with a face have gone."""
+        seen = self._coming.result() if self._coming is not None else None
+        self._coming = None
         if face is None:
             self._flow = None
             return ZonePlaces.unknown()
@@ -135,21 +159,20 @@ class ZoneTracker:
             first = np.asarray(around.reshape(-1, 2), dtype=np.float32)
             start = ZonePlaces(first, np.ones(len(first), dtype=np.float32), first)
             return self._anchored(image, self._window.cut(image), start)
-        grey = self._window.cut(image)
-        places, flow, alike = self._seen_from(self._anchors[-1], grey, self._flow)
+        seen = seen or self._seen(image)
         self._age += 1
         if len(self._anchors) > 1 and self._age % RETRY_FRAMES == 0:
-            again = self._seen_from(self._anchors[0], grey, None)
-            if self._anchors[0].likeness(again[2]) > LEAST_ALIKE:
+            again = self._seen_from(self._anchors[0], seen.grey, None)
+            if self._anchors[0].likeness(again.alike) > LEAST_ALIKE:
                 del self._anchors[1:]
-                places, flow, alike = again
-        self._flow = flow
-        if self._anchors[-1].likeness(alike) < LEAST_ALIKE:
-            return self._anchored(image, grey, places)
+                seen = again
+        self._flow = seen.flow
+        if self._anchors[-1].likeness(seen.alike) < LEAST_ALIKE:
+            return self._anchored(image, seen.grey, seen.places)
         # A hand stays for a while; a patch that is unlike for a moment only would make its zone flicker.
-        self._alike = (1 - NEWEST) * self._alike + NEWEST * alike
-        seen = np.clip((self._alike - UNLIKE) / (ALIKE - UNLIKE), LEAST_CERTAINTY, 1)
-        return replace(places, certainty=(places.certainty * seen).astype(np.float32))
+        self._alike = (1 - NEWEST) * self._alike + NEWEST * seen.alike
+        share = np.clip((self._alike - UNLIKE) / (ALIKE - UNLIKE), LEAST_CERTAINTY, 1)
+        return replace(seen.places, certainty=(seen.places.certainty * share).astype(np.float32))
 
     def _anchored(self, image: Image, grey: NDArray[np.uint8], places: ZonePlaces) -> ZonePlaces:
         """The picture becomes the anchor; the first one stays, the others are forgotten."""
@@ -168,12 +191,16 @@ class ZoneTracker:
         self._flow, self._age, self._alike = None, 0, np.ones(ZONE_COUNT)
         return replace(places, certainty=certainty * places.certainty)
 
-    def _seen_from(
-        self, anchor: _Anchor, grey: NDArray[np.uint8], start: Float32 | None
-    ) -> tuple[ZonePlaces, Float32, Float32]:
-        """Places by the flow from an anchor, that flow, and how much each zone looks alike, (Z,) from -1 to 1."""
+    def _seen(self, image: Image) -> _Seen:
+        """A picture seen from the newest anchor, begun with the flow of the picture before."""
         assert self._window is not None
-        flow: Float32 = self._follow.calc(anchor.grey, grey, start)  # type: ignore[assignment, arg-type]
+        return self._seen_from(self._anchors[-1], self._window.cut(image), self._flow)
+
+    def _seen_from(self, anchor: _Anchor, grey: NDArray[np.uint8], start: Float32 | None) -> _Seen:
+        assert self._window is not None
+        if start is None:  # without one OpenCV begins with what it has left of the picture before
+            start = np.zeros((*grey.shape, 2), dtype=np.float32)
+        flow: Float32 = self._follow.calc(anchor.grey, grey, start)  # type: ignore[assignment]
         at = self._window.to_work(anchor.places.pixels)
         # Smoothed within the person, at half the resolution.
         half = cv2.resize(flow, anchor.person.shape[::-1], interpolation=cv2.INTER_AREA)
@@ -181,7 +208,7 @@ class ZoneTracker:
         moved = _read(_blurred(of_person), 0.5 * at - 0.25) / (anchor.share[:, None] + np.float32(1e-3))
         alike = (_patches(grey, at + moved) * anchor.patches).sum(axis=1)
         pixels = np.asarray(anchor.places.pixels + moved / self._window.scale, dtype=np.float32)
-        return replace(anchor.places, pixels=pixels), flow, alike
+        return _Seen(grey, replace(anchor.places, pixels=pixels), flow, alike)
 
 
 class SwayModel:
