@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from omokage.cli.options import FilePath, json_option
+from omokage.cli.progress import ProgressBar
 from omokage.errors import ConsentError, InputError
 
 if TYPE_CHECKING:  # its module loads slowly
@@ -51,6 +52,10 @@ def consent() -> None:
     "--language", "languages", multiple=True, help="What it may speak, as en or ja; any if not given."
 )
 @click.option("--no-voice", is_flag=True, help="The person's voice is not part of it.")
+@click.option(
+    "--answer", type=FilePath, help="The clip in which the person answers 'omokage consent challenge'."
+)
+@click.option("--heard", default="", help="The digits that the witness hears in it.")
 @click.option("-o", "--output", type=FilePath, help="Also write the record here.")
 def new(
     media: tuple[Path, ...],
@@ -64,6 +69,8 @@ def new(
     channels: tuple[str, ...],
     languages: tuple[str, ...],
     no_voice: bool,
+    answer: Path | None,
+    heard: str,
     output: Path | None,
 ) -> None:
     """Record that the person in MEDIA (recordings, portraits) agrees; asks what is not given."""
@@ -82,11 +89,31 @@ def new(
         channels=channels,
         languages=languages,
         voice=not no_voice,
+        answer=answer,
+        heard=heard,
     )
     keep(record)
     if output is not None:
         write_consent(record, output)
     click.echo(record.to_text())
+
+
+@consent.command()
+def challenge() -> None:
+    """What somebody else says and does before the camera, so that an old clip of them is no agreement."""
+    from omokage.capture.gestures import GESTURES
+    from omokage.trust.challenge import issue
+
+    asked = issue(tuple(GESTURES))
+    lines = [f"{number} {GESTURES[name]}" for number, name in enumerate(asked.gestures, 2)]
+    click.echo(
+        f"Record one clip, alone before the camera, looking ahead between two things:\n"
+        f"  1 say one by one: {' '.join(asked.code)}\n"
+        + "".join(f"  {line}\n" for line in lines)
+        + f"It counts once, "
+        f"until {asked.until.astimezone():%H:%M}:\n"
+        f"  omokage consent new RECORDING --agreed ... --answer CLIP --heard 'the digits that the witness hears in it'"
+    )
 
 
 @consent.command(name="list")
@@ -197,7 +224,14 @@ def ask_unless_recorded(medium: Path) -> None:
 
 
 def _asked(
-    media: tuple[Path, ...], kind: str | None, purposes: tuple[str, ...], until: str | None, **terms: Any
+    media: tuple[Path, ...],
+    kind: str | None,
+    purposes: tuple[str, ...],
+    until: str | None,
+    *,
+    answer: Path | None = None,
+    heard: str = "",
+    **terms: Any,
 ) -> Consent:
     """A signed record; at a terminal, what is missing is asked."""
     from omokage.trust.consent import Terms, new_consent
@@ -215,7 +249,19 @@ def _asked(
         end=until or _ask_until(today),
         **terms,
     )
-    return new_consent(media, agreed, now=datetime.now(UTC), key=signing_key())
+    answered = None
+    if answer is not None:
+        from omokage.pipelines.challenge import check_answer
+
+        if kind != "agreed":
+            raise InputError("--answer is for somebody else's consent; give --agreed with it")
+        if not heard and _is_asking():
+            heard = click.prompt(f"{agreed.witness}, which digits do you hear in {answer.name}")
+        if not heard:
+            raise InputError("say with --heard which digits the witness hears in the answer")
+        with ProgressBar() as on_progress:
+            answered = check_answer(answer, media, heard, on_progress=on_progress)
+    return new_consent(media, agreed, now=datetime.now(UTC), key=signing_key(), answer=answered)
 
 
 def _found(record: str) -> Consent:

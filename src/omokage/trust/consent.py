@@ -124,11 +124,27 @@ class Medium:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """How the person answered a challenge before the camera (see `challenge`).
+
+    clip: the SHA-256 of what was recorded.  code, gestures: what was asked; the witness of the terms heard the one, the
+    other was found in the clip.  likeness: of the faces in the clip and in the medium that is least like it.
+    answered: UTC, ISO 8601.
+    """
+
+    clip: str
+    code: str
+    gestures: tuple[str, ...]
+    likeness: float
+    answered: str
+
+
+@dataclass(frozen=True, slots=True)
 class Consent:
     """A record as it was signed.
 
     subject: a pseudonym.  created: UTC, ISO 8601.  previous: the number of the record that this one renews, or ''.
-    signer: the public half of the key that signed, hexadecimal.
+    signer: the public half of the key that signed, hexadecimal.  answer: None where it rests on words or paper alone.
     """
 
     terms: Terms
@@ -138,6 +154,7 @@ class Consent:
     signer: str
     previous: str = ""
     signature: str = ""
+    answer: Answer | None = None
 
     @property
     def signed_bytes(self) -> bytes:
@@ -169,6 +186,14 @@ class Consent:
             f"  from {terms.start} to {terms.end}",
             *([f"  to: {terms.licensee}"] if terms.licensee else []),
             *([f"  witness: {terms.witness}; paper: {terms.reference}"] if terms.witness else []),
+            *(
+                [
+                    f"  answered before the camera {self.answer.answered}: {' '.join(self.answer.code)}; "
+                    f"{', '.join(self.answer.gestures)}; likeness {self.answer.likeness:.2f}"
+                ]
+                if self.answer
+                else []
+            ),
             *(f"  file: {medium.name} {medium.sha256[:16]}" for medium in self.media),
             f"  never: {'; '.join(FORBIDDEN)}",
             f"  signed {self.created} by {self.signer[:16]}",
@@ -186,7 +211,7 @@ class Consent:
             "created": self.created,
             "signer": self.signer,
             "previous": self.previous,
-        }
+        } | ({"answer": asdict(self.answer)} if self.answer else {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +247,7 @@ def new_consent(
     now: datetime,
     key: Ed25519PrivateKey,
     previous: Consent | None = None,
+    answer: Answer | None = None,
 ) -> Consent:
     """A signed record, bound to files. now: with a time zone. Raises InputError for a file that is not there."""
     if not media:
@@ -236,16 +262,24 @@ def new_consent(
         created=now.astimezone(UTC).isoformat(timespec="seconds"),
         signer=public_name(key),
         previous=previous.id if previous else "",
+        answer=answer,
     )
     return replace(record, signature=key.sign(record.signed_bytes).hex())
 
 
 def decide(
-    consent: Consent, use: Use, *, now: datetime, trusted: frozenset[str], revoked: Mapping[str, str]
+    consent: Consent,
+    use: Use,
+    *,
+    now: datetime,
+    trusted: frozenset[str],
+    revoked: Mapping[str, str],
+    needs_answer: bool = False,
 ) -> Decision:
     """Whether a consent allows a use. Pure: everything it looks at is given.
 
     trusted: public halves of the keys whose records count.  revoked: numbers of withdrawn records and when that was.
+    needs_answer: somebody else's consent counts only with their answer before the camera.
     """
     terms, today = consent.terms, now.date()
     reasons = []
@@ -279,6 +313,10 @@ def decide(
     ):
         if asked and allowed and asked not in allowed:
             reasons.append(f"the consent's {what}s are {', '.join(allowed)}, not {asked}")
+    if needs_answer and terms.kind == "agreed" and consent.answer is None:
+        reasons.append(
+            "this installation asks for the person's answer before the camera ('omokage consent challenge')"
+        )
     if use.voice and not terms.voice:
         reasons.append("the consent does not cover the person's voice")
     return Decision(not reasons, purpose, tuple(reasons))
@@ -312,6 +350,7 @@ def read_consent(path: Path) -> Consent:
             terms=Terms.from_json(found["terms"]),
             media=tuple(Medium(str(one["sha256"]), str(one["name"])) for one in found["media"]),
             **{name: str(found[name]) for name in ("subject", "created", "signer", "previous", "signature")},
+            answer=_answer(found["answer"]) if "answer" in found else None,
         )
         if datetime.fromisoformat(consent.created).tzinfo is None:
             raise ValueError("a time without a zone")
@@ -322,6 +361,16 @@ def read_consent(path: Path) -> Consent:
     if canonical(consent.to_json()) != canonical(found):
         raise ConsentError(f"{path} says more, or other things, than a consent record does; it was altered")
     return consent
+
+
+def _answer(found: Mapping[str, Any]) -> Answer:
+    return Answer(
+        clip=str(found["clip"]),
+        code=str(found["code"]),
+        gestures=tuple(str(name) for name in found["gestures"]),
+        likeness=float(found["likeness"]),
+        answered=str(found["answered"]),
+    )
 
 
 def _day(text: str) -> date:

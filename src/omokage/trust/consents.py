@@ -23,6 +23,7 @@ from omokage.trust.consent import Consent, Medium, Use, decide, read_consent, wr
 from omokage.trust.keys import canonical, is_signed, public_name, signing_key
 
 ROWS, KEYS, LIST = "revocations.jsonl", "trusted-keys.json", "revocation-list.json"
+POLICY_VARIABLE = "OMOKAGE_CONSENT"
 LIST_AGE = timedelta(hours=24)  # of a list from elsewhere, where one was ever imported
 HOW_TO_CONSENT = "record it with 'omokage consent new {name}', which asks three questions"
 
@@ -46,11 +47,24 @@ def permit(use: Use, *, name: str, now: datetime | None = None) -> Permit:
     trusted, withdrawn = trusted_keys(), revoked(now)
     refused: tuple[str, ...] = ()
     for consent in candidates:
-        decision = decide(consent, use, now=now, trusted=trusted, revoked=withdrawn)
+        decision = decide(
+            consent, use, now=now, trusted=trusted, revoked=withdrawn, needs_answer=needs_answer()
+        )
         if decision.is_allowed:
             return Permit(consent, decision.purpose)
         refused = refused or decision.reasons
     raise ConsentError(f"{name} may not be used for this: " + "; ".join(refused))
+
+
+def needs_answer() -> bool:
+    """Whether somebody else's consent counts only with an answer before the camera: `OMOKAGE_CONSENT=answer`.
+
+    Raises InputError for another value.
+    """
+    wish = os.environ.get(POLICY_VARIABLE, "")
+    if wish not in ("", "answer"):
+        raise InputError(f"{POLICY_VARIABLE} is '{wish}'; set it to 'answer', or leave it out")
+    return wish == "answer"
 
 
 def recorded_for(media: str) -> list[Consent]:
@@ -70,7 +84,7 @@ def damaged() -> list[str]:
 
 def keep(consent: Consent) -> Path:
     """Put a record into the register. Raises OutputError."""
-    path = _made_folder() / f"{consent.id}.consent.json"
+    path = made_folder() / f"{consent.id}.consent.json"
     write_consent(consent, path)
     return path
 
@@ -118,7 +132,7 @@ def revoke(consent: Consent, reason: str, *, now: datetime | None = None) -> tup
             "signer": public_name(key),
         }
         lines += canonical(row | {"signature": key.sign(canonical(row)).hex()}) + b"\n"
-    path = _made_folder() / ROWS
+    path = made_folder() / ROWS
     try:
         with path.open("ab") as file:
             file.write(lines)
@@ -175,7 +189,7 @@ def import_file(path: Path, *, trust: str | None = None) -> str:
         held = _folder() / LIST
         if held.exists() and _read_list(held)[0] > issued:
             raise ConsentError(f"{path} is older than the list that is here; nothing was changed")
-        with saving(_made_folder() / LIST) as part:
+        with saving(made_folder() / LIST) as part:
             part.write_bytes(path.read_bytes())
         return f"{len(rows)} withdrawn consents, as of {issued.isoformat(timespec='minutes')}"
     consent = read_consent(path)
@@ -222,7 +236,7 @@ def _trust(name: str) -> None:
         raise InputError(
             f"'{name}' is no public key; 64 hexadecimal digits are needed, as 'omokage consent key' prints"
         )
-    with saving(_made_folder() / KEYS) as part:
+    with saving(made_folder() / KEYS) as part:
         part.write_text(json.dumps(sorted({*_listed_keys(), name})) + "\n", encoding="utf-8")
 
 
@@ -289,7 +303,8 @@ def _folder() -> Path:
     return data_home() / "consents"
 
 
-def _made_folder() -> Path:
+def made_folder() -> Path:
+    """Where records lie; it is made when missing. Raises OutputError."""
     path = _folder()
     try:
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
