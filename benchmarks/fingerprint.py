@@ -144,6 +144,9 @@ def confusion(rows: Sequence[dict[str, Any]], kind: str) -> dict[str, Any]:
         "motion_p99": round(float(np.percentile(motions, 99)), 3) if len(motions) else None,
         "most_motion": round(float(motions.max()), 3) if len(motions) else None,
         "highest": [[a, b, round(m, 3)] for a, _, m, b in highest],
+        "taken_for_the_same_pairs": sorted(
+            {f"{a} | {b}" for a, _, m, b in pairs if m is not None and m >= SAME_MOTION}
+        ),
     }
 
 
