@@ -2,15 +2,14 @@
 
     python benchmarks/video_mark.py CLIP... --output benchmarks/results/video-mark.json
 
-Besides the clips, whose names alone are kept, it takes drawn people and the public pictures that scikit-image ships.
-Marked frames are first encoded as omokage releases them (H.264, CRF 18), then changed and encoded again. A part at a
-time with `--only`; parts that a result file already has are kept.
+`video_mark_targets.py` has the many trials of T7 and T8. Besides the clips, whose names alone are kept, it takes drawn
+people and the public pictures that scikit-image ships. Marked frames are first encoded as omokage releases them (H.264,
+CRF 18), then changed and encoded again. A part at a time with `--only`; parts that a result file already has are kept.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import statistics
@@ -18,20 +17,16 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import date
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import av
 import cv2
 import numpy as np
-import skimage.data
+from mark_clips import Clip, Picture, cropped, each, encoded, jpeg, noisy, resized, sources, stills, turned
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from omokage.media.decode import read_frames
 from omokage.pipelines.bench import machine
-from omokage.tracking.synthetic import SyntheticSubject
 from omokage.trust import mark_search
 from omokage.trust.mark_code import coded_length, decode
 from omokage.trust.mark_pattern import PRIVATE_BITS, PUBLIC_BITS, PUBLIC_KEY, PUBLIC_PAYLOAD, chips_of
@@ -48,54 +43,14 @@ from omokage.trust.mark_search import (
 from omokage.trust.mark_signal import chip_px, folded, whitened
 from omokage.trust.video_mark import PUBLIC_SHARE, Mark, Marker, Profile
 
-Picture = NDArray[np.uint8]
-Clip = list[Picture]
 SECONDS = 2.0
 SIDES = (192, 256, 320, 384)
 PUBLIC = Key(chips_of(PUBLIC_KEY, PUBLIC_BITS), PUBLIC_SHARE, LEAST_PUBLIC_SCORE)
 PARTS = ("cost", "time", "false_claims", "sizes", "robustness", "robustness_high_assurance")
-PICTURES = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "immunohistochemistry", "retina")
 
 
 def private(key: bytes) -> Key:
     return Key(chips_of(key, PRIVATE_BITS), 1 - PUBLIC_SHARE, LEAST_PRIVATE_SCORE)
-
-
-def encoded(pictures: Sequence[Picture], crf: int, codec: str = "libx264") -> tuple[Clip, int]:
-    """Through a codec and back, and the bytes it took."""
-    buffer = io.BytesIO()
-    height, width = (side - side % 2 for side in pictures[0].shape[:2])
-    options = {"crf": str(crf)} | (
-        {"preset": "veryfast"} if codec == "libx264" else {"b": "0", "cpu-used": "5", "deadline": "good"}
-    )
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1
-        for picture in pictures:
-            whole = np.ascontiguousarray(picture[:height, :width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(whole, "rgb24")))
-        container.mux(stream.encode(None))
-    size = buffer.tell()
-    buffer.seek(0)
-    with av.open(buffer) as container:
-        return [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)], size
-
-
-def resized(clip: Clip, factor: float) -> Clip:
-    method = cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
-    return [
-        np.asarray(cv2.resize(p, None, fx=factor, fy=factor, interpolation=method), np.uint8) for p in clip
-    ]
-
-
-def cropped(clip: Clip, share: float = 0.1) -> Clip:
-    rows, columns = (round(share / 2 * side) for side in clip[0].shape[:2])
-    return [np.ascontiguousarray(p[rows:-rows, columns:-columns]) for p in clip]
-
-
-def each(change: Callable[[Picture], Any]) -> Callable[[Clip], Clip]:
-    return lambda clip: [np.ascontiguousarray(change(p), dtype=np.uint8) for p in clip]
 
 
 ATTACKS: dict[str, Callable[[Clip], Clip]] = {
@@ -126,17 +81,6 @@ T7 = ("CRF 23", "CRF 28", "0.75x, CRF 23", "10 % crop, CRF 23")
 T8 = ("CRF 33", "10 % crop, 0.75x, CRF 28")
 
 
-def noisy(clip: Clip) -> Clip:
-    random = np.random.default_rng(0)
-    return [np.clip(p + random.normal(0, 10, p.shape), 0, 255).astype(np.uint8) for p in clip]
-
-
-def turned(clip: Clip, degrees: float) -> Clip:
-    height, width = clip[0].shape[:2]
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1.0)
-    return each(lambda p: cv2.warpAffine(p, turn, (width, height), borderMode=cv2.BORDER_REFLECT))(clip)
-
-
 def evidence_of(clip: Sequence[Picture]) -> NDArray[np.float32]:
     evidence = Evidence()
     for picture in clip:
@@ -146,39 +90,6 @@ def evidence_of(clip: Sequence[Picture]) -> NDArray[np.float32]:
 
 def look(clip: Sequence[Picture], key: bytes) -> list[Found]:
     return find(evidence_of(clip), [PUBLIC, private(key)])
-
-
-# What is marked
-
-
-def sources(paths: Sequence[Path], seconds: float) -> dict[str, Clip]:
-    """Name -> frames: the clips, drawn people of 512 x 512, and still scenes of scikit-image's pictures."""
-    count = round(25 * seconds)
-    found: dict[str, Clip] = {
-        path.name: [frame.image for frame in islice(read_frames(path), count)] for path in paths
-    }
-    for seed in (0, 1):
-        person = SyntheticSubject(seed)
-        track = person.performance(seconds, frame_rate=25.0, size=512)
-        found[f"drawn person {seed}"] = [frame.image for frame in person.render_clip(track)]
-    return found
-
-
-def stills() -> dict[str, Picture]:
-    """Public pictures of scikit-image, at most 512 px on the short side."""
-    found = {}
-    for name in PICTURES:
-        try:
-            picture = np.asarray(getattr(skimage.data, name)(), np.uint8)[..., :3]
-        except (OSError, ModuleNotFoundError, ImportError):
-            continue  # not in the package, and nothing is fetched
-        factor = 512 / min(picture.shape[:2])
-        if factor < 1:
-            picture = np.asarray(
-                cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-            )
-        found[name] = np.ascontiguousarray(picture)
-    return found
 
 
 def draws(count: int, seed: int) -> Iterator[Mark]:
@@ -276,11 +187,6 @@ PICTURE_ATTACKS: dict[str, Callable[[Picture], Picture]] = {
     "0.75x, JPEG 80": lambda p: jpeg(resized([p], 0.75)[0], 80),
     "10 % crop, JPEG 80": lambda p: jpeg(cropped([p])[0], 80),
 }
-
-
-def jpeg(picture: Picture, quality: int) -> Picture:
-    _, data = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return np.ascontiguousarray(cv2.imdecode(data, cv2.IMREAD_COLOR)[..., ::-1])
 
 
 def _attacked(name: str, clip: Clip, mark: Mark, attacks: Iterable[str]) -> list[dict[str, Any]]:

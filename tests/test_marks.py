@@ -137,6 +137,27 @@ def test_noise_is_not_believed(bits: int, least: float) -> None:
     assert mark_code.decode(np.zeros(mark_code.coded_length(bits)), bits).score == 0
 
 
+def test_the_list_holds_the_nearest_code_words_in_order() -> None:
+    """Against all words of a code that is short enough to try them all."""
+    random = np.random.default_rng(5)
+    soft = random.normal(size=mark_code.RATE * (9 + 6))
+    words = [np.array(list(f"{n:09b}"), np.uint8) for n in range(512)]
+    nearest = sorted(words, key=lambda bits: -float(soft @ mark_code._code_word(bits)))[:8]
+    assert [bits.tolist() for bits in mark_code._viterbi(soft)] == [bits.tolist() for bits in nearest]
+
+
+def test_a_payload_behind_a_nearer_code_word_is_read() -> None:
+    random, payload = np.random.default_rng(2), 0x123456789ABC
+    word = mark_code.encode(payload, PRIVATE_BITS)
+    behind = []
+    for _ in range(60):
+        soft = word + 1.45 * random.normal(size=len(word))
+        nearest = mark_code._code_word(mark_code._viterbi(soft)[0])
+        if not np.array_equal(nearest, word):
+            behind.append(mark_code.decode(soft, PRIVATE_BITS).payload == payload)
+    assert sum(behind) >= 3
+
+
 def test_a_payload_that_does_not_fit_is_a_mistake() -> None:
     with pytest.raises(ValueError, match="16 bits cannot hold"):
         mark_code.encode(1 << 16, 16)

@@ -20,6 +20,7 @@ from omokage.media.metadata import read_comment
 from omokage.media.source import PICTURE, VIDEO_DEMUXERS, sniff
 from omokage.threads import one_blas_thread
 from omokage.trust.consents import all_records, revoked
+from omokage.trust.fingerprint_search import Copy
 from omokage.trust.mark_key import installation_key, key_path, read_key
 from omokage.trust.mark_pattern import PRIVATE_BITS, PRODUCT, PUBLIC_BITS, PUBLIC_KEY, chips_of
 from omokage.trust.mark_search import (
@@ -33,13 +34,17 @@ from omokage.trust.mark_search import (
 )
 from omokage.trust.marking import id_text, pattern_key
 from omokage.trust.origin import NO_ORIGIN, Origin, read_origin
+from omokage.trust.recognition import NOTHING_ALIKE, Recognition, recognised
 from omokage.trust.registry import Render, renders_of
 from omokage.trust.video_mark import PUBLIC_SHARE
 
 SECONDS: Final = 30.0  # of a video
 FRAMES: Final = 60  # spread over them
-NOT_CHECKED: Final = ("fingerprint",)
+NOT_CHECKED: Final = ()
 NOTHING: Final = "no mark found; that does not tell how the picture came about"
+UNLIKE: Final = (
+    "BUT the picture does not look like that render: the mark was copied onto it, or most was cut away"
+)
 
 _ORIGIN: Final = {
     "trusted": "whole, signed by {}",
@@ -75,7 +80,7 @@ class Verification:
     synchronisation: z of the marks' common pattern; from 8 on a mark is there.  disclosure: the comment in the file's
     metadata, which anybody can write or remove.  origin: the signed one.  consent: a sentence on the record that a
     trusted origin names, as it stands now.  frame_count: how many were looked at.  problem: why it was not read.
-    private: None where no key is at hand.
+    private: None where no key is at hand.  fingerprint: what the register of this machine knows that looks alike.
     """
 
     path: Path
@@ -86,10 +91,18 @@ class Verification:
     disclosure: str = ""
     origin: Origin = NO_ORIGIN
     consent: str = ""
+    fingerprint: Recognition = NOTHING_ALIKE
     frame_count: int = 0
     width: int = 0
     height: int = 0
     problem: str = ""
+
+    @property
+    def looks_like_its_render(self) -> bool | None:
+        """Whether the pictures look like the render that the private mark names; None where that cannot be told."""
+        if self.private is None or not any(render.fingerprint for render in self.private.renders):
+            return None
+        return self.fingerprint.looks_like(self.private.render_id or "")
 
     def to_json(self) -> dict[str, Any]:
         """For scripts; `not_checked` names what this version does not look at."""
@@ -103,6 +116,7 @@ class Verification:
             and {
                 "render_id": private.render_id,
                 "score": round(private.score, 2),
+                "looks_like_it": self.looks_like_its_render,
                 "renders": [
                     {
                         "time": r.time,
@@ -125,6 +139,7 @@ class Verification:
                 "problems": list(self.origin.problems),
             },
             "consent": self.consent or None,
+            "fingerprint": self.fingerprint.to_json(),
             "frames": self.frame_count,
             "width": self.width,
             "height": self.height,
@@ -143,6 +158,9 @@ class Verification:
             lines += [f"    {_row(render)}" for render in self.private.renders]
             if not self.private.renders:
                 lines.append("    its row is not in the register of this machine")
+            if self.looks_like_its_render is False:
+                lines.append(f"    {UNLIKE}")
+        lines += [f"  {line}" for line in self.fingerprint.lines()]
         lines += [f"  {line}" for line in _origin_lines(self.origin)]
         if self.consent:
             lines.append(f"  consent: {self.consent}")
@@ -218,9 +236,11 @@ def _is_visual(path: Path) -> bool:
 
 
 def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
-    evidence, size = Evidence(), (0, 0)
-    for image in _pictures(path):
-        evidence.add(image)
+    evidence, copy, size = Evidence(), Copy(), (0, 0)
+    for image, time_s, is_looked_at in _pictures(path):
+        copy.add(image, time_s)
+        if is_looked_at:
+            evidence.add(image)
         size = image.shape[1], image.shape[0]
     if min(size) < LEAST_SEARCHED_PX:
         found = [Found(None, False, 0.0, 0.0, None)] * (1 + len(secrets))
@@ -238,23 +258,23 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
         disclosure=read_comment(path),
         origin=origin,
         consent=_consent(origin),
+        fingerprint=recognised(copy),
         frame_count=evidence.frame_count,
         width=size[0],
         height=size[1],
     )
 
 
-def _pictures(path: Path) -> Iterator[Image]:
-    """The frames to look at. Raises MediaError."""
+def _pictures(path: Path) -> Iterator[tuple[Image, float, bool]]:
+    """Frames, when they are shown (s), and which to look at for marks. Raises MediaError."""
     if sniff(path) == PICTURE:
-        yield read_image(path)
+        yield read_image(path), 0.0, True
         return
     info = probe(path)
     count = min(info.frame_count, max(1, round(SECONDS * info.frame_rate)))
     every = math.ceil(count / FRAMES)
     for frame in read_frames(path, end_s=None if count == info.frame_count else SECONDS):
-        if frame.index % every == 0:
-            yield frame.image
+        yield frame.image, frame.time_s, frame.index % every == 0
 
 
 def _keys(secrets: Sequence[bytes]) -> list[Key]:

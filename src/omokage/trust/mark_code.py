@@ -2,7 +2,8 @@
 
 A payload gets a CRC-16 (polynomial 0x1021 of CCITT, start 0xFFFF) and 6 zero bits, and is encoded by a convolutional
 code of constraint length 7 and rate 1/4, whose generators 135, 135, 147, 163 (octal) give a free distance of 20
-(Proakis, Digital Communications, table 8.2-3). It is decoded by the Viterbi algorithm from soft values.
+(Proakis, Digital Communications, table 8.2-3). It is decoded from soft values by the list Viterbi algorithm (Seshadri
+and Sundberg 1994): of the eight most likely code words the first whose CRC fits.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ _GENERATORS = (0o135, 0o135, 0o147, 0o163)
 _MEMORY = 6
 _CRC_BITS = 16
 RATE = len(_GENERATORS)
+_LISTED = 8  # of noise, 8 in 65,536 then have a CRC that fits
 
 Bits = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The most likely payload.
+    """The most likely payload whose CRC fits, or the most likely of all.
 
     is_intact: its CRC fits.  score: the cosine between the soft values and its code word, times the root of the code
     word's length: `zf` of the acceptance rule.
@@ -51,12 +53,16 @@ def decode(soft: NDArray[np.floating], payload_bits: int) -> Decoded:
     norm = float(np.linalg.norm(soft))
     if not norm:
         return Decoded(0, False, 0.0)
-    bits = _viterbi(np.asarray(soft, np.float64) / norm)
+    found = [
+        _decoded(bits, soft, norm, payload_bits) for bits in _viterbi(np.asarray(soft, np.float64) / norm)
+    ]
+    return next((one for one in found if one.is_intact), found[0])
+
+
+def _decoded(bits: Bits, soft: NDArray[np.floating], norm: float, payload_bits: int) -> Decoded:
+    payload = int("".join(map(str, bits[:payload_bits])), 2)
     score = float(soft @ _code_word(bits)) / norm
-    message = bits[:payload_bits]
-    payload = int("".join(map(str, message)), 2)
-    is_intact = np.array_equal(bits, _with_crc(payload, payload_bits))
-    return Decoded(payload, is_intact, score)
+    return Decoded(payload, np.array_equal(bits, _with_crc(payload, payload_bits)), score)
 
 
 def _with_crc(payload: int, payload_bits: int) -> Bits:
@@ -88,20 +94,26 @@ def _trellis() -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     return previous, 1.0 - 2.0 * parity
 
 
-def _viterbi(soft: NDArray[np.float64]) -> Bits:
-    """The bits before the tail of the code word with the largest inner product (Viterbi 1967)."""
+def _viterbi(soft: NDArray[np.float64]) -> list[Bits]:
+    """The bits before the tail of the code words with the largest inner products, best first (Viterbi 1967).
+
+    Every state keeps its best paths, not one: the parallel list algorithm.
+    """
     previous, symbols = _trellis()
     gains = np.einsum("spk,tk->tsp", symbols, soft.reshape(-1, RATE))
-    metric = np.full(64, -np.inf)
-    metric[0] = 0
-    choices = np.empty((len(gains), 64), np.intp)
-    rows = np.arange(64)
+    metric = np.full((64, _LISTED), -np.inf)
+    metric[0, 0] = 0
+    choices = np.empty((len(gains), 64, _LISTED), np.intp)  # predecessor and its rank, as one number
     for time, gain in enumerate(gains):
-        paths = metric[previous] + gain
-        choices[time] = paths.argmax(axis=1)
-        metric = paths[rows, choices[time]]
-    state, bits = 0, np.empty(len(gains), np.uint8)  # the tail leads back to state 0
-    for time in reversed(range(len(gains))):
-        bits[time] = state >> 5
-        state = previous[state, choices[time, state]]
-    return bits[:-_MEMORY]
+        paths = (metric[previous] + gain[:, :, None]).reshape(64, -1)
+        choices[time] = np.argsort(-paths, axis=1, kind="stable")[:, :_LISTED]
+        metric = np.take_along_axis(paths, choices[time], axis=1)
+    found = []
+    for rank in range(_LISTED):
+        at, state, bits = rank, 0, np.empty(len(gains), np.uint8)  # the tail leads back to state 0
+        for time in reversed(range(len(gains))):
+            bits[time] = state >> 5
+            before, at = divmod(int(choices[time, state, at]), _LISTED)
+            state = int(previous[state, before])
+        found.append(bits[:-_MEMORY])
+    return found

@@ -1,8 +1,9 @@
 """Finding a mark without knowing how the picture was scaled, cropped, moved or mirrored.
 
-Frames are reduced and averaged (`Evidence`); the average is warped to two samples a chip for each candidate scale and
-correlated with the synchronisation chips of the key, over all places at once, by FFT on the torus. What is found is
-refined, the coded chips are summed up per bit and decoded. docs/marks.md has the theory and the acceptance rule.
+Frames are reduced, averaged and evened out (`Evidence`); the result is warped to two samples a chip for each candidate
+scale and correlated with the synchronisation chips of the key, over all places at once, by FFT on the torus. What is
+found is refined, the coded chips are summed up per bit and decoded. docs/marks.md has the theory and the acceptance
+rule.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from omokage.trust.mark_signal import (
     Plane,
     Spectrum,
     chip_px,
+    evened,
     folded,
     reduced,
     soft_bits,
@@ -83,7 +85,7 @@ class Found:
 
 
 class Evidence:
-    """The average over frames of luma without its local mean, by its local standard deviation."""
+    """What frames have in common of luma without its local mean, by its local standard deviation, evened out."""
 
     def __init__(self) -> None:
         self.frame_count = 0
@@ -99,7 +101,7 @@ class Evidence:
         """float32 (h, w)."""
         if self._sum is None:
             raise ValueError("no frames were added")
-        return np.asarray(self._sum / self.frame_count, np.float32)
+        return evened(self._sum / np.float32(self.frame_count))
 
 
 def find(plane: Plane, keys: Sequence[Key]) -> list[Found]:

@@ -1,7 +1,8 @@
 """What a mark looks like in a picture: chips as soft dots, and pictures reduced to what tells of chips.
 
-`upsampled` draws chips. The way back: `reduced` takes a picture's own structure away, `folded` lays it on the torus at
-two samples a chip, `whitened` flattens its spectrum and matches it with a dot, `soft_bits` sums up each bit's chips.
+`upsampled` draws chips. The way back: `reduced` takes a picture's own structure away, `evened` what an average of many
+still has of it in one place, `folded` lays it on the torus at two samples a chip, `whitened` flattens its spectrum and
+matches it with a dot, `soft_bits` sums up each bit's chips.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ LEAST_CHIP_PX: Final = 3.0
 SIDE_PX: Final = 512  # larger frames are made smaller: a chip keeps 5.3 px
 SAMPLES: Final = 2  # a chip
 GRID: Final = TORUS * SAMPLES
+BLOCK_PX: Final = 32  # in which a picture's own structure is evened out
+_POWER_FLOOR: Final = 2.0  # in mean powers of a component: weaker ones are noise, and stay as weak
+_SPREAD_FLOOR: Final = 0.15  # of the usual
 
 Plane = NDArray[np.float32]
 Spectrum = NDArray[np.complex64]
@@ -64,6 +68,42 @@ def reduced(image: NDArray[np.uint8]) -> Plane:
     power = cv2.blur(rest * rest, (window, window))
     spread = np.sqrt(np.maximum(power, 0)) + 0.2  # rounding makes flat parts slightly negative
     return np.asarray(np.clip(rest / spread, -1.5, 1.5), np.float32)
+
+
+def evened(plane: Plane) -> Plane:
+    """An average of reduced pictures with every place and direction equally strong, float32 (h, w).
+
+    Edges, hair and cloth are strong in few components of a small piece of the picture, a mark is weak in all of them.
+    So the components of each windowed piece are divided by their magnitude above a floor, and the sum of the pieces by
+    its local deviation. docs/research/marks.md has what it gains.
+    """
+    height, width = plane.shape
+    half = BLOCK_PX // 2
+    padded = np.pad(plane, ((half, 2 * BLOCK_PX), (half, 2 * BLOCK_PX)), mode="reflect")
+    ramp = np.sin(np.pi / BLOCK_PX * np.arange(BLOCK_PX, dtype=np.float32))
+    window = np.outer(ramp, ramp).astype(np.float32)  # its squares, half a block apart, add up to 1
+    rows, columns = (-(-side // BLOCK_PX) + 1 for side in (height, width))
+    places = [
+        (slice(top, top + rows * BLOCK_PX), slice(left, left + columns * BLOCK_PX))
+        for top in (0, half)
+        for left in (0, half)
+    ]
+    spectra = [
+        scipy.fft.rfft2(padded[place].reshape(rows, BLOCK_PX, columns, BLOCK_PX).swapaxes(1, 2) * window)
+        for place in places
+    ]
+    powers = [spectrum.real**2 + spectrum.imag**2 for spectrum in spectra]
+    floor = _POWER_FLOOR * float(np.mean(powers)) + 1e-12
+    total = np.zeros_like(padded)
+    for place, spectrum, power in zip(places, spectra, powers, strict=True):
+        pieces = (
+            scipy.fft.irfft2(spectrum * np.sqrt(floor / (power + floor)), s=(BLOCK_PX, BLOCK_PX)) * window
+        )
+        total[place] += pieces.swapaxes(1, 2).reshape(rows * BLOCK_PX, columns * BLOCK_PX)
+    even = total[half : half + height, half : half + width]
+    around = round(4 * chip_px(height, width))
+    spread = np.sqrt(np.maximum(cv2.blur(even * even, (around, around)), 0))
+    return np.asarray(even / (spread + _SPREAD_FLOOR * even.std() + 1e-12), np.float32)
 
 
 def folded(plane: Plane, chip_x: float, chip_y: float) -> Plane:

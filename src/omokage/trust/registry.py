@@ -31,6 +31,7 @@ class Render:
 
     render_id: 12 hexadecimal digits, as in its private mark.  time: UTC, ISO 8601.  sha256: of the whole file.
     file: its name without folders.  purpose: as given.  avatar: SHA-256 of the recording it was made from, or empty.
+    fingerprint: `Fingerprint.text` of its pictures, or empty in rows of before there was one.
     """
 
     render_id: str
@@ -39,6 +40,7 @@ class Render:
     file: str
     purpose: str = ""
     avatar: str = ""
+    fingerprint: str = ""
 
 
 def now() -> str:
@@ -76,10 +78,11 @@ def register(render: Render) -> None:
 
 def renders_of(render_id: str) -> tuple[Render, ...]:
     """All rows of an id, oldest first; equal runs have equal ids."""
-    return tuple(render for render in _rows() if render.render_id == render_id)
+    return tuple(render for render in all_renders() if render.render_id == render_id)
 
 
-def _rows() -> Iterator[Render]:
+def all_renders() -> Iterator[Render]:
+    """Every row, oldest first."""
     try:
         with registry_path().open(encoding="utf-8", errors="replace") as file:
             for line in file:

@@ -1,8 +1,8 @@
 """The one door out: every clip, picture and report leaves through here.
 
 A release draws the visible label, adds the invisible mark, encodes, says in the file's metadata whether it is
-generated, signs its origin, writes a row of the audit log, enters what was generated into the register of renders, and
-only then lets the file take its name.
+generated, signs its origin, writes a row of the audit log, enters what was generated and its fingerprint into the
+register of renders, and only then lets the file take its name.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from omokage.media.encode import (
 )
 from omokage.trust.audit import check_audit, record_live, record_release
 from omokage.trust.audit_row import Value
+from omokage.trust.fingerprint import Sketch, thumbnail
 from omokage.trust.identity import check_identity, identity
 from omokage.trust.label import Corner, check_label, draw_label
 from omokage.trust.mark_key import check_key
@@ -137,7 +138,7 @@ def release_clip(
     check_writable(path, ALPHA_SUFFIXES if channels == 4 else CLIP_SUFFIXES)
     has_sound = audio is not None and audio.samples.size > 0
     facts = {"frame rate": str(frame_rate), "sound": str(audio.sample_rate if audio else 0)}
-    seal = _Seal.of(_labeled(first, config), path, config, facts, audio)
+    seal = _Seal.of(_labeled(first, config), path, config, facts, audio, frame_rate=frame_rate)
     with clip_writer(
         path,
         width=width,
@@ -177,7 +178,7 @@ def release_live(
     height, width, channels = first.image.shape
     path = target if isinstance(target, Path) else Path("-")
     # Two streams that begin alike are two renders.
-    seal = _Seal.of(_labeled(first.image, config), path, config, {"live": now()})
+    seal = _Seal.of(_labeled(first.image, config), path, config, {"live": now()}, frame_rate=frame_rate)
     shape = {"width": width, "height": height}
     digest = hashlib.sha256()
 
@@ -264,10 +265,16 @@ class _Seal:
     """What makes one release ours: its invisible mark, its signed origin, its row in the register."""
 
     def __init__(
-        self, path: Path, config: ReleaseConfig, marker: Marker | None, render_id: str | None
+        self,
+        path: Path,
+        config: ReleaseConfig,
+        marker: Marker | None,
+        render_id: str | None,
+        frame_rate: Fraction,
     ) -> None:
         self._path, self._config, self._marker, self._render_id = path, config, marker, render_id
         self._sha256 = ""
+        self._sketch, self._frame_count, self._frame_rate = Sketch(), 0, frame_rate
 
     @classmethod
     def of(
@@ -277,16 +284,21 @@ class _Seal:
         config: ReleaseConfig,
         facts: Mapping[str, str],
         audio: Audio | None = None,
+        frame_rate: Fraction = Fraction(1),
     ) -> Self:
         """For a release that begins with the labeled picture `first`."""
         if config.origin != "generated" or not can_be_marked(first.shape[1], first.shape[0]):
-            return cls(path, config, None, None)
+            return cls(path, config, None, None, frame_rate)
         said = {name: str(value) for name, value in config.to_json().items()}
         mark = mark_for(first, {**said, **facts}, audio.samples if audio else None)
-        return cls(path, config, Marker(mark, first), id_text(mark.render_id))
+        return cls(path, config, Marker(mark, first), id_text(mark.render_id), frame_rate)
 
     def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        return self._marker.apply(image) if self._marker else image
+        if self._marker is None:
+            return image
+        self._sketch.add(thumbnail(image), float(self._frame_count / self._frame_rate))
+        self._frame_count += 1
+        return self._marker.apply(image)
 
     def put(self, written: Path) -> None:
         """Sign the finished file, which has no name yet, and enter it into the register.
@@ -338,7 +350,11 @@ class _Seal:
         self._sha256 = sha256
         if self._render_id is not None:
             purpose, avatar = self._config.purpose, self._config.avatar
-            register(Render(self._render_id, now(), self._sha256, self._path.name, purpose, avatar))
+            kept = self._sketch.fingerprint()
+            fingerprint = kept.text() if kept else ""
+            register(
+                Render(self._render_id, now(), self._sha256, self._path.name, purpose, avatar, fingerprint)
+            )
 
     def released(self, frame_count: int, duration_s: float) -> Released:
         return Released(
