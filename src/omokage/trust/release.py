@@ -1,8 +1,8 @@
 """The one door out: every clip, picture and report leaves through here.
 
-A release draws the visible label, adds the invisible mark, encodes, says in the file's metadata whether it is
-generated, signs its origin, writes a row of the audit log, enters what was generated into the register of renders, and
-only then lets the file take its name.
+A release draws the visible label, adds the invisible mark, to the sound too, encodes, says in the file's metadata
+whether it is generated, signs its origin, writes a row of the audit log, enters what was generated into the register of
+renders, and only then lets the file take its name.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
 from omokage.trust.registry import Render, now, register
+from omokage.trust.sound_mark import SoundMarker
 from omokage.trust.video_mark import Marker, can_be_marked
 
 __all__ = [
@@ -98,8 +99,8 @@ class Released:
     """A file that has left.
 
     `duration_s` is 0 for pictures and texts; `sha256` is hexadecimal, of the whole file. `render_id`: 12 hexadecimal
-    digits, what the invisible mark says; None for texts, for what is not generated, and for pictures that are too small
-    for a mark.
+    digits, what the invisible marks say; None for texts, for what is not generated, and for pictures that are too small
+    for a mark and have no sound.
     """
 
     path: Path
@@ -150,8 +151,9 @@ def release_clip(
     ) as writer:
         sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
         for image, samples in zip(itertools.chain([first], source), sound, strict=False):
-            writer.write(seal.marked(_labeled(image, config)), samples)
+            writer.write(seal.marked(_labeled(image, config)), seal.marked_sound(samples))
             on_progress(Progress("writing", writer.frame_count, frame_count or 0))
+        writer.write_sound(seal.rest_of_sound())
     return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
@@ -177,7 +179,7 @@ def release_live(
     height, width, channels = first.image.shape
     path = target if isinstance(target, Path) else Path("-")
     # Two streams that begin alike are two renders.
-    seal = _Seal.of(_labeled(first.image, config), path, config, {"live": now()})
+    seal = _Seal.of(_labeled(first.image, config), path, config, {"live": now()}, sound)
     shape = {"width": width, "height": height}
     digest = hashlib.sha256()
 
@@ -203,8 +205,9 @@ def release_live(
     try:
         with writing as writer:
             for frame in itertools.chain([first], source):
-                writer.write(seal.marked(_labeled(frame.image, config)), frame.samples)
+                writer.write(seal.marked(_labeled(frame.image, config)), seal.marked_sound(frame.samples))
                 on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+            writer.write_sound(seal.rest_of_sound())
     finally:
         if not isinstance(target, Path):
             seal.end_stream(digest.hexdigest())
@@ -264,9 +267,15 @@ class _Seal:
     """What makes one release ours: its invisible mark, its signed origin, its row in the register."""
 
     def __init__(
-        self, path: Path, config: ReleaseConfig, marker: Marker | None, render_id: str | None
+        self,
+        path: Path,
+        config: ReleaseConfig,
+        render_id: str | None = None,
+        marker: Marker | None = None,
+        voice: SoundMarker | None = None,
     ) -> None:
-        self._path, self._config, self._marker, self._render_id = path, config, marker, render_id
+        self._path, self._config, self._render_id = path, config, render_id
+        self._marker, self._voice = marker, voice
         self._sha256 = ""
 
     @classmethod
@@ -276,17 +285,30 @@ class _Seal:
         path: Path,
         config: ReleaseConfig,
         facts: Mapping[str, str],
-        audio: Audio | None = None,
+        sound: Audio | SoundFormat | None = None,
     ) -> Self:
-        """For a release that begins with the labeled picture `first`."""
-        if config.origin != "generated" or not can_be_marked(first.shape[1], first.shape[0]):
-            return cls(path, config, None, None)
+        """For a release that begins with the labeled picture `first`, and has this sound or one of this format."""
+        samples = sound.samples if isinstance(sound, Audio) else None
+        is_visible = can_be_marked(first.shape[1], first.shape[0])
+        is_audible = sound is not None if samples is None else bool(samples.any())
+        if config.origin != "generated" or not (is_visible or is_audible):
+            return cls(path, config)
         said = {name: str(value) for name, value in config.to_json().items()}
-        mark = mark_for(first, {**said, **facts}, audio.samples if audio else None)
-        return cls(path, config, Marker(mark, first), id_text(mark.render_id))
+        mark = mark_for(first, {**said, **facts}, samples)
+        marker = Marker(mark, first) if is_visible else None
+        voice = SoundMarker(mark, sound.sample_rate) if sound is not None and is_audible else None
+        return cls(path, config, id_text(mark.render_id), marker, voice)
 
     def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return self._marker.apply(image) if self._marker else image
+
+    def marked_sound(self, samples: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """The sound that has its mark when this came too; the last 20 ms are held back."""
+        return samples if samples is None or self._voice is None else self._voice.step(samples)
+
+    def rest_of_sound(self) -> NDArray[np.float32]:
+        """What was held back."""
+        return self._voice.rest() if self._voice else np.zeros((0, 1), np.float32)
 
     def put(self, written: Path) -> None:
         """Sign the finished file, which has no name yet, and enter it into the register.
