@@ -206,7 +206,9 @@ def verify(
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()]
     shown = [file for file in files if _is_media(file)]
     if not shown:
-        raise InputError(f"{path} holds no picture or video; give a folder that does, or a file")
+        raise InputError(
+            f"{path} holds no picture or video, and no sound; give a folder that does, or a file"
+        )
     found = []
     for done, file in enumerate(shown):
         on_progress(Progress("verifying", done, len(shown), file.name))

@@ -43,11 +43,15 @@ def find_in_sound(samples: Float32, rate: int, keys: Sequence[Key]) -> list[Soun
     The first key is that of the public layer, which lies where a private one of the same render lies: each of the
     others is looked for together with it, then every one alone.
     """
-    found = [SoundFound() for _ in keys]
     if len(samples) <= LEAST_S * rate:
-        return found
+        return [SoundFound() for _ in keys]
     rows = levels(samples, rate)
-    planes = [folded(rows, phase) for phase in range(PHASES)]
+    return find_in_planes([folded(rows, phase) for phase in range(PHASES)], keys)
+
+
+def find_in_planes(planes: Sequence[Float32], keys: Sequence[Key]) -> list[SoundFound]:
+    """The same of what `sound_signal.folded` gives for each phase."""
+    found = [SoundFound() for _ in keys]
     seen = [_correlation(planes, key) for key in keys]
     for team in _teams(len(keys)):
         together = np.sum([np.sqrt(keys[index].share) * seen[index] for index in team], axis=0)
