@@ -194,6 +194,10 @@ def test_no_change_is_larger_than_what_its_neighbours_hide() -> None:
     assert beside[20] == pytest.approx(10 ** (-14 / 20), rel=0.01)
     assert beside[0] == pytest.approx(alone[0], rel=0.05)
 
+    uneven = np.geomspace(1e-8, 1, BANDS, dtype=np.float32)[None].repeat(2, axis=0)
+    allowed = SoundMarker(MARK, RATE)._allowed(uneven, uneven.sum(axis=1))
+    assert (allowed <= np.minimum(_hidden(uneven), _LARGEST) * 1.001).all() and allowed.max() > 0.9 * _LARGEST
+
     sound = np.random.default_rng(0).normal(0, 0.1, (RATE * 2, 1)).astype(np.float32)
     change = levels(marked(sound), RATE) - levels(sound, RATE)
     assert np.sqrt(np.mean(change**2)) < 20 * np.log10(1 + _LARGEST)
@@ -390,6 +394,13 @@ def test_a_live_stream_is_marked_piece_by_piece(tmp_path: Path) -> None:
     heard = read_audio(tmp_path / "live.mkv")
     assert heard is not None and len(heard.samples) == len(sound)
     assert 26 < ratio_db(sound, heard.samples) < 33
+
+
+def test_the_last_20_ms_leave_too(tmp_path: Path) -> None:
+    noise = Audio(np.random.default_rng(0).normal(0, 0.1, (RATE, 1)).astype(np.float32), RATE)
+    release_clip([texture(64, 64)] * 5, tmp_path / "a.mp4", frame_rate=Fraction(5), audio=noise)
+    heard = read_audio(tmp_path / "a.mp4")
+    assert heard is not None and np.std(heard.samples[-150 + RATE : RATE - 20]) > 0.05
 
 
 def test_equal_runs_give_equal_files(tmp_path: Path) -> None:
