@@ -23,10 +23,10 @@ from omokage.cli.progress import ProgressBar
 @json_option
 @quiet_option
 def verify(path: Path, keys: tuple[Path, ...], as_json: bool, quiet: bool) -> int:
-    """Where pictures and videos come from: omokage's invisible marks, the signed origin, the consent as it stands now.
+    """Where pictures, videos and sounds come from: omokage's marks, the signed origin, the consent as it stands now.
 
     Marks are found in copies that were encoded again, cropped, resized or mirrored, too. Nothing is sent anywhere. No
-    mark found does not mean that a picture is real.
+    mark found does not mean that a picture or sound is real.
 
     The exit status is 0 when every file has a mark, 1 when one has none or was changed after it was signed, 2 when one
     cannot be read.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -56,7 +56,7 @@ class AudioPiece:
     announced_s: float
 
 
-def stream_audio(path: Path, *, sample_rate: int | None = None) -> Iterator[AudioPiece]:
+def stream_audio(path: Path, *, sample_rate: int | None = None) -> Generator[AudioPiece]:
     """The first sound track piece by piece, in order; nothing when there is none. Memory does not grow with its length.
 
     More than two channels are mixed down to stereo; `sample_rate` (Hz) resamples. Raises MediaError when the file or

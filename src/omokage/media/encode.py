@@ -166,7 +166,12 @@ class ClipWriter:
             )
         self._container.mux(self._video.encode(self._to_yuv(image)))
         self.frame_count += 1
-        if samples is not None and len(samples):
+        if samples is not None:
+            self.write_sound(samples)
+
+    def write_sound(self, samples: NDArray[np.float32]) -> None:
+        """Append sound that belongs to pictures which were written: float32 (S, channels)."""
+        if len(samples):
             self._send_sound(samples)
 
     def finish(self) -> None:

@@ -21,6 +21,7 @@ VIDEO_DEMUXERS: Final = {
     "avi": "AVI",
     "mpegts": "MPEG-TS",
 }
+SOUND_DEMUXERS: Final = ("wav", "aiff", "flac", "ogg", "mp3", "aac")
 
 _SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     *((4, box, "mov") for box in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")),

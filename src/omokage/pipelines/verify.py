@@ -1,4 +1,4 @@
-"""`omokage verify`: what pictures and videos say of where they come from. MAIN: `verify`.
+"""`omokage verify`: what pictures, videos and sounds say of where they come from. MAIN: `verify`.
 
 No file is changed and no socket is opened. What is not found is told as 'no mark found', never as 'real'.
 """
@@ -17,7 +17,8 @@ from omokage.errors import InputError, MediaError
 from omokage.media.clip import Image
 from omokage.media.decode import probe, read_frames, read_image
 from omokage.media.metadata import read_comment
-from omokage.media.source import PICTURE, VIDEO_DEMUXERS, sniff
+from omokage.media.source import PICTURE, SOUND_DEMUXERS, VIDEO_DEMUXERS, sniff
+from omokage.pipelines.verify_sound import listen
 from omokage.threads import one_blas_thread
 from omokage.trust.consents import all_records, revoked
 from omokage.trust.fingerprint_search import Copy
@@ -36,12 +37,13 @@ from omokage.trust.marking import id_text, pattern_key
 from omokage.trust.origin import NO_ORIGIN, Origin, read_origin
 from omokage.trust.recognition import NOTHING_ALIKE, Recognition, recognised
 from omokage.trust.registry import Render, renders_of
+from omokage.trust.sound_search import SoundFound
 from omokage.trust.video_mark import PUBLIC_SHARE
 
 SECONDS: Final = 30.0  # of a video
 FRAMES: Final = 60  # spread over them
 NOT_CHECKED: Final = ()
-NOTHING: Final = "no mark found; that does not tell how the picture came about"
+NOTHING: Final = "no mark found; that does not tell how the {} came about"
 UNLIKE: Final = (
     "BUT the picture does not look like that render: the mark was copied onto it, or most was cut away"
 )
@@ -53,6 +55,7 @@ _ORIGIN: Final = {
 }
 
 Verdict = Literal["made with omokage", "mark present, id unreadable", "no mark found", "cannot be read"]
+_VERDICTS: Final = ("no mark found", "mark present, id unreadable", "made with omokage")  # the strongest last
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,20 @@ class PrivateMark:
     score: float
 
 
+@dataclass(frozen=True, slots=True)
+class SoundMarks:
+    """The same of a file's sound, which may be of another render than its pictures.
+
+    synchronisation: as in `Verification`.  seconds: that were listened to.  problem: why no further.
+    """
+
+    public: PublicMark
+    private: PrivateMark | None
+    synchronisation: float
+    seconds: float
+    problem: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verification:
     """What was found in one file.
@@ -80,7 +97,8 @@ class Verification:
     synchronisation: z of the marks' common pattern; from 8 on a mark is there.  disclosure: the comment in the file's
     metadata, which anybody can write or remove.  origin: the signed one.  consent: a sentence on the record that a
     trusted origin names, as it stands now.  frame_count: how many were looked at.  problem: why it was not read.
-    private: None where no key is at hand.  fingerprint: what the register of this machine knows that looks alike.
+    private: None where no key is at hand.  sound: None where there is none.  fingerprint: what the register of this
+    machine knows that looks alike.
     """
 
     path: Path
@@ -88,6 +106,7 @@ class Verification:
     public: PublicMark | None = None
     private: PrivateMark | None = None
     synchronisation: float = 0.0
+    sound: SoundMarks | None = None
     disclosure: str = ""
     origin: Origin = NO_ORIGIN
     consent: str = ""
@@ -106,27 +125,17 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """For scripts; `not_checked` names what this version does not look at."""
-        public, private = self.public, self.private
+        sound = self.sound
         return {
             "file": str(self.path),
             "verdict": self.verdict,
-            "public_mark": public
-            and {"product": public.product, "version": public.version, "score": round(public.score, 2)},
-            "private_mark": private
+            **_marks_json(self.public, self.private, looks_like_it=self.looks_like_its_render),
+            "sound": sound
             and {
-                "render_id": private.render_id,
-                "score": round(private.score, 2),
-                "looks_like_it": self.looks_like_its_render,
-                "renders": [
-                    {
-                        "time": r.time,
-                        "file": r.file,
-                        "sha256": r.sha256,
-                        "purpose": r.purpose,
-                        "avatar": r.avatar,
-                    }
-                    for r in private.renders
-                ],
+                **_marks_json(sound.public, sound.private),
+                "synchronisation": round(sound.synchronisation, 2),
+                "seconds": round(sound.seconds, 2),
+                "problem": sound.problem or None,
             },
             "synchronisation": round(self.synchronisation, 2),
             "disclosure": self.disclosure or None,
@@ -150,23 +159,20 @@ class Verification:
     def to_text(self) -> str:
         if self.problem:
             return f"{self.path}: {self.problem}"
-        lines = [f"{self.path}: {NOTHING if self.verdict == 'no mark found' else self.verdict}"]
-        if self.public is not None and self.public.product is not None:
-            lines.append(f"  public mark: {_product(self.public)}")
-        if self.private is not None and self.private.render_id is not None:
-            lines.append(f"  private mark: render {self.private.render_id} of this installation")
-            lines += [f"    {_row(render)}" for render in self.private.renders]
-            if not self.private.renders:
-                lines.append("    its row is not in the register of this machine")
-            if self.looks_like_its_render is False:
-                lines.append(f"    {UNLIKE}")
+        nothing = NOTHING.format("picture" if self.frame_count else "sound")
+        lines = [f"{self.path}: {nothing if self.verdict == 'no mark found' else self.verdict}"]
+        lines += _mark_lines(self.public, self.private)
+        lines += [f"    {UNLIKE}"] if self.looks_like_its_render is False else []
+        if self.sound is not None:
+            lines += _mark_lines(self.sound.public, self.sound.private, " in the sound")
+            lines += [f"  {self.sound.problem}"] if self.sound.problem else []
         lines += [f"  {line}" for line in self.fingerprint.lines()]
         lines += [f"  {line}" for line in _origin_lines(self.origin)]
         if self.consent:
             lines.append(f"  consent: {self.consent}")
         if self.disclosure:
             lines.append(f"  metadata (anybody can write it): {self.disclosure}")
-        if min(self.width, self.height) < LEAST_SEARCHED_PX:
+        if self.frame_count and min(self.width, self.height) < LEAST_SEARCHED_PX:
             lines.append(
                 f"  {self.width}x{self.height} pixels are too few; below {LEAST_SEARCHED_PX} a side none is looked for"
             )
@@ -175,7 +181,7 @@ class Verification:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The files that were looked at, and how many of a folder are no pictures or videos."""
+    """The files that were looked at, and how many of a folder are no pictures, videos or sounds."""
 
     files: tuple[Verification, ...]
     skipped: int = 0
@@ -201,11 +207,12 @@ class VerifyReport:
 def verify(
     path: Path, *, keys: Sequence[Path] = (), on_progress: ProgressCallback = ignore_progress
 ) -> VerifyReport:
-    """Look for the marks of omokage in a picture or video, or in all of a folder and of the folders in it.
+    """Look for the marks of omokage in a picture, video or sound, or in all of a folder and of the folders in it.
 
     keys: files of other installations' keys, or of earlier ones, to look for besides this installation's own. Of a
-    video 60 frames from its first 30 seconds are looked at. Raises MediaError for a single file that cannot be read,
-    InputError for a folder without pictures and for a file that is no key.
+    video 60 frames from its first 30 seconds are looked at, of sound the first two minutes listened to. Raises
+    MediaError for a single file that cannot be read, InputError for a folder without pictures or sounds and for a file
+    that is no key.
     """
     path = Path(path)
     secrets = [read_key(Path(key)) for key in keys]
@@ -214,9 +221,11 @@ def verify(
     if not path.is_dir():
         return VerifyReport((_verified(path, secrets),))
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()]
-    shown = [file for file in files if _is_visual(file)]
+    shown = [file for file in files if _is_media(file)]
     if not shown:
-        raise InputError(f"{path} holds no picture or video; give a folder that does, or a file")
+        raise InputError(
+            f"{path} holds no picture or video, and no sound; give a folder that does, or a file"
+        )
     found = []
     for done, file in enumerate(shown):
         on_progress(Progress("verifying", done, len(shown), file.name))
@@ -228,33 +237,37 @@ def verify(
     return VerifyReport(tuple(found), len(files) - len(shown))
 
 
-def _is_visual(path: Path) -> bool:
+def _is_media(path: Path) -> bool:
     try:
-        return sniff(path) in (PICTURE, *VIDEO_DEMUXERS)
+        return sniff(path) in (PICTURE, *VIDEO_DEMUXERS, *SOUND_DEMUXERS)
     except MediaError:
         return False
 
 
 def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
-    evidence, copy, size = Evidence(), Copy(), (0, 0)
-    for image, time_s, is_looked_at in _pictures(path):
-        copy.add(image, time_s)
-        if is_looked_at:
-            evidence.add(image)
-        size = image.shape[1], image.shape[0]
+    kind, evidence, copy, size = sniff(path), Evidence(), Copy(), (0, 0)
+    heard = None if kind == PICTURE else listen(path, secrets)
+    if heard is not None and heard.problem and kind in SOUND_DEMUXERS and not heard.seconds:
+        raise MediaError(heard.problem)
+    if kind not in SOUND_DEMUXERS and (heard is None or heard.has_video):
+        for image, time_s, is_looked_at in _pictures(path):
+            copy.add(image, time_s)
+            if is_looked_at:
+                evidence.add(image)
+            size = image.shape[1], image.shape[0]
     if min(size) < LEAST_SEARCHED_PX:
         found = [Found(None, False, 0.0, 0.0, None)] * (1 + len(secrets))
     else:
         found = find(evidence.plane(), _keys(secrets))
-    public, *own = found
+    public, private, synchronisation = _marks(found)
     origin = read_origin(path)
-    private = max(own, key=lambda one: (one.payload is not None, one.z), default=None)
     return Verification(
         path=path,
-        verdict=_verdict([public, *own]),
-        public=_public_mark(public),
-        private=None if private is None else _private_mark(private),
-        synchronisation=max(one.z for one in (public, *own)),
+        verdict=max(_verdict(found), _verdict(heard.found if heard else ()), key=_VERDICTS.index),
+        public=public,
+        private=private,
+        synchronisation=synchronisation,
+        sound=SoundMarks(*_marks(heard.found), heard.seconds, heard.problem) if heard else None,
         disclosure=read_comment(path),
         origin=origin,
         consent=_consent(origin),
@@ -285,26 +298,60 @@ def _keys(secrets: Sequence[bytes]) -> list[Key]:
     return [Key(chips_of(PUBLIC_KEY, PUBLIC_BITS), PUBLIC_SHARE, LEAST_PUBLIC_SCORE), *own]
 
 
-def _verdict(found: Sequence[Found]) -> Verdict:
-    public, *own = found
-    if any(one.payload is not None for one in own):
+def _verdict(found: Sequence[Found | SoundFound]) -> Verdict:
+    payloads = [one.payload for one in found]
+    if any(payload is not None for payload in payloads[1:]):
         return "made with omokage"
-    if public.payload is not None and public.payload >> 8 == PRODUCT:
+    if payloads and payloads[0] is not None and payloads[0] >> 8 == PRODUCT:
         return "made with omokage"
     return "mark present, id unreadable" if any(one.is_present for one in found) else "no mark found"
 
 
-def _public_mark(found: Found) -> PublicMark:
+def _marks(found: Sequence[Found | SoundFound]) -> tuple[PublicMark, PrivateMark | None, float]:
+    """What the public key and the best of the others found, and the best z."""
+    public, *own = found
+    best = max(own, key=lambda one: (one.payload is not None, one.z)) if own else None
+    return _public_mark(public), _private_mark(best) if best else None, max(one.z for one in found)
+
+
+def _public_mark(found: Found | SoundFound) -> PublicMark:
     if found.payload is None:
         return PublicMark(None, None, found.score)
     return PublicMark(found.payload >> 8, found.payload & 0xFF, found.score)
 
 
-def _private_mark(found: Found) -> PrivateMark:
+def _private_mark(found: Found | SoundFound) -> PrivateMark:
     if found.payload is None:
         return PrivateMark(None, (), found.score)
     render_id = id_text(found.payload)
     return PrivateMark(render_id, renders_of(render_id), found.score)
+
+
+def _marks_json(public: PublicMark | None, private: PrivateMark | None, **more: Any) -> dict[str, Any]:
+    return {
+        "public_mark": public
+        and {"product": public.product, "version": public.version, "score": round(public.score, 2)},
+        "private_mark": private
+        and {
+            "render_id": private.render_id,
+            "score": round(private.score, 2),
+            **more,
+            "renders": [
+                {"time": r.time, "file": r.file, "sha256": r.sha256, "purpose": r.purpose, "avatar": r.avatar}
+                for r in private.renders
+            ],
+        },
+    }
+
+
+def _mark_lines(public: PublicMark | None, private: PrivateMark | None, where: str = "") -> Iterator[str]:
+    if public is not None and public.product is not None:
+        yield f"  public mark{where}: {_product(public)}"
+    if private is not None and private.render_id is not None:
+        yield f"  private mark{where}: render {private.render_id} of this installation"
+        yield from (f"    {_row(render)}" for render in private.renders)
+        if not private.renders:
+            yield "    its row is not in the register of this machine"
 
 
 def _product(mark: PublicMark) -> str:

@@ -22,6 +22,7 @@ TORUS: Final = 192
 SYNC_SHARE: Final = 0.2
 # Published on purpose: with it everybody can look for the public layer, and also imitate or remove it.
 PUBLIC_KEY: Final = b"omokage public video mark, version 1"
+PUBLIC_SOUND_KEY: Final = b"omokage public sound mark, version 1"
 PUBLIC_BITS: Final = 16
 PRIVATE_BITS: Final = 48
 PRODUCT: Final = 0x6F  # the upper 8 bits of the public payload, 'o'; the lower 8 are the version of the mark

@@ -1,8 +1,8 @@
 """The one door out: every clip, picture and report leaves through here.
 
-A release draws the visible label, adds the invisible mark, encodes, says in the file's metadata whether it is
-generated, signs its origin, writes a row of the audit log, enters what was generated and its fingerprint into the
-register of renders, and only then lets the file take its name.
+A release draws the visible label, adds the invisible mark, to the sound too, encodes, says in the file's metadata
+whether it is generated, signs its origin, writes a row of the audit log, enters what was generated and its fingerprint
+into the register of renders, and only then lets the file take its name.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
 from omokage.trust.registry import Render, now, register
+from omokage.trust.sound_mark import SoundMarker
 from omokage.trust.video_mark import Marker, can_be_marked
 
 __all__ = [
@@ -99,8 +100,8 @@ class Released:
     """A file that has left.
 
     `duration_s` is 0 for pictures and texts; `sha256` is hexadecimal, of the whole file. `render_id`: 12 hexadecimal
-    digits, what the invisible mark says; None for texts, for what is not generated, and for pictures that are too small
-    for a mark.
+    digits, what the invisible marks say; None for texts, for what is not generated, and for pictures that are too small
+    for a mark and have no sound.
     """
 
     path: Path
@@ -151,8 +152,9 @@ def release_clip(
     ) as writer:
         sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
         for image, samples in zip(itertools.chain([first], source), sound, strict=False):
-            writer.write(seal.marked(_labeled(image, config)), samples)
+            writer.write(seal.marked(_labeled(image, config)), seal.marked_sound(samples))
             on_progress(Progress("writing", writer.frame_count, frame_count or 0))
+        writer.write_sound(seal.rest_of_sound())
     return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
@@ -178,7 +180,9 @@ def release_live(
     height, width, channels = first.image.shape
     path = target if isinstance(target, Path) else Path("-")
     # Two streams that begin alike are two renders.
-    seal = _Seal.of(_labeled(first.image, config), path, config, {"live": now()}, frame_rate=frame_rate)
+    seal = _Seal.of(
+        _labeled(first.image, config), path, config, {"live": now()}, sound, frame_rate=frame_rate
+    )
     shape = {"width": width, "height": height}
     digest = hashlib.sha256()
 
@@ -204,8 +208,9 @@ def release_live(
     try:
         with writing as writer:
             for frame in itertools.chain([first], source):
-                writer.write(seal.marked(_labeled(frame.image, config)), frame.samples)
+                writer.write(seal.marked(_labeled(frame.image, config)), seal.marked_sound(frame.samples))
                 on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+            writer.write_sound(seal.rest_of_sound())
     finally:
         if not isinstance(target, Path):
             seal.end_stream(digest.hexdigest())
@@ -268,11 +273,13 @@ class _Seal:
         self,
         path: Path,
         config: ReleaseConfig,
-        marker: Marker | None,
-        render_id: str | None,
-        frame_rate: Fraction,
+        render_id: str | None = None,
+        marker: Marker | None = None,
+        voice: SoundMarker | None = None,
+        frame_rate: Fraction = Fraction(1),
     ) -> None:
-        self._path, self._config, self._marker, self._render_id = path, config, marker, render_id
+        self._path, self._config, self._render_id = path, config, render_id
+        self._marker, self._voice = marker, voice
         self._sha256 = ""
         self._sketch, self._frame_count, self._frame_rate = Sketch(), 0, frame_rate
 
@@ -283,15 +290,20 @@ class _Seal:
         path: Path,
         config: ReleaseConfig,
         facts: Mapping[str, str],
-        audio: Audio | None = None,
+        sound: Audio | SoundFormat | None = None,
         frame_rate: Fraction = Fraction(1),
     ) -> Self:
-        """For a release that begins with the labeled picture `first`."""
-        if config.origin != "generated" or not can_be_marked(first.shape[1], first.shape[0]):
-            return cls(path, config, None, None, frame_rate)
+        """For a release that begins with the labeled picture `first`, and has this sound or one of this format."""
+        samples = sound.samples if isinstance(sound, Audio) else None
+        is_visible = can_be_marked(first.shape[1], first.shape[0])
+        is_audible = sound is not None if samples is None else bool(samples.any())
+        if config.origin != "generated" or not (is_visible or is_audible):
+            return cls(path, config)
         said = {name: str(value) for name, value in config.to_json().items()}
-        mark = mark_for(first, {**said, **facts}, audio.samples if audio else None)
-        return cls(path, config, Marker(mark, first), id_text(mark.render_id), frame_rate)
+        mark = mark_for(first, {**said, **facts}, samples)
+        marker = Marker(mark, first) if is_visible else None
+        voice = SoundMarker(mark, sound.sample_rate) if sound is not None and is_audible else None
+        return cls(path, config, id_text(mark.render_id), marker, voice, frame_rate)
 
     def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         if self._marker is None:
@@ -299,6 +311,14 @@ class _Seal:
         self._sketch.add(thumbnail(image), float(self._frame_count / self._frame_rate))
         self._frame_count += 1
         return self._marker.apply(image)
+
+    def marked_sound(self, samples: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """The sound that has its mark when this came too; the last 20 ms are held back."""
+        return samples if samples is None or self._voice is None else self._voice.step(samples)
+
+    def rest_of_sound(self) -> NDArray[np.float32]:
+        """What was held back."""
+        return self._voice.rest() if self._voice else np.zeros((0, 1), np.float32)
 
     def put(self, written: Path) -> None:
         """Sign the finished file, which has no name yet, and enter it into the register.
