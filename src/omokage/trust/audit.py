@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,6 +37,8 @@ BEGIN, RELEASE, LIVE, REPAIR, FORGET = "begin", "release", "live", "repair", "fo
 FORMAT: Final = 1
 _TAIL_BYTES: Final = 1 << 18
 _TORN_BYTES: Final = 4096  # of a line that broke off, kept in the row that tells of it
+# A clock may be wrong by a time zone until it is set over the network; consents count in days.
+_CLOCK_SLACK: Final = timedelta(days=1)
 
 
 def audit_folder() -> Path:
@@ -183,6 +186,7 @@ class AuditLog:
         elif head is not None and last is not None and number == expected and last.hash != head.hash:
             problem = f"row {number} is not the one that was written"
         else:
+            self._refuse_earlier_clock(last)
             if end.torn:
                 last = self._repair(last, key, end.torn)
             (self.folder / LOG).open("ab").close()  # may it be written at all?
@@ -191,6 +195,15 @@ class AuditLog:
             f"the audit log in {self.folder} was changed: {problem}; nothing is released until it is restored from a "
             "copy ('omokage audit verify' says more)"
         )
+
+    def _refuse_earlier_clock(self, last: Row | None) -> None:
+        now = datetime.now(UTC)
+        if last is not None and now < last.at - _CLOCK_SLACK:
+            raise AuditError(
+                f"the clock of this machine says {now:%Y-%m-%d %H:%M} UTC, but the last row of the audit log in "
+                f"{self.folder} was written on {last.at:%Y-%m-%d %H:%M}, so nothing is released; set the clock right, "
+                "or, if it was wrong then, move the folder away to begin a new log"
+            )
 
     def _end(self) -> _End:
         """Read the end of the log only, whose rows are short."""

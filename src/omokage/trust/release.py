@@ -42,6 +42,7 @@ from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
 from omokage.trust.registry import Render, now, register
+from omokage.trust.stamp_authority import check_stamps, stamp_authority
 from omokage.trust.video_mark import Marker, can_be_marked
 
 __all__ = [
@@ -257,6 +258,7 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         check_key()
         chosen_profile()
         check_identity()
+        check_stamps()
     check_audit()
 
 
@@ -302,7 +304,8 @@ class _Seal:
             sources=(config.avatar,) if config.avatar else (),
             render_id=self._render_id or "",
         )
-        sign_origin(written, claim, identity(), suffix=self._path.suffix)
+        signer = identity()  # first, because it makes the root that the stamp authority needs
+        sign_origin(written, claim, signer, suffix=self._path.suffix, stamps=stamp_authority())
         digest = file_digest(written)
         kind = "picture" if self._path.suffix.lower() in IMAGE_SUFFIXES else "clip"
         facts = {"bytes": written.stat().st_size, **self._facts()}
