@@ -1,4 +1,4 @@
-"""The one door out: every clip, picture and report leaves through here.
+"""The one door out: every clip, picture, report, avatar and exported network leaves through here.
 
 A release draws the visible label, adds the invisible mark, encodes, says in the file's metadata whether it is
 generated, signs its origin, writes a row of the audit log, enters what was generated into the register of renders, and
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InternalError, OutputError
-from omokage.files import file_digest, output_error
+from omokage.errors import InputError, InternalError, OutputError
+from omokage.files import file_digest, output_error, saving
 from omokage.media.clip import Audio, SoundFormat, SoundingFrame
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
@@ -34,10 +35,11 @@ from omokage.media.encode import (
     write_bytes,
     write_image,
 )
-from omokage.trust.audit import check_audit, record_live, record_release
+from omokage.trust import label as labels
+from omokage.trust.audit import check_audit, record_live, record_refusal, record_release
 from omokage.trust.audit_row import Value
 from omokage.trust.identity import check_identity, identity
-from omokage.trust.label import Corner, check_label, draw_label
+from omokage.trust.label import Corner, draw_label
 from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
@@ -56,11 +58,13 @@ __all__ = [
     "release_clip",
     "release_image",
     "release_live",
+    "release_model",
     "release_text",
 ]
 
 # What a picture shows: something a model made, or a real recording (as it is, labeled or laid out).
 Origin = Literal["generated", "recorded"]
+ModelKind = Literal["avatar", "onnx", "tensorrt"]
 DISCLOSURE: Final[Mapping[Origin, str]] = {
     "generated": "AI-generated",
     "recorded": "Recorded, not generated; arranged",
@@ -234,6 +238,31 @@ def release_text(text: str, path: Path) -> Released:
     return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
 
 
+def release_model(
+    write: Callable[[Path], object], path: Path, *, kind: ModelKind, avatar: str = "", consent: str = ""
+) -> Released:
+    """Let an avatar or an exported network leave: `write` makes the file, under a name of its own.
+
+    avatar, consent: as in `ReleaseConfig`. A model has no picture for a label or a mark; it has its row in the audit
+    log. Raises OutputError, and what `write` raises; then `path` is what it was.
+    """
+    with saving(path) as part:
+        try:
+            write(part)
+        except OutputError as error:
+            raise OutputError(str(error).replace(str(part), str(path))) from error
+        digest = file_digest(part)
+        facts = {"bytes": part.stat().st_size, "avatar": avatar, "consent": consent}
+        record_release(path, kind=kind, sha256=digest, facts=facts, personal={})
+    return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
+
+
+def check_label(label: str | None, width: int, height: int) -> None:
+    """`label.check_label`, and a row in the audit log for a label that cannot be drawn. Raises InputError."""
+    with _told("label"):
+        labels.check_label(label, width, height)
+
+
 def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path] = ()) -> None:
     """Tell before long work, not after it, that `path` cannot be written.
 
@@ -257,8 +286,9 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
     if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
         check_key()
         chosen_profile()
-        check_identity()
-        check_stamps()
+        with _told("identity"):
+            check_identity()
+            check_stamps()
     check_audit()
 
 
@@ -304,8 +334,9 @@ class _Seal:
             sources=(config.avatar,) if config.avatar else (),
             render_id=self._render_id or "",
         )
-        signer = identity()  # first, because it makes the root that the stamp authority needs
-        sign_origin(written, claim, signer, suffix=self._path.suffix, stamps=stamp_authority())
+        with _told("identity"):
+            signer = identity()  # first, because it makes the root that the stamp authority needs
+            sign_origin(written, claim, signer, suffix=self._path.suffix, stamps=stamp_authority())
         digest = file_digest(written)
         kind = "picture" if self._path.suffix.lower() in IMAGE_SUFFIXES else "clip"
         facts = {"bytes": written.stat().st_size, **self._facts()}
@@ -354,8 +385,21 @@ class _Seal:
         )
 
 
+@contextmanager
+def _told(reason: str) -> Iterator[None]:
+    """A row in the audit log for what is refused within."""
+    try:
+        yield
+    except (InputError, OutputError) as error:
+        record_refusal(reason, str(error), {})
+        raise
+
+
 def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint8]:
-    return image if config.label is None else draw_label(image, config.label, corner=config.label_corner)
+    if config.label is None:
+        return image
+    with _told("label"):
+        return draw_label(image, config.label, corner=config.label_corner)
 
 
 def _metadata(config: ReleaseConfig) -> dict[str, str]:
