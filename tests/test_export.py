@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -16,13 +17,13 @@ from omokage.trust.consent import Medium
 
 @pytest.mark.usefixtures("denied_by_default")
 def test_a_network_leaves_with_consent_and_a_row(tmp_path: Path) -> None:
-    person = stand_in(128, clip_side=128).avatar
+    drawn, media = stand_in(128, clip_side=128).avatar, "ab" * 32
+    person = replace(drawn, provenance=replace(drawn.provenance, recording_sha256=media))
     path, output = tmp_path / "me.avatar", tmp_path / "me.onnx"
     person.save(path)
     with pytest.raises(ConsentError, match="nobody's consent"):
         export_model(path, output)
     assert last_rows(1)[0][0].event == "refusal" and not output.exists()
-    media = person.provenance.recording_sha256
     agree_for_nobody(Medium(media, "drawn"))
     released = export_model(path, output)
     onnx.checker.check_model(onnx.load(output))
