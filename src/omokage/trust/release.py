@@ -36,6 +36,8 @@ from omokage.media.encode import (
     write_image,
 )
 from omokage.trust import label as labels
+from omokage.trust.aigc import FIELD as AIGC
+from omokage.trust.aigc import NAMESPACE, aigc_of
 from omokage.trust.audit import check_audit, record_live, record_refusal, record_release
 from omokage.trust.audit_row import Value
 from omokage.trust.identity import check_identity, identity
@@ -150,7 +152,7 @@ def release_clip(
         frame_rate=frame_rate,
         sound=SoundFormat(audio.sample_rate, audio.samples.shape[1]) if audio and has_sound else None,
         alpha=channels == 4,
-        metadata=_metadata(config),
+        metadata=seal.metadata(),
         on_written=seal.put,
     ) as writer:
         sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
@@ -199,12 +201,12 @@ def release_live(
             frame_rate=frame_rate,
             sound=sound,
             alpha=channels == 4,
-            metadata=_metadata(config),
+            metadata=seal.metadata(),
             on_written=seal.put,
         )
     else:
         seal.begin_stream()
-        writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=_metadata(config))
+        writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=seal.metadata())
     try:
         with writing as writer:
             for frame in itertools.chain([first], source):
@@ -222,7 +224,7 @@ def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
     labeled = _labeled(image, config)
     seal = _Seal.of(labeled, path, config, {})
-    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config)}, seal.put)
+    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config, seal.aigc)}, seal.put)
     return seal.released(1, 0.0)
 
 
@@ -320,6 +322,15 @@ class _Seal:
     def marked(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         return self._marker.apply(image) if self._marker else image
 
+    @property
+    def aigc(self) -> str:
+        """The notice that the label profile `cn` asks for in what is generated."""
+        return aigc_of(self._config.label, self._render_id) if self._config.origin == "generated" else ""
+
+    def metadata(self) -> dict[str, str]:
+        """Of a clip or a stream."""
+        return _metadata(self._config) | ({AIGC: aigc} if (aigc := self.aigc) else {})
+
     def put(self, written: Path) -> None:
         """Sign the finished file, which has no name yet, and enter it into the register.
 
@@ -410,15 +421,16 @@ def _metadata(config: ReleaseConfig) -> dict[str, str]:
     return {"comment": comment} | ({"title": config.title} if config.title else {})
 
 
-def _xmp(config: ReleaseConfig) -> str:
-    """The notice as an XMP packet (IPTC Photo Metadata 2025.1, 'Digital Source Type')."""
+def _xmp(config: ReleaseConfig, aigc: str) -> str:
+    """The notice as an XMP packet (IPTC Photo Metadata 2025.1, 'Digital Source Type'; TC260:AIGC where wanted)."""
+    field = f'<TC260:AIGC xmlns:TC260="{NAMESPACE}">{escape(aigc)}</TC260:AIGC>' if aigc else ""
     description = escape(_metadata(config)["comment"])
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" '
         'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
-        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE[config.origin]}</Iptc4xmpExt:DigitalSourceType>"
+        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE[config.origin]}</Iptc4xmpExt:DigitalSourceType>{field}"
         f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
     )
