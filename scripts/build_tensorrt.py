@@ -33,9 +33,9 @@ from omokage.avatar.paper.batch import to_unit
 from omokage.avatar.paper.bundle import PaperAvatar
 from omokage.avatar.samples import avatar_state
 from omokage.errors import MissingDependencyError, OmokageError
-from omokage.files import saving
 from omokage.render.paper_export import INPUTS, OUTPUTS, paper_to_onnx
 from omokage.render.paper_runtime import DTYPES, MIN_HALF_PSNR, psnr_db
+from omokage.trust.release import release_model
 
 Float32 = NDArray[np.float32]
 Picture = Callable[[Float32, Float32], Float32]
@@ -85,8 +85,7 @@ def build(given: argparse.Namespace) -> None:
                 "build it with --precision tf32"
             )
         print(f"a picture: {milliseconds(picture, states[0]):.2f} ms, with its way to the card and back")
-    with saving(given.output) as part:
-        part.write_bytes(plan)
+    release_model(lambda part: part.write_bytes(plan), given.output, kind="tensorrt")
     print(f"engine: {given.output}")
 
 

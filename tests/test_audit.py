@@ -18,21 +18,26 @@ import pytest
 
 from clips import moving_disc, small_disk
 from omokage.cli import app as cli
-from omokage.errors import AuditError, InputError, OutputError
+from omokage.errors import AuditError, ConsentError, InputError, OutputError
 from omokage.files import locked
 from omokage.media.clip import SoundFormat, SoundingFrame
 from omokage.trust import audit
+from omokage.trust import release as door
 from omokage.trust.audit import AuditLog, audit_folder, record_release
 from omokage.trust.audit_check import AuditReport, verify
 from omokage.trust.audit_report import export, last_rows, rows_text
 from omokage.trust.audit_row import parse_row
+from omokage.trust.consent import Use
+from omokage.trust.consents import permit
 from omokage.trust.keys import signing_key
 from omokage.trust.release import (
     ReleaseConfig,
+    check_label,
     check_writable,
     release_clip,
     release_image,
     release_live,
+    release_model,
     release_text,
 )
 
@@ -301,6 +306,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from omokage.trust import audit
+from omokage.trust import release as door
 whole, step = audit.AuditLog._append_bytes, int(sys.argv[1])
 calls = 0
 def stop():
@@ -505,3 +511,60 @@ def test_the_commands(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None
 def test_a_name_is_no_word_to_the_terminal(tmp_path: Path) -> None:
     record_release(tmp_path / "a\x1b[2J.mp4", kind="clip", sha256="00" * 32, facts={}, personal={})
     assert "\x1b" not in rows_text(last_rows(1)) and "a?[2J.mp4" in rows_text(last_rows(1))
+
+
+# What leaves without a picture, and what does not leave
+
+
+def test_a_model_leaves_with_a_row_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "me.avatar"
+    path.write_bytes(b"the one before")
+    released = release_model(lambda part: part.write_bytes(b"weights"), path, kind="avatar", avatar="ab" * 32)
+    row, personal = last_rows(1)[0]
+    assert (row.event, row.facts["kind"], row.facts["bytes"]) == ("release", "avatar", 7)
+    assert row.facts["sha256"] == released.sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert personal is not None and personal["path"] == str(path)
+    (audit_folder() / audit.HEAD).write_text("{}")
+    with pytest.raises(AuditError):
+        release_model(lambda part: part.write_bytes(b"newer"), path, kind="avatar")
+    assert path.read_bytes() == b"weights" and [p.name for p in tmp_path.iterdir()] == ["me.avatar"]
+    with pytest.raises(OutputError, match=r"none/me\.avatar cannot be written: its folder does not exist"):
+        release_model(lambda part: part.write_bytes(b""), tmp_path / "none" / "me.avatar", kind="onnx")
+
+
+@pytest.mark.usefixtures("denied_by_default")
+def test_what_is_refused_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConsentError, match="nobody's consent is recorded"):
+        permit(Use("ab" * 32, "advertising"), name="/films/taro.mp4")
+    with pytest.raises(InputError, match="does not fit"):
+        release_image(PICTURE, tmp_path / "a.png", config=ReleaseConfig(label="far too long for it " * 9))
+    with pytest.raises(InputError, match="does not fit"):
+        check_label("far too long for it " * 9, 96, 64)
+    monkeypatch.setattr(door, "sign_origin", _fail)
+    with pytest.raises(OutputError, match="the token is locked"):
+        release_image(PICTURE, tmp_path / "b.png")
+    rows = [(row, personal) for row, personal in last_rows(9) if row.event == "refusal"]
+    assert [row.facts["reason"] for row, _ in rows] == ["consent", "label", "label", "identity"]
+    assert rows[0][0].facts["media"] == "ab" * 32 and rows[0][0].facts["purpose"] == "advertising"
+    assert b"taro" not in rows[0][0].line and rows[0][1] is not None and "taro.mp4" in str(rows[0][1]["said"])
+    assert "the token is locked" in rows_text(rows) and verify().is_whole
+    assert list(tmp_path.iterdir()) == []
+    (audit_folder() / audit.HEAD).write_text("{}")  # a log that takes no row permits nothing
+    with pytest.raises(ConsentError, match="nobody's consent is recorded"):
+        permit(Use("ab" * 32), name="taro.mp4")
+
+
+def _fail(*_: object, **__: object) -> bool:
+    raise OutputError("b.png could not be signed (the token is locked), so it was not released")
+
+
+def test_a_measurement_is_nobodys_history(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from omokage.pipelines.bench import encoding_speed
+
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("OMOKAGE_AUDIT", str(tmp_path / "audit"))
+    release_text("fine", tmp_path / "a.txt")
+    before = verify().rows
+    assert encoding_speed([np.zeros((256, 256, 3), np.uint8)] * 4).count == 2
+    assert verify().rows == before and audit_folder() == tmp_path / "audit"
+    assert not (tmp_path / "home" / "marks").exists()

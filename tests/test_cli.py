@@ -84,6 +84,8 @@ FLAGS = {
     "identity new": ["--help", "--organization", "-h"],
     "identity export": ["--help", "--output", "-h", "-o"],
     "identity trust": ["--help", "-h", "ROOT"],
+    "identity external": ["--help", "-h", "CHAIN", "PROGRAM...", "ROOT"],
+    "identity stamps": ["--help", "-h", "[AUTHORITY]"],
     "labels": ["--help", "-h"],
     "licences": ["--bill", "--help", "--json", "-h", "[COMMAND]"],
     "voices": ["--help", "-h"],

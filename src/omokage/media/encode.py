@@ -80,7 +80,9 @@ def clip_writer(
     if suffix not in (ALPHA_SUFFIXES if alpha else CLIP_SUFFIXES):
         wanted = "a transparent clip needs the suffix .webm" if alpha else "use .mp4, .mov or .webm"
         raise OutputError(f"{path} has the suffix '{path.suffix}'; {wanted}")
-    options = {"fflags": "+bitexact"} | ({"movflags": "+faststart"} if suffix != ".webm" else {})
+    known = {"comment", "title"}  # other names have no place in MP4's own list of tags
+    flags = "+faststart" if set(metadata or ()) <= known else "+faststart+use_metadata_tags"
+    options = {"fflags": "+bitexact"} | ({"movflags": flags} if suffix != ".webm" else {})
     shape = (height, width, 4 if alpha else 3)
     with saving(path, av.FFmpegError) as part:
         container = av.open(f"file:{part.absolute()}", mode="w", format=suffix[1:], options=options)

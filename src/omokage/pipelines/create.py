@@ -29,7 +29,7 @@ from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
-from omokage.trust.release import check_label, check_writable
+from omokage.trust.release import check_label, check_writable, release_model
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,12 @@ def create_avatar(
             skin=mean_detail(seen),
             provenance=_provenance(recording, digest, config, result),
         )
-        avatar.save(output)
+        _release(avatar, output)
 
         # How do they speak?
         if config.speech:
             avatar = _with_speech(avatar, video, LearningConfig(seed=config.seed), work, on_progress)
-            avatar.save(output)
+            _release(avatar, output)
 
         # How good is it, on frames it has never seen?
         if config.evaluate:
@@ -157,8 +157,12 @@ def create_avatar(
                 on_progress=on_progress,
             )
             avatar = avatar.with_evaluation(summary_of(evaluation))
-            avatar.save(output)
+            _release(avatar, output)
     return avatar
+
+
+def _release(avatar: Avatar, output: Path) -> None:
+    release_model(avatar.save, output, kind="avatar", avatar=avatar.provenance.recording_sha256)
 
 
 def _with_speech(

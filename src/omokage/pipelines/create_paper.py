@@ -34,7 +34,7 @@ from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
-from omokage.trust.release import check_label, check_writable
+from omokage.trust.release import check_label, check_writable, release_model
 from omokage.workers import Workers
 
 MAX_FRAMES = 2500  # of a recording: 19 GB, a hundred seconds
@@ -135,7 +135,7 @@ def create_paper_avatar(
         if workers.is_first:
             if config.evaluate:
                 avatar = replace(avatar, evaluation=_measured(run, stores[0], config, on_progress))
-            avatar.save(output)
+            release_model(avatar.save, output, kind="avatar", avatar=made.recording_sha256)
         workers.wait()
     return avatar
 

@@ -40,7 +40,7 @@ from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.visemes import NAMES, shapes
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
-from omokage.trust.release import check_writable
+from omokage.trust.release import check_writable, release_model
 
 Float = NDArray[np.float64]
 
@@ -104,7 +104,8 @@ def learn_speech(
         )
         if learned.part is None:
             raise InputError(" ".join(learned.sentences))
-        replace(person, speech=learned.part).save(avatar)
+        taught = replace(person, speech=learned.part)
+        release_model(taught.save, avatar, kind="avatar", avatar=person.provenance.recording_sha256)
     return learned
 
 

@@ -51,6 +51,7 @@ UNLIKE: Final = (
 _ORIGIN: Final = {
     "trusted": "whole, signed by {}",
     "unknown signer": "whole, signed by {}, whose root is not trusted here",
+    "expired": "whole, signed by {}, whose certificate has ended; no time stamp says that it was signed before",
     "altered": "not whole: something was changed after it was signed",
 }
 
@@ -146,6 +147,7 @@ class Verification:
                 "source_type": self.origin.source_type or None,
                 "provenance": self.origin.own,
                 "problems": list(self.origin.problems),
+                "stamped": self.origin.stamped or None,
             },
             "consent": self.consent or None,
             "fingerprint": self.fingerprint.to_json(),
@@ -190,7 +192,7 @@ class VerifyReport:
     def exit_code(self) -> int:
         """0: a mark of omokage in every file; 1: not in every file, or one was altered; 2: a file cannot be read."""
         verdicts = {file.verdict for file in self.files}
-        is_altered = any(file.origin.state == "altered" for file in self.files)
+        is_altered = any(file.origin.state in ("altered", "expired") for file in self.files)
         return 2 if "cannot be read" in verdicts else 1 if "no mark found" in verdicts or is_altered else 0
 
     def to_json(self) -> dict[str, Any]:
@@ -370,6 +372,8 @@ def _origin_lines(origin: Origin) -> Iterator[str]:
             yield f"  says: by {origin.software}, {made}" + (
                 f", for {p}" if (p := _said(origin, "purpose")) else ""
             )
+    if origin.stamped:
+        yield f"  time stamp: signed on {origin.stamped}"
     yield from (f"  found: {problem}" for problem in origin.problems)
 
 

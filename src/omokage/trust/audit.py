@@ -16,8 +16,9 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,9 +34,13 @@ if TYPE_CHECKING:  # signing takes a moment to load, which `omokage --help` need
 AUDIT_VARIABLE: Final = "OMOKAGE_AUDIT"
 LOG, HEAD, PERSONAL, LOCK = "log.jsonl", "head.json", "personal.jsonl", "lock"
 BEGIN, RELEASE, LIVE, REPAIR, FORGET = "begin", "release", "live", "repair", "forget"
+REFUSAL: Final = "refusal"
 FORMAT: Final = 1
 _TAIL_BYTES: Final = 1 << 18
 _TORN_BYTES: Final = 4096  # of a line that broke off, kept in the row that tells of it
+_MOST_SAID: Final = 2000  # letters of a refusal
+# A clock may be wrong by a time zone until it is set over the network; consents count in days.
+_CLOCK_SLACK: Final = timedelta(days=1)
 
 
 def audit_folder() -> Path:
@@ -183,6 +188,7 @@ class AuditLog:
         elif head is not None and last is not None and number == expected and last.hash != head.hash:
             problem = f"row {number} is not the one that was written"
         else:
+            self._refuse_earlier_clock(last)
             if end.torn:
                 last = self._repair(last, key, end.torn)
             (self.folder / LOG).open("ab").close()  # may it be written at all?
@@ -191,6 +197,15 @@ class AuditLog:
             f"the audit log in {self.folder} was changed: {problem}; nothing is released until it is restored from a "
             "copy ('omokage audit verify' says more)"
         )
+
+    def _refuse_earlier_clock(self, last: Row | None) -> None:
+        now = datetime.now(UTC)
+        if last is not None and now < last.at - _CLOCK_SLACK:
+            raise AuditError(
+                f"the clock of this machine says {now:%Y-%m-%d %H:%M} UTC, but the last row of the audit log in "
+                f"{self.folder} was written on {last.at:%Y-%m-%d %H:%M}, so nothing is released; set the clock right, "
+                "or, if it was wrong then, move the folder away to begin a new log"
+            )
 
     def _end(self) -> _End:
         """Read the end of the log only, whose rows are short."""
@@ -285,7 +300,8 @@ def record_release(
 ) -> None:
     """A row for a complete file of this digest that is about to become `path`. Raises AuditError.
 
-    kind: clip, picture or report. facts and personal: more to keep; where the file goes and who is at work is personal.
+    kind: clip, picture, report, avatar, onnx or tensorrt. facts and personal: more to keep; where the file goes and who
+    is at work is personal.
     """
     AuditLog().append(
         RELEASE,
@@ -297,6 +313,15 @@ def record_release(
 def record_live(facts: Mapping[str, Any], personal: Mapping[str, Value] | None = None) -> None:
     """A row for a stream: one before its first byte leaves and one when it has ended. Raises AuditError."""
     AuditLog().append(LIVE, facts, {"user": _user(), **(personal or {})})
+
+
+def record_refusal(reason: str, said: str, facts: Mapping[str, Any]) -> None:
+    """A row for something that was not done. reason: consent, label or identity.  said: the sentence, which may name.
+
+    A log that takes no row changes nothing: what was refused stays refused.
+    """
+    with suppress(AuditError):
+        AuditLog().append(REFUSAL, {"reason": reason, **facts}, {"said": said[:_MOST_SAID], "user": _user()})
 
 
 def check_audit() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omokage.errors import AuditError, InputError
 from omokage.files import saving
-from omokage.trust.audit import FORGET, LIVE, LOG, RELEASE, REPAIR, AuditLog
+from omokage.trust.audit import FORGET, LIVE, LOG, REFUSAL, RELEASE, REPAIR, AuditLog
 from omokage.trust.audit_check import EXPORT, stated_key
 from omokage.trust.audit_row import Kept, Row, Value, make_row, parse_row
 from omokage.trust.keys import public_name
@@ -76,11 +76,13 @@ def _line(row: Row, personal: Mapping[str, Value] | None) -> str:
     facts = row.facts
     what = {
         RELEASE: f"{facts.get('kind', '')} {str(facts.get('sha256', ''))[:12]}",
+        REFUSAL: f"for {facts.get('reason', '')}",
         FORGET: f"personal data of {len(facts.get('rows', []))} rows",
         LIVE: f"stream {facts.get('state', '')}",
         REPAIR: f"a write of {facts.get('bytes')} bytes had broken off",
     }.get(row.event, "")
-    whose = f"{personal.get('path', '')} by {personal.get('user', '')}" if personal else ""
+    named = personal.get("path") or personal.get("said", "") if personal else ""
+    whose = f"{named} by {personal.get('user', '')}" if personal else ""
     if row.personal and personal is None:
         whose = "(not kept)"
     text = f"{row.number:>7}  {row.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}  {row.event:<8}  {what:<20}  {whose}"

@@ -19,6 +19,7 @@ from typing import Any
 from omokage.errors import ConsentError, InputError, OutputError
 from omokage.files import MOST_TEXT_BYTES, output_error, parse_json, refuse_device, saving
 from omokage.home import data_home
+from omokage.trust.audit import record_refusal
 from omokage.trust.consent import Consent, Medium, Use, decide, read_consent, write_consent
 from omokage.trust.keys import canonical, is_signed, public_name, signing_key
 
@@ -37,7 +38,18 @@ class Permit:
 
 
 def permit(use: Use, *, name: str, now: datetime | None = None) -> Permit:
-    """The consent that a use rests on. name: of the recording, for the sentence. Raises ConsentError for none."""
+    """The consent that a use rests on. name: of the recording, for the sentence.
+
+    Raises ConsentError for none, of which the audit log keeps a row.
+    """
+    try:
+        return _permit(use, name, now)
+    except ConsentError as error:
+        record_refusal("consent", str(error), {"media": use.media, "act": use.act, "purpose": use.purpose})
+        raise
+
+
+def _permit(use: Use, name: str, now: datetime | None) -> Permit:
     now = now or datetime.now(UTC)
     candidates = recorded_for(use.media)
     if not candidates:

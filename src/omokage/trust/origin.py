@@ -1,8 +1,8 @@
 """The signed origin of a file: a C2PA manifest that says what made it, of what, under whose consent.
 
 MAIN: `sign_origin`, `read_origin`. C2PA 2.2 for .mp4, .mov, .png and .jpg; the .webm container has no place for it, so
-such a clip carries its notice instead. Nothing is fetched while reading, whatever a file says, and no thumbnail of
-anybody is stored.
+such a clip carries its notice instead. Nothing is fetched while reading, whatever a file says, nor while signing,
+unless the address of a time-stamp authority was given. No thumbnail of anybody is stored.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal
 
-from omokage.errors import OutputError
+from omokage.errors import OmokageError, OutputError
+from omokage.trust.countersignature import add_stamp
 from omokage.trust.identity import Identity, trusted_roots
+from omokage.trust.time_stamp import StampAuthority
 
 MEDIA_TYPES: Final = {
     ".mp4": "video/mp4",
@@ -32,7 +34,10 @@ OWN_VERSION: Final = 1
 _KNOWN_BOXES: Final = ("ftyp", "uuid", "moov", "mdat", "free", "wide")
 _LARGEST_FREE_BOX: Final = 16  # bytes: what an encoder leaves between index and data
 
-State = Literal["trusted", "unknown signer", "altered", "none"]
+# What a whole file is told of whose certificate has ended, when no stamp says that it was signed before.
+_EXPIRED: Final = {"signingCredential.untrusted", "signingCredential.expired"}
+
+State = Literal["trusted", "unknown signer", "expired", "altered", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +83,10 @@ class Origin:
     """What a file's manifest is worth here.
 
     state: 'trusted' when it is whole and signed under a root that is trusted here; 'unknown signer' when whole, but
-    signed by somebody else; 'altered' when not whole; 'none' when there is none.  own: our own statement, empty when
-    there is none.  problems: what the check found, and boxes of the container that no signature covers.
+    signed by somebody else; 'expired' when whole, but the certificate has ended and no trusted time stamp says that it
+    was signed before; 'altered' when not whole; 'none' when there is none.  own: our own statement, empty when there is
+    none.  problems: what the check found, and boxes of the container that no signature covers.  stamped: when it was
+    signed by a trusted time stamp (ISO 8601), or empty.
     """
 
     state: State
@@ -88,16 +95,25 @@ class Origin:
     source_type: str = ""
     own: dict[str, Any] | None = None
     problems: tuple[str, ...] = ()
+    stamped: str = ""
 
 
 NO_ORIGIN: Final = Origin("none")
 
 
-def sign_origin(path: Path, claim: OriginClaim, identity: Identity, *, suffix: str | None = None) -> bool:
+def sign_origin(
+    path: Path,
+    claim: OriginClaim,
+    identity: Identity,
+    *,
+    suffix: str | None = None,
+    stamps: StampAuthority | str | None = None,
+) -> bool:
     """Put a signed manifest into a finished file, in place; False for a kind of file that has no room for one.
 
-    suffix: of the file's kind, where `path` has another. Raises OutputError when it cannot be signed or written; the
-    caller drops the file then.
+    suffix: of the file's kind, where `path` has another.  stamps: who stamps the signature: an authority, or the
+    address of one, the only case in which a connection is opened. Raises OutputError when it cannot be signed, stamped
+    or written; the caller drops the file then.
     """
     media_type = MEDIA_TYPES.get((suffix or path.suffix).lower())
     if media_type is None:
@@ -106,28 +122,77 @@ def sign_origin(path: Path, claim: OriginClaim, identity: Identity, *, suffix: s
 
     # The same bytes with a manifest, beside the file, then in its place: both are on one disk.
     signed = path.with_name(path.name + ".signed")
+    signing = _Signing(identity)
     try:
-        information = c2pa.C2paSignerInfo(
-            alg=b"es256", sign_cert=identity.chain, private_key=identity.key, ta_url=None
-        )
         with (
             c2pa.Context.from_dict(_settings(identity.root)) as context,
             c2pa.Builder(claim.manifest(), context=context) as builder,
-            c2pa.Signer.from_info(information) as signer,
+            signing.signer(stamps) as signer,
             path.open("rb") as source,
             signed.open("w+b") as target,
         ):
-            builder.sign(signer, media_type, source, target)
+            manifest = builder.sign(signer, media_type, source, target)
+        if isinstance(stamps, StampAuthority):
+            add_stamp(signed, media_type, manifest, stamps)
+            _check_stamp(signed, identity)
         signed.replace(path)
-    except (c2pa.C2paError, OSError) as error:
-        raise OutputError(f"{path.name} could not be signed ({error}), so it was not released") from error
+    except (c2pa.C2paError, OmokageError, OSError) as error:
+        why = signing.problem or error
+        asked = f" by {stamps}" if isinstance(stamps, str) and not signing.problem else ""
+        raise OutputError(
+            f"{path.name.removesuffix('.part')} could not be signed{asked} ({why}), so it was not released"
+        ) from error
     finally:
         signed.unlink(missing_ok=True)
     return True
 
 
+class _Signing:
+    """A signer for the library, which swallows what is raised in it. problem: what was."""
+
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
+        self.problem: OmokageError | None = None
+
+    def signer(self, stamps: StampAuthority | str | None) -> Any:
+        import c2pa
+
+        identity = self._identity
+        if stamps is None and identity.signs is None:  # keeps no room for a stamp: 9 kB less
+            return c2pa.Signer.from_info(
+                c2pa.C2paSignerInfo(
+                    alg=identity.algorithm.lower().encode(),
+                    sign_cert=identity.chain,
+                    private_key=identity.key,
+                    ta_url=None,
+                )
+            )
+        algorithm = c2pa.C2paSigningAlg[identity.algorithm]
+        address = stamps if isinstance(stamps, str) else None
+        return c2pa.Signer.from_callback(self._sign, algorithm, identity.chain.decode(), address)
+
+    def _sign(self, data: bytes) -> bytes:
+        try:
+            return self._identity.sign(data)
+        except OmokageError as error:
+            self.problem = error
+            return b""  # which the library takes for a failure
+
+
+def _check_stamp(path: Path, identity: Identity) -> None:
+    """The library checked the signature before it was stamped; does its reader believe both? Raises OutputError."""
+    origin = _read_origin(path, b"\n".join((identity.root, trusted_roots())))
+    if origin.state != "trusted" or not origin.stamped:
+        found = ", ".join(origin.problems) or origin.state
+        raise OutputError(f"its time stamp does not hold under the root of this installation: {found}")
+
+
 def read_origin(path: Path) -> Origin:
     """What a file says of its origin, and whether to believe it. Opens no socket. Raises OSError."""
+    return _read_origin(path, trusted_roots())
+
+
+def _read_origin(path: Path, roots: bytes) -> Origin:
     import c2pa
 
     with path.open("rb") as file:
@@ -138,7 +203,7 @@ def read_origin(path: Path) -> Origin:
         file.seek(0)
         try:
             with (
-                c2pa.Context.from_dict(_settings(trusted_roots())) as context,
+                c2pa.Context.from_dict(_settings(roots)) as context,
                 c2pa.Reader(media_type, file, context=context) as reader,
             ):
                 said = json.loads(reader.json())
@@ -157,21 +222,23 @@ def _origin(said: dict[str, Any], state: str, hidden: tuple[str, ...]) -> Origin
         (data for label, data in assertions.items() if label.startswith("c2pa.actions")), {}
     )
     first = (actions.get("actions") or [{}])[0]
-    failures = [
-        failure["code"]
-        for failure in said.get("validation_results", {}).get("activeManifest", {}).get("failure", ())
-    ]
+    results = said.get("validation_results", {}).get("activeManifest", {})
+    failures = [failure["code"] for failure in results.get("failure", ())]
+    is_stamped = any(success["code"] == "timeStamp.trusted" for success in results.get("success", ()))
+    signature = manifest.get("signature_info") or {}
     generator = (manifest.get("claim_generator_info") or [{}])[0]
     own = assertions.get(OWN_LABEL)
     known: dict[str, State] = {"Trusted": "trusted", "Valid": "unknown signer"}
+    broken: State = "expired" if set(failures) == _EXPIRED else "altered"
     problems = tuple(dict.fromkeys(failures))
     return Origin(
-        state=known.get(state, "altered"),
-        signer=str((manifest.get("signature_info") or {}).get("issuer", "")),
+        state=known.get(state, broken),
+        signer=str(signature.get("issuer", "")),
         software=f"{generator.get('name', '')} {generator.get('version', '')}".strip(),
         source_type=str(first.get("digitalSourceType", "")),
         own=own if isinstance(own, dict) and own.get("version") == OWN_VERSION else None,
         problems=(*problems, *hidden),
+        stamped=str(signature.get("time", "")) if is_stamped else "",
     )
 
 

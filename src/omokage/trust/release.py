@@ -1,4 +1,4 @@
-"""The one door out: every clip, picture and report leaves through here.
+"""The one door out: every clip, picture, report, avatar and exported network leaves through here.
 
 A release draws the visible label, adds the invisible mark, to the sound too, encodes, says in the file's metadata
 whether it is generated, signs its origin, writes a row of the audit log, enters what was generated and its fingerprint
@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InternalError, OutputError
-from omokage.files import file_digest, output_error
+from omokage.errors import InputError, InternalError, OutputError
+from omokage.files import file_digest, output_error, saving
 from omokage.media.clip import Audio, SoundFormat, SoundingFrame
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
@@ -34,16 +35,20 @@ from omokage.media.encode import (
     write_bytes,
     write_image,
 )
-from omokage.trust.audit import check_audit, record_live, record_release
+from omokage.trust import label as labels
+from omokage.trust.aigc import FIELD as AIGC
+from omokage.trust.aigc import NAMESPACE, aigc_of
+from omokage.trust.audit import check_audit, record_live, record_refusal, record_release
 from omokage.trust.audit_row import Value
 from omokage.trust.fingerprint import Sketch, thumbnail
 from omokage.trust.identity import check_identity, identity
-from omokage.trust.label import Corner, check_label, draw_label
+from omokage.trust.label import Corner, draw_label
 from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
 from omokage.trust.registry import Render, now, register
 from omokage.trust.sound_mark import SoundMarker
+from omokage.trust.stamp_authority import check_stamps, stamp_authority
 from omokage.trust.video_mark import Marker, can_be_marked
 
 __all__ = [
@@ -57,11 +62,13 @@ __all__ = [
     "release_clip",
     "release_image",
     "release_live",
+    "release_model",
     "release_text",
 ]
 
 # What a picture shows: something a model made, or a real recording (as it is, labeled or laid out).
 Origin = Literal["generated", "recorded"]
+ModelKind = Literal["avatar", "onnx", "tensorrt"]
 DISCLOSURE: Final[Mapping[Origin, str]] = {
     "generated": "AI-generated",
     "recorded": "Recorded, not generated; arranged",
@@ -147,7 +154,7 @@ def release_clip(
         frame_rate=frame_rate,
         sound=SoundFormat(audio.sample_rate, audio.samples.shape[1]) if audio and has_sound else None,
         alpha=channels == 4,
-        metadata=_metadata(config),
+        metadata=seal.metadata(),
         on_written=seal.put,
     ) as writer:
         sound = sound_by_frame(audio, frame_rate) if audio and has_sound else itertools.repeat(None)
@@ -199,12 +206,12 @@ def release_live(
             frame_rate=frame_rate,
             sound=sound,
             alpha=channels == 4,
-            metadata=_metadata(config),
+            metadata=seal.metadata(),
             on_written=seal.put,
         )
     else:
         seal.begin_stream()
-        writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=_metadata(config))
+        writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=seal.metadata())
     try:
         with writing as writer:
             for frame in itertools.chain([first], source):
@@ -223,7 +230,7 @@ def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
     labeled = _labeled(image, config)
     seal = _Seal.of(labeled, path, config, {})
-    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config)}, seal.put)
+    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config, seal.aigc)}, seal.put)
     return seal.released(1, 0.0)
 
 
@@ -237,6 +244,31 @@ def release_text(text: str, path: Path) -> Released:
         lambda _: record_release(path, kind="report", sha256=digest, facts={"bytes": len(data)}, personal={}),
     )
     return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
+
+
+def release_model(
+    write: Callable[[Path], object], path: Path, *, kind: ModelKind, avatar: str = "", consent: str = ""
+) -> Released:
+    """Let an avatar or an exported network leave: `write` makes the file, under a name of its own.
+
+    avatar, consent: as in `ReleaseConfig`. A model has no picture for a label or a mark; it has its row in the audit
+    log. Raises OutputError, and what `write` raises; then `path` is what it was.
+    """
+    with saving(path) as part:
+        try:
+            write(part)
+        except OutputError as error:
+            raise OutputError(str(error).replace(str(part), str(path))) from error
+        digest = file_digest(part)
+        facts = {"bytes": part.stat().st_size, "avatar": avatar, "consent": consent}
+        record_release(path, kind=kind, sha256=digest, facts=facts, personal={})
+    return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
+
+
+def check_label(label: str | None, width: int, height: int) -> None:
+    """`label.check_label`, and a row in the audit log for a label that cannot be drawn. Raises InputError."""
+    with _told("label"):
+        labels.check_label(label, width, height)
 
 
 def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path] = ()) -> None:
@@ -262,7 +294,9 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
     if path.suffix.lower() in CLIP_SUFFIXES + IMAGE_SUFFIXES:
         check_key()
         chosen_profile()
-        check_identity()
+        with _told("identity"):
+            check_identity()
+            check_stamps()
     check_audit()
 
 
@@ -320,6 +354,15 @@ class _Seal:
         """What was held back."""
         return self._voice.rest() if self._voice else np.zeros((0, 1), np.float32)
 
+    @property
+    def aigc(self) -> str:
+        """The notice that the label profile `cn` asks for in what is generated."""
+        return aigc_of(self._config.label, self._render_id) if self._config.origin == "generated" else ""
+
+    def metadata(self) -> dict[str, str]:
+        """Of a clip or a stream."""
+        return _metadata(self._config) | ({AIGC: aigc} if (aigc := self.aigc) else {})
+
     def put(self, written: Path) -> None:
         """Sign the finished file, which has no name yet, and enter it into the register.
 
@@ -334,7 +377,9 @@ class _Seal:
             sources=(config.avatar,) if config.avatar else (),
             render_id=self._render_id or "",
         )
-        sign_origin(written, claim, identity(), suffix=self._path.suffix)
+        with _told("identity"):
+            signer = identity()  # first, because it makes the root that the stamp authority needs
+            sign_origin(written, claim, signer, suffix=self._path.suffix, stamps=stamp_authority())
         digest = file_digest(written)
         kind = "picture" if self._path.suffix.lower() in IMAGE_SUFFIXES else "clip"
         facts = {"bytes": written.stat().st_size, **self._facts()}
@@ -387,8 +432,21 @@ class _Seal:
         )
 
 
+@contextmanager
+def _told(reason: str) -> Iterator[None]:
+    """A row in the audit log for what is refused within."""
+    try:
+        yield
+    except (InputError, OutputError) as error:
+        record_refusal(reason, str(error), {})
+        raise
+
+
 def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint8]:
-    return image if config.label is None else draw_label(image, config.label, corner=config.label_corner)
+    if config.label is None:
+        return image
+    with _told("label"):
+        return draw_label(image, config.label, corner=config.label_corner)
 
 
 def _metadata(config: ReleaseConfig) -> dict[str, str]:
@@ -399,15 +457,16 @@ def _metadata(config: ReleaseConfig) -> dict[str, str]:
     return {"comment": comment} | ({"title": config.title} if config.title else {})
 
 
-def _xmp(config: ReleaseConfig) -> str:
-    """The notice as an XMP packet (IPTC Photo Metadata 2025.1, 'Digital Source Type')."""
+def _xmp(config: ReleaseConfig, aigc: str) -> str:
+    """The notice as an XMP packet (IPTC Photo Metadata 2025.1, 'Digital Source Type'; TC260:AIGC where wanted)."""
+    field = f'<TC260:AIGC xmlns:TC260="{NAMESPACE}">{escape(aigc)}</TC260:AIGC>' if aigc else ""
     description = escape(_metadata(config)["comment"])
     return (
         '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
         '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
         '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" '
         'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
-        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE[config.origin]}</Iptc4xmpExt:DigitalSourceType>"
+        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE[config.origin]}</Iptc4xmpExt:DigitalSourceType>{field}"
         f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
         '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
     )
