@@ -29,6 +29,7 @@ from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import check_label, check_writable
 
 
@@ -92,7 +93,8 @@ def create_avatar(
 
     # Who agreed to it, what will it cost, and is it good enough?
     digest = file_digest(video)
-    permit(Use(digest, act="create"), name=str(video))
+    guard = Guard(permit(Use(digest, act="create"), name=str(video)))
+    on_progress = guard.progress(on_progress)
     prediction = predict_create(
         info.duration_s,
         float(info.frame_rate),
@@ -138,11 +140,13 @@ def create_avatar(
             skin=mean_detail(seen),
             provenance=_provenance(recording, digest, config, result),
         )
+        guard.check_now()
         avatar.save(output)
 
         # How do they speak?
         if config.speech:
             avatar = _with_speech(avatar, video, LearningConfig(seed=config.seed), work, on_progress)
+            guard.check_now()
             avatar.save(output)
 
         # How good is it, on frames it has never seen?
@@ -157,6 +161,7 @@ def create_avatar(
                 on_progress=on_progress,
             )
             avatar = avatar.with_evaluation(summary_of(evaluation))
+            guard.check_now()
             avatar.save(output)
     return avatar
 

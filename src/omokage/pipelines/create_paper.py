@@ -34,6 +34,7 @@ from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import check_label, check_writable
 from omokage.workers import Workers
 
@@ -95,9 +96,11 @@ def create_paper_avatar(
     if start is not None:
         check_start(start, config.network, config.critic)
     perceptual = None if config.perceptual is None else PerceptualLoss.load(config.perceptual)
+    guard = Guard()
     if workers.is_first:
-        for path in sources.paths:
-            permit(Use(material_digest(path), act="create"), name=str(path))
+        uses = [(Use(material_digest(path), act="create"), str(path)) for path in sources.paths]
+        guard = Guard(*(permit(use, name=name) for use, name in uses))
+        on_progress = guard.progress(on_progress)
     _plan(sources, output, config, workers, on_progress)
 
     shown = material_digest(sources.paths[0]) if workers.is_first else ""
@@ -135,6 +138,7 @@ def create_paper_avatar(
         if workers.is_first:
             if config.evaluate:
                 avatar = replace(avatar, evaluation=_measured(run, stores[0], config, on_progress))
+            guard.check_now()
             avatar.save(output)
         workers.wait()
     return avatar

@@ -40,6 +40,7 @@ from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.visemes import NAMES, shapes
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import check_writable
 
 Float = NDArray[np.float64]
@@ -91,7 +92,8 @@ def learn_speech(
     avatar, recording = Path(avatar), Path(recording)
     check_writable(avatar, (SUFFIX,), inputs=[recording])
     person, digest = Avatar.load(avatar), file_digest(recording)
-    permit(Use(digest, act="create"), name=str(recording))
+    guard = Guard(permit(Use(digest, act="create"), name=str(recording)))
+    on_progress = guard.progress(on_progress)
     place, data, settings = (
         avatar.with_name(f"{avatar.name}.speech"),
         {"recording": digest},
@@ -104,6 +106,7 @@ def learn_speech(
         )
         if learned.part is None:
             raise InputError(" ".join(learned.sentences))
+        guard.check_now()
         replace(person, speech=learned.part).save(avatar)
     return learned
 
@@ -138,6 +141,7 @@ def learned_speech(
     seconds = time.monotonic() - started
     report = {
         "recording": recording.name,
+        "recording_sha256": file_digest(recording),
         "is_better": verdict.is_better,
         "verdict": verdict.to_json(),
         "lag_s": round(lag_s, 3),

@@ -9,7 +9,6 @@ profile of C2PA 2.2, section 14.5.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -29,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
 from omokage.errors import InputError
 from omokage.files import MOST_TEXT_BYTES, output_error, refuse_device
 from omokage.home import data_home
+from omokage.vault.secret_file import replace_secret
 
 ROOT_DAYS, SIGNER_DAYS, RENEWED_DAYS = 3650, 365, 30
 # Both, so that readers with and without the younger one take it (measured: specifications of trust, 1.2).
@@ -220,14 +220,7 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 def _keep(folder: Path, contents: dict[str, bytes]) -> None:
     """Files readable by their owner alone, the last of `contents` last: where it is, all are."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, content in contents.items():
-            part = folder / f"{name}.{os.getpid()}.part"
-            part.unlink(missing_ok=True)
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(folder / name)
+            replace_secret(folder / name, content)
     except OSError as error:
         raise output_error(folder, error) from error

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InternalError, OutputError
-from omokage.files import file_digest, output_error
+from omokage.errors import ConsentError, InternalError, OutputError
+from omokage.files import file_digest, output_error, saving
 from omokage.media.clip import Audio, SoundFormat, SoundingFrame
 from omokage.media.encode import (
     ALPHA_SUFFIXES,
@@ -36,6 +36,9 @@ from omokage.media.encode import (
 )
 from omokage.trust.audit import check_audit, record_live, record_release
 from omokage.trust.audit_row import Value
+from omokage.trust.consent import Use
+from omokage.trust.consents import permit
+from omokage.trust.guard import Guard
 from omokage.trust.identity import check_identity, identity
 from omokage.trust.label import Corner, check_label, draw_label
 from omokage.trust.mark_key import check_key
@@ -43,6 +46,7 @@ from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
 from omokage.trust.registry import Render, now, register
 from omokage.trust.video_mark import Marker, can_be_marked
+from omokage.vault.avatar_keys import check_keys
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -52,6 +56,7 @@ __all__ = [
     "Released",
     "check_label",
     "check_writable",
+    "release_avatar",
     "release_clip",
     "release_image",
     "release_live",
@@ -124,12 +129,13 @@ def release_clip(
 
     `frames`: uint8 (H, W, 3) RGB, or (H, W, 4) with straight alpha for a `.webm`, all of one size; they are consumed
     one by one. `audio` starts with the first frame and is cut or padded to the clip's length. `frame_count`, when
-    known, gives progress a total. Raises OutputError, and passes on what `frames` raises; then no file is left.
+    known, gives progress a total. Raises OutputError, ConsentError when the consent is withdrawn or ends meanwhile, and
+    passes on what `frames` raises; then no file is left.
     """
     config = config or ReleaseConfig()
     if config.origin != "generated":
         raise InternalError(f"{path} was to leave as a recording; clips leave as generated ones only")
-    source = iter(frames)
+    source = iter(_guard(config, path).frames(frames))
     first = next(source, None)
     if first is None:
         raise InternalError(f"no frames came for {path}")
@@ -170,12 +176,12 @@ def release_live(
     (Matroska: H.264 and samples) that is played meanwhile, and then knows no alpha. Raises as `release_clip` does, and
     what the taker of the stream raises.
     """
-    config, source = config or ReleaseConfig(), iter(frames)
+    config, path = config or ReleaseConfig(), target if isinstance(target, Path) else Path("-")
+    source = iter(_guard(config, path).frames(frames))
     first = next(source, None)
     if first is None:
         raise InternalError("no frames came to be written live")
     height, width, channels = first.image.shape
-    path = target if isinstance(target, Path) else Path("-")
     # Two streams that begin alike are two renders.
     seal = _Seal.of(_labeled(first.image, config), path, config, {"live": now()})
     shape = {"width": width, "height": height}
@@ -200,14 +206,22 @@ def release_live(
     else:
         seal.begin_stream()
         writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=_metadata(config))
+    withdrawn: ConsentError | None = None
     try:
         with writing as writer:
-            for frame in itertools.chain([first], source):
-                writer.write(seal.marked(_labeled(frame.image, config)), frame.samples)
-                on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+            try:
+                for frame in itertools.chain([first], source):
+                    writer.write(seal.marked(_labeled(frame.image, config)), frame.samples)
+                    on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+            except ConsentError as error:
+                if isinstance(target, Path):
+                    raise
+                withdrawn = error  # what was streamed was permitted: a player gets a whole end
     finally:
         if not isinstance(target, Path):
             seal.end_stream(digest.hexdigest())
+    if withdrawn is not None:
+        raise withdrawn
     return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
@@ -230,6 +244,18 @@ def release_text(text: str, path: Path) -> Released:
         data,
         lambda _: record_release(path, kind="report", sha256=digest, facts={"bytes": len(data)}, personal={}),
     )
+    return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
+
+
+def release_avatar(
+    pieces: Iterable[bytes], path: Path, *, facts: Mapping[str, Any], personal: Mapping[str, Value]
+) -> Released:
+    """Write an avatar file that leaves this installation, with its row in the audit log. Raises OutputError."""
+    with saving(path) as part:
+        with part.open("wb") as file:
+            file.writelines(pieces)
+        digest = file_digest(part)
+        record_release(path, kind="avatar", sha256=digest, facts=facts, personal=personal)
     return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
 
 
@@ -257,7 +283,17 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         check_key()
         chosen_profile()
         check_identity()
+    if path.suffix.lower() == ".avatar":
+        check_keys()
     check_audit()
+
+
+def _guard(config: ReleaseConfig, path: Path) -> Guard:
+    """Of the consent that is told, which is asked for once more now. Raises ConsentError."""
+    if not config.consent:
+        return Guard()
+    use = Use(config.avatar, config.purpose or None)
+    return Guard(permit(use, name=f"the recording that {path.name} is made of"))
 
 
 class _Seal:
