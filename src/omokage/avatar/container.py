@@ -105,9 +105,7 @@ def read_content(path: Path, *, passphrase: str | None = None) -> Content:
                 return content
             key = _key_of(path, seal, passphrase)
             content = _content_of(path, b"".join(opened(file, seal, key.secret)))
-    except SealBroken as error:
-        raise BundleError(f"{path} is damaged: {error}; use a copy") from error
-    except OSError as error:
+    except (SealBroken, OSError) as error:
         raise BundleError(f"{path} is damaged or not an avatar file ({error}); use a copy") from error
     if seal.key and content.media != key.media:
         raise ConsentError(
