@@ -34,6 +34,7 @@ from omokage.trust.release import check_writable
 from omokage.vault import sealed as sealed_file
 from omokage.vault.avatar_keys import find_record, key_records
 from omokage.vault.sealed import MAGIC, Seal, SealBroken, opened, sealed
+from omokage.vault.secret_file import erase_secret, make_secret
 
 ANNA, TALK, OTHER = "a" * 64, "b" * 64, "c" * 64
 SECRET = bytes(range(32))
@@ -241,6 +242,17 @@ def test_plain_files_of_earlier_versions_load_and_it_is_said(
 
 
 # withdrawal
+
+
+def test_an_erased_secret_is_overwritten(tmp_path: Path) -> None:
+    path, seen = tmp_path / "secret", tmp_path / "seen"
+    make_secret(path, b"the secret")
+    seen.hardlink_to(path)  # the place on the disk
+    make_secret(path, b"another")
+    assert path.read_bytes() == b"the secret"
+    erase_secret(path, b"gone")
+    assert (path.read_bytes(), seen.read_bytes()) == (b"gone", bytes(10))
+    assert {one.name for one in tmp_path.iterdir()} == {"secret", "seen"}
 
 
 def test_a_withdrawal_destroys_the_key_of_every_copy(

@@ -31,10 +31,15 @@ def erase_secret(path: Path, content: bytes) -> None:
 
     Raises OSError.
     """
-    with path.open("rb+", buffering=0) as old:
+    old = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.old")
+    os.link(path, old)
+    try:
         replace_secret(path, content)
-        old.write(bytes(os.fstat(old.fileno()).st_size))
-        os.fsync(old.fileno())
+        with old.open("rb+", buffering=0) as file:
+            file.write(bytes(os.fstat(file.fileno()).st_size))
+            os.fsync(file.fileno())
+    finally:
+        old.unlink(missing_ok=True)
 
 
 def _written_beside(path: Path, content: bytes) -> Path:
