@@ -63,12 +63,12 @@ def denied_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consents, "recorded_for", RECORDED_FOR)
 
 
-def agree(media: str) -> Consent:
-    """Record that a drawn face, in a medium of this SHA-256, may be used in private."""
+def agree(media: str, purpose: str = "private") -> Consent:
+    """Record that a drawn face, in a medium of this SHA-256, may be used, in private unless said otherwise."""
     yesterday = datetime.now(UTC) - timedelta(days=1)
     terms = Terms(
         kind="nobody",
-        purposes=("private",),
+        purposes=(purpose,),
         start=yesterday.date().isoformat(),
         end=(yesterday + timedelta(days=300)).date().isoformat(),
     )

@@ -51,6 +51,7 @@ from omokage.talking.placement import Profile, grouped, layerwise, resident
 from omokage.talking.prepare import Draw, prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, denoise_window, rollout, window_conditions
 from omokage.talking.sampler import draw_noise
+from omokage.trust import consents, guard
 from omokage.trust.video_mark import Mark
 from omokage.weights.store import FileRecord, Manifest, folder_of
 from talking_folder import CPU, astronaut, make_tiny_folder, save_picture, save_sound
@@ -318,6 +319,35 @@ animate(portrait, speech, output=output, config=config, on_progress=die)
     assert {report.total for report in steps} == {STEPS} and steps[0].note == "window 2 of 2"
     assert output.read_bytes() == made.read_bytes()
     assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_a_withdrawal_while_it_works_leaves_nothing(
+    weights: Path,
+    portrait: Path,
+    speech: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setattr(guard, "CHECK_S", 0.0)
+    kept: list[str] = []
+
+    def withdraw(report: Progress) -> None:
+        if report.stage == "animating" and report.done == 3 and not kept:
+            kept.extend(path.name for path in (tmp_path / "out.mp4.work").iterdir())
+            for record in consents.all_records():
+                consents.revoke(record, "asked to stop")
+
+    with pytest.raises(ConsentError, match=r"stopped: .* the consent was withdrawn on"):
+        animate(
+            portrait,
+            speech,
+            output=tmp_path / "out.mp4",
+            config=settings(weights),
+            on_progress=withdraw,
+        )
+    assert "window-00000.safetensors" in kept and list(tmp_path.iterdir()) == []
 
 
 def test_a_stop_leaves_finished_windows_or_nothing(

@@ -91,6 +91,8 @@ FLAGS = {
     "voices": ["--help", "-h"],
     "import": ["--help", "-h"],
     "import styleavatar": ["--help", "--keep-training", "--output", "--quiet", "-h", "-o", "CHECKPOINT"],
+    "import avatar": ["--help", "--output", "--passphrase-file", "-h", "-o", "SOURCE"],
+    "export": ["--help", "--output", "--passphrase-file", "--plain", "-h", "-o", "AVATAR"],
     "rehearse": ["--help", "--output", "--quiet", "--seconds", "-h", "-o", "PHOTO"],
     "train-portrait": [
         "--batch", "--device", "--help", "--lora", "--minutes", "--output", "--preset", "--quiet", "--seed", "--shards",

@@ -15,6 +15,7 @@ from omokage.config import Progress
 from omokage.errors import (
     BundleError,
     CaptureRefusedError,
+    ConsentError,
     InputError,
     MediaError,
     NoFaceError,
@@ -34,6 +35,7 @@ from omokage.render.retarget import Coverage, retarget
 from omokage.tracking.arkit import write_arkit_csv
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip
+from omokage.trust import consents, guard
 from omokage.trust.release import release_clip, release_image
 
 RATE = Fraction(12)
@@ -96,6 +98,28 @@ def test_create_leaves_one_file_and_the_same_run_gives_the_same_avatar(
     loaded = Avatar.load(avatar)
     assert loaded.provenance.recording_name == "me.mp4" and loaded.provenance.steps == 30
     assert len(loaded.track) == 48  # four fifths of 60 frames
+
+
+@pytest.mark.parametrize("stage", ["landmarks", "training"])
+def test_a_withdrawal_while_it_learns_leaves_nothing(
+    stage: str,
+    recording: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("home")))
+    monkeypatch.setattr(guard, "CHECK_S", 0.0)
+    withdrawn: list[str] = []
+
+    def withdraw(report: Progress) -> None:
+        if report.stage == stage and not withdrawn:
+            (record,) = consents.all_records()
+            withdrawn.extend(consents.revoke(record, "asked to stop"))
+
+    with pytest.raises(ConsentError, match=r"stopped: .* the consent was withdrawn on"):
+        create_avatar(recording, output=tmp_path / "me.avatar", config=QUICK, on_progress=withdraw)
+    assert withdrawn and names(tmp_path) == set()
 
 
 def test_reenact_keeps_length_rate_and_sound(avatar: Path, driver: Path, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_commands_run(
     ran = []
     monkeypatch.chdir(tmp_path)
     Path("me.mp4").write_bytes(b"a recording")
+    Path("secret.txt").write_text("four words that differ\n")
     if line.startswith("omokage audit"):
         release_text("a report", Path("report.txt"))  # the log begins with what leaves
 
@@ -58,6 +59,7 @@ def test_commands_run(
         CreateConfig = PaperCreateConfig = LearnSpeechConfig = ReenactConfig = SpeakConfig = AnimateConfig = (
             TrainConfig
         ) = ImportConfig = staticmethod(lambda **_: None)
+        needs_passphrase = staticmethod(lambda _: True)
         small_portrait, PORTRAIT_FILE = staticmethod(lambda *_: None), "portrait.png"
 
         def __getattr__(self, name: str) -> Any:
@@ -66,7 +68,7 @@ def test_commands_run(
     for name in (
         "check", "create", "create_paper", "reenact", "evaluate", "evaluate_video", "rehearse", "bench", "demo",
         "weights", "animate", "train_portrait", "small_portrait", "animate_queue", "import_styleavatar", "speak",
-        "licences", "speak_live", "verify", "learn_speech",
+        "licences", "speak_live", "verify", "learn_speech", "carry",
     ):  # fmt: skip
         monkeypatch.setitem(sys.modules, f"omokage.pipelines.{name}", AnyModule(name))
     code = cli.run(shlex.split(line)[1:])

@@ -18,6 +18,7 @@ import PIL.Image
 import pytest
 
 from clips import beep, flash, moving_disc, onset_s, small_disk
+from conftest import agree
 from omokage.errors import InputError, InternalError, MediaError, OutputError
 from omokage.media.decode import probe, read_audio, read_frames, read_image
 from omokage.trust import label as label_module
@@ -119,6 +120,7 @@ def test_alpha_comes_back_from_webm_only(tmp_path):
 @pytest.mark.parametrize("suffix", [*CLIP_SUFFIXES, ".png", ".jpg"])
 def test_what_leaves_is_signed_before_it_has_a_name(tmp_path, monkeypatch, suffix):
     path = tmp_path / f"a{suffix}"
+    agree("ab" * 32, "reception")
     config = ReleaseConfig(title="greeting", purpose="reception", avatar="ab" * 32, consent="c0" * 32)
 
     def leave():

@@ -96,8 +96,8 @@ class Avatar:
         """The same avatar with the summary of its held-out report."""
         return replace(self, evaluation=dict(summary))
 
-    def save(self, path: Path) -> None:
-        """Write the bundle, atomically. Raises OutputError when it cannot be written."""
+    def save(self, path: Path, *, in_place_of: Path | None = None) -> None:
+        """Write the bundle, atomically, see `write_content`. Raises OutputError when it cannot be written."""
         conditioner, sheet = self.conditioner, self.conditioner.sheet
         arrays: dict[str, NDArray[Any]] = {"plate": self.plate, "skin": self.skin}
         arrays |= motion_arrays(self.track)
@@ -122,7 +122,7 @@ class Avatar:
             version = VERSION_WITH_SPEECH
             header["speech"] = dict(self.speech.settings)
             tensors |= {f"speech.{name}": tensor for name, tensor in self.speech.arrays.items()}
-        write_content(path, Content(version, COMPACT, header, tensors))
+        write_content(path, Content(version, COMPACT, header, tensors), in_place_of=in_place_of)
 
     @classmethod
     def load(cls, path: Path) -> Avatar:

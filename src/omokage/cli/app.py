@@ -20,6 +20,7 @@ from omokage.cli.animate import animate, animate_queue
 from omokage.cli.audit import audit
 from omokage.cli.consent import ask_unless_recorded, consent
 from omokage.cli.create import create
+from omokage.cli.export import export_avatar
 from omokage.cli.identity import identity_group
 from omokage.cli.imports import imports
 from omokage.cli.options import (
@@ -264,6 +265,7 @@ app.add_command(animate_queue)
 app.add_command(audit)
 app.add_command(consent)
 app.add_command(create)
+app.add_command(export_avatar)
 app.add_command(identity_group)
 app.add_command(imports)
 app.add_command(learn_speech)

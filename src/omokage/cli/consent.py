@@ -177,11 +177,19 @@ def verify(record: str, media: Path, purpose: str | None, channel: str, language
 @click.argument("record")
 @click.option("--reason", default="", help="Kept with the withdrawal.")
 def revoke(record: str, reason: str) -> None:
-    """Withdraw a consent, and all that rest on the same words; from then on nothing new is made."""
-    from omokage.trust.consents import revoke as revoke_consent
+    """Withdraw a consent, and all that rest on the same words; from then on nothing new is made.
 
-    for number in revoke_consent(_found(record), reason):
+    Work that runs ends within a minute, and the keys of the avatars are destroyed: nobody opens their files any more.
+    """
+    from omokage.trust.consents import revoke as revoke_consent
+    from omokage.vault.avatar_keys import key_records
+
+    gone = revoke_consent(_found(record), reason)
+    for number in gone:
         click.echo(f"withdrawn: {number}")
+    erased = sum(key.erasure is not None and key.erasure.consent in gone for key in key_records())
+    if erased:
+        click.echo(f"destroyed: keys of {erased} avatar files, which nobody can open any more")
 
 
 @consent.command()

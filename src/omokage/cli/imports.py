@@ -6,13 +6,17 @@ from pathlib import Path
 
 import click
 
+from omokage.cli.export import import_avatar
 from omokage.cli.options import FilePath, output_option, quiet_option, refuse_same_file
 from omokage.cli.progress import ProgressBar
 
 
 @click.group(name="import")
 def imports() -> None:
-    """Avatars that were trained with other programs."""
+    """Avatars from elsewhere: exported ones, plain ones, and such that were trained with other programs."""
+
+
+imports.add_command(import_avatar)
 
 
 @imports.command()

@@ -38,7 +38,8 @@ from omokage.talking.prepare import prepare_likeness, prepare_prompt, prepare_sp
 from omokage.talking.rollout import Scene, StepCallback, assist, rollout
 from omokage.threads import one_blas_thread
 from omokage.trust.consent import Use
-from omokage.trust.consents import permit
+from omokage.trust.consents import Permit, permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,
@@ -164,6 +165,7 @@ def animate(
         WindowFiles.open(output, request.fingerprint, said.append, resume=config.resume) as folder,
         shortage_told(plan, team.workers, files),
     ):
+        on_progress = Guard(request.permitted).progress(on_progress)
         scene_in = request.prepare(said.append, on_progress)
 
         def with_memory_of(choice: Choice) -> Released:
@@ -177,7 +179,12 @@ def animate(
                 frame_rate=Fraction(FRAME_RATE),
                 audio=request.track.sound,
                 config=ReleaseConfig(
-                    label=config.label, title=request.model.sizes.caution, made_from=request.digest
+                    label=config.label,
+                    title=request.model.sizes.caution,
+                    avatar=request.permitted.use.media,
+                    consent=request.permitted.consent.id,
+                    purpose=request.permitted.purpose,
+                    made_from=request.digest,
                 ),
             )
 
@@ -282,6 +289,7 @@ class _Request:
 
     config: AnimateConfig
     portrait: Path
+    permitted: Permit
     model: TalkingModel
     face: PortraitReading
     track: SpeechTrack
@@ -307,7 +315,7 @@ class _Request:
         machine = replace(machine, device=workers.device)
         model = TalkingModel.open(config.weights or installed("hallo3"), machine, config.lora)
         face = read_portrait(portrait, model.height, model.width, any_face=config.any_face)
-        permit(Use(file_digest(portrait), config.purpose), name=str(portrait))
+        permitted = permit(Use(file_digest(portrait), config.purpose), name=str(portrait))
         shown = face.shown_width(model.height, model.width)
         check_label(config.label, shown, model.height)
         track, face_file = read_speech(speech, separator or config.separation()), face_file_of(config)
@@ -327,7 +335,7 @@ class _Request:
         )
         start = agreed_start(replace(plan, width=shown), workers, files)
         on_progress(Progress("plan", 1, 1, start.plan.sentence()))
-        return cls(config, portrait, model, face, track, face_file, identity, team, start)
+        return cls(config, portrait, permitted, model, face, track, face_file, identity, team, start)
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from omokage.errors import InputError, MediaError, MissingDependencyError, Outpu
 from omokage.files import file_digest
 from omokage.media.decode import probe
 from omokage.pipelines.candidate import Candidate
+from omokage.pipelines.carry import save_avatar
 from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.learn_speech import learned_speech
 from omokage.pipelines.predict import predict_create
@@ -29,7 +30,8 @@ from omokage.tracking.detail import mean_detail
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
-from omokage.trust.release import check_label, check_writable, release_model
+from omokage.trust.guard import Guard
+from omokage.trust.release import check_label, check_writable
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def create_avatar(
 
     # Who agreed to it, what will it cost, and is it good enough?
     digest = file_digest(video)
-    permit(Use(digest, act="create"), name=str(video))
+    guard = Guard(permit(Use(digest, act="create"), name=str(video)))
+    on_progress = guard.progress(on_progress)
     prediction = predict_create(
         info.duration_s,
         float(info.frame_rate),
@@ -138,12 +141,14 @@ def create_avatar(
             skin=mean_detail(seen),
             provenance=_provenance(recording, digest, config, result),
         )
-        _release(avatar, output)
+        guard.check_now()
+        save_avatar(avatar, output)
 
         # How do they speak?
         if config.speech:
             avatar = _with_speech(avatar, video, LearningConfig(seed=config.seed), work, on_progress)
-            _release(avatar, output)
+            guard.check_now()
+            save_avatar(avatar, output)
 
         # How good is it, on frames it has never seen?
         if config.evaluate:
@@ -157,12 +162,9 @@ def create_avatar(
                 on_progress=on_progress,
             )
             avatar = avatar.with_evaluation(summary_of(evaluation))
-            _release(avatar, output)
+            guard.check_now()
+            save_avatar(avatar, output)
     return avatar
-
-
-def _release(avatar: Avatar, output: Path) -> None:
-    release_model(avatar.save, output, kind="avatar", avatar=avatar.provenance.recording_sha256)
 
 
 def _with_speech(

@@ -24,6 +24,7 @@ from omokage.avatar.paper.time_code import REST_TIME
 from omokage.avatar.paper.train import PaperResult, held_out_psnr, train_paper
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.files import file_digest, material_digest
+from omokage.pipelines.carry import save_avatar
 from omokage.pipelines.paper_frames import mesh_drawing, prepare_folder, prepare_recording
 from omokage.pipelines.paper_plan import frame_costs, plan_paper
 from omokage.pipelines.paper_sources import Sources
@@ -34,7 +35,8 @@ from omokage.threads import one_blas_thread
 from omokage.tracking.detail import mean_detail
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
-from omokage.trust.release import check_label, check_writable, release_model
+from omokage.trust.guard import Guard
+from omokage.trust.release import check_label, check_writable
 from omokage.workers import Workers
 
 MAX_FRAMES = 2500  # of a recording: 19 GB, a hundred seconds
@@ -95,9 +97,11 @@ def create_paper_avatar(
     if start is not None:
         check_start(start, config.network, config.critic)
     perceptual = None if config.perceptual is None else PerceptualLoss.load(config.perceptual)
+    guard = Guard()
     if workers.is_first:
-        for path in sources.paths:
-            permit(Use(material_digest(path), act="create"), name=str(path))
+        uses = [(Use(material_digest(path), act="create"), str(path)) for path in sources.paths]
+        guard = Guard(*(permit(use, name=name) for use, name in uses))
+        on_progress = guard.progress(on_progress)
     _plan(sources, output, config, workers, on_progress)
 
     shown = material_digest(sources.paths[0]) if workers.is_first else ""
@@ -135,7 +139,8 @@ def create_paper_avatar(
         if workers.is_first:
             if config.evaluate:
                 avatar = replace(avatar, evaluation=_measured(run, stores[0], config, on_progress))
-            release_model(avatar.save, output, kind="avatar", avatar=made.recording_sha256)
+            guard.check_now()
+            save_avatar(avatar, output)
         workers.wait()
     return avatar
 

@@ -40,6 +40,7 @@ from omokage.tracking.landmarks import MediaPipeLandmarks
 from omokage.tracking.morphable import MorphableModel
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import ReleaseConfig, release_clip, release_text
 
 
@@ -61,7 +62,8 @@ def evaluate_avatar(
     """
     candidate = Candidate.load(Path(avatar))
     video = _recording_of(candidate.made, Path(avatar), recording)
-    permit(Use(candidate.made.recording_sha256, act="create"), name=str(video))
+    permitted = permit(Use(candidate.made.recording_sha256, act="create"), name=str(video))
+    on_progress = Guard(permitted).progress(on_progress)
     with result_folder(output):
         opened = candidate.open(video, on_progress=on_progress)
         train, held_out = candidate.samples(opened, on_progress=on_progress)

@@ -18,7 +18,7 @@ from omokage.avatar.paper.portrait import PortraitGenerator, draw_noise
 from omokage.avatar.paper.time_code import RELEASED_TIME
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.files import file_digest
-from omokage.trust.release import release_model
+from omokage.pipelines.carry import save_avatar
 
 NOISE_SEED = 0
 
@@ -81,7 +81,7 @@ def import_styleavatar(
         official.training if config.keep_training else {},
     )
     on_progress(Progress("writing", 1, 2, output.name))
-    release_model(avatar.save, output, kind="avatar")
+    save_avatar(avatar, output)
     on_progress(Progress("writing", 2, 2))
     weights = sum(parameter.numel() for parameter in generator.parameters())
     return ImportResult(output, config.network.size, weights, tuple(avatar.training))

@@ -16,6 +16,7 @@ from omokage.errors import InputError
 from omokage.files import file_digest
 from omokage.media.decode import probe, read_frames
 from omokage.metrics.talking import INNER_LIPS, lag_curve, mouth_opening
+from omokage.pipelines.carry import save_avatar
 from omokage.pipelines.recording import MAX_SIDE_PX, tracked
 from omokage.pipelines.speak import reach_scale, speaker_rest, speaking_rest
 from omokage.pipelines.speech_track import SpeechTrack, read_speech
@@ -40,7 +41,8 @@ from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.visemes import NAMES, shapes
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
-from omokage.trust.release import check_writable, release_model
+from omokage.trust.guard import Guard
+from omokage.trust.release import check_writable
 
 Float = NDArray[np.float64]
 
@@ -91,7 +93,8 @@ def learn_speech(
     avatar, recording = Path(avatar), Path(recording)
     check_writable(avatar, (SUFFIX,), inputs=[recording])
     person, digest = Avatar.load(avatar), file_digest(recording)
-    permit(Use(digest, act="create"), name=str(recording))
+    guard = Guard(permit(Use(digest, act="create"), name=str(recording)))
+    on_progress = guard.progress(on_progress)
     place, data, settings = (
         avatar.with_name(f"{avatar.name}.speech"),
         {"recording": digest},
@@ -104,8 +107,8 @@ def learn_speech(
         )
         if learned.part is None:
             raise InputError(" ".join(learned.sentences))
-        taught = replace(person, speech=learned.part)
-        release_model(taught.save, avatar, kind="avatar", avatar=person.provenance.recording_sha256)
+        guard.check_now()
+        save_avatar(replace(person, speech=learned.part), avatar)
     return learned
 
 
@@ -139,6 +142,7 @@ def learned_speech(
     seconds = time.monotonic() - started
     report = {
         "recording": recording.name,
+        "recording_sha256": file_digest(recording),
         "is_better": verdict.is_better,
         "verdict": verdict.to_json(),
         "lag_s": round(lag_s, 3),

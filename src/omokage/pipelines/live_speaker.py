@@ -38,6 +38,7 @@ from omokage.speaking.driver import MOODS, driven_by_voice, motion
 from omokage.speaking.live import LiveConfig, LiveMoment, LiveVoice
 from omokage.threads import one_blas_thread, quick_turns
 from omokage.tracking.face_track import FaceTrack
+from omokage.trust.guard import Guard
 
 HELD_S = 1.0  # of frames that nobody takes: then the clock stands still
 PATIENCE_S = 0.5  # a frame leaves without its picture when that takes longer
@@ -147,6 +148,7 @@ class LiveSpeaker:
         performer = avatar
         if not isinstance(performer, Performer):
             performer = performer_of(performer, self.config.drawing(), is_live=True)
+        self._guard = Guard(performer.permit)
         self.label, carry = performer.label, _carrier(performer, self.config)
         first, *others = performer.stages
         self._stages: list[Callable[[Any], Any]] = [lambda row: first(carry(row)), *others]
@@ -215,7 +217,8 @@ class LiveSpeaker:
         self.close()
 
     def __iter__(self) -> Iterator[SpokenFrame]:
-        """Frames as they become ready, once. Raises what a stage raises."""
+        """Frames as they become ready, once. Raises what a stage raises, and ConsentError when the person's consent is
+        withdrawn or ends meanwhile."""
         with one_blas_thread(), quick_turns():
             places: list[Place[_Numbered]] = [
                 self._told,
@@ -226,7 +229,7 @@ class LiveSpeaker:
             for stage in zip(places, targets, self.stage_times, self._stages, strict=True):
                 threads.append(_run_stage(*stage))
             try:
-                for leaving in self._outlet:
+                for leaving in self._guard.frames(self._outlet):
                     yield self._left(leaving)
             finally:
                 self.close()

@@ -35,6 +35,7 @@ from omokage.tracking.arkit import read_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.trust.consent import Use
 from omokage.trust.consents import Permit, permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import (
     ALPHA_SUFFIXES,
     CLIP_SUFFIXES,
@@ -112,6 +113,7 @@ def reenact(
     driver, output = Path(driver), Path(output)
     check_output(output, config, inputs=[driver])
     performer = performer_of(avatar, config)
+    on_progress = Guard(performer.permit).progress(on_progress)
     driving = open_driver(driver, on_progress=on_progress)
     return perform(performer, driving, output=output, config=config, on_progress=on_progress)
 

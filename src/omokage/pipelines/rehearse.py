@@ -17,6 +17,7 @@ from omokage.render.rehearsal import Puppet
 from omokage.threads import one_blas_thread
 from omokage.trust.consent import Use
 from omokage.trust.consents import derive, permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import (
     CLIP_SUFFIXES,
     ReleaseConfig,
@@ -78,7 +79,7 @@ def rehearse(
             yield puppet.draw(state)
 
     released = release_clip(
-        pictures(),
+        Guard(permitted).frames(pictures()),
         output,
         frame_rate=Fraction(frame_rate),
         config=ReleaseConfig(

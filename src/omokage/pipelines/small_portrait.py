@@ -48,6 +48,7 @@ from omokage.talking.vae import CausalVae
 from omokage.threads import one_blas_thread
 from omokage.trust.consent import Use
 from omokage.trust.consents import derive, permit
+from omokage.trust.guard import Guard
 from omokage.trust.release import ReleaseConfig, release_image
 from omokage.workers import Workers
 
@@ -121,6 +122,7 @@ def train_small_portrait(
     digest = file_digest(clip)
     key, permitted = f"{digest} {config.seed}", permit(Use(digest, act="create"), name=str(clip))
     check_output(output, clip)
+    on_progress = Guard(permitted).progress(on_progress)
     with working(output, alone) as work:
         # The head at 25 frames a second; the end of the clip is held out.
         side = video_size(config.sizes)[0]

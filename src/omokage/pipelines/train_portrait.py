@@ -16,7 +16,7 @@ import torch
 
 import omokage
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InputError, MemoryShortageError, OutputError
+from omokage.errors import ConsentError, InputError, MemoryShortageError, OutputError
 from omokage.files import result_folder, saving
 from omokage.pipelines.animate import AnimateConfig, face_file_of, identity_of
 from omokage.pipelines.training_data import TrainingData, find_videos, prepare_training_data
@@ -227,6 +227,9 @@ def working(output: Path, workers: Workers) -> Iterator[Path]:
         yield work
         is_done = True
         workers.wait()
+    except ConsentError:
+        is_done = True  # withdrawn: nothing of the person stays
+        raise
     finally:
         if workers.is_first and (is_done or not (work / CHECKPOINT).exists()):
             shutil.rmtree(work, ignore_errors=True)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from omokage.errors import OutputError
+from omokage.errors import ConsentError, OutputError
 from omokage.files import parse_json, result_folder, saving
 from omokage.talking.quantize import WeightFormat
 
@@ -122,7 +122,8 @@ class WindowFiles:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is None or not (any(self.folder.glob(WINDOWS)) or self.shortages):
+        is_over = error is None or isinstance(error, ConsentError)  # withdrawn: nothing of the person stays
+        if is_over or not (any(self.folder.glob(WINDOWS)) or self.shortages):
             self.remove()
 
     def remove(self) -> None:

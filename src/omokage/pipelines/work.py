@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import omokage
 from omokage.avatar.paper.frames import INDEX
-from omokage.errors import InputError, OutputError
+from omokage.errors import ConsentError, InputError, OutputError
 from omokage.files import output_error, result_folder, saving
 from omokage.trust.release import ReleaseConfig, release_image
 
@@ -85,11 +85,15 @@ class Work:
         """Gone when the run is done, and when there is nothing that the same command could go on from.
 
         What is finished, a track or all frames of a recording, took long and outlives any error; what is not is of no
-        use after an error in the input.
+        use after an error in the input. When the consent was withdrawn or has ended, nothing of the person stays.
         """
         is_finished = any(any(self.folder.glob(name)) for name in ("*.track", f"*/{INDEX}"))
         is_begun = not isinstance(error, InputError) and any(self.folder.glob("*/block-*"))
-        if error is None or not (is_finished or is_begun or self.checkpoint.exists()):
+        if (
+            error is None
+            or isinstance(error, ConsentError)
+            or not (is_finished or is_begun or self.checkpoint.exists())
+        ):
             self.remove()
 
     def remove(self) -> None:

@@ -35,6 +35,7 @@ AUDIT_VARIABLE: Final = "OMOKAGE_AUDIT"
 LOG, HEAD, PERSONAL, LOCK = "log.jsonl", "head.json", "personal.jsonl", "lock"
 BEGIN, RELEASE, LIVE, REPAIR, FORGET = "begin", "release", "live", "repair", "forget"
 REFUSAL: Final = "refusal"
+ERASE, IMPORT = "erase", "import"  # of the keys of avatars; of an avatar file
 FORMAT: Final = 1
 _TAIL_BYTES: Final = 1 << 18
 _TORN_BYTES: Final = 4096  # of a line that broke off, kept in the row that tells of it

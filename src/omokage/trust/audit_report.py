@@ -9,7 +9,7 @@ from pathlib import Path
 
 from omokage.errors import AuditError, InputError
 from omokage.files import saving
-from omokage.trust.audit import FORGET, LIVE, LOG, REFUSAL, RELEASE, REPAIR, AuditLog
+from omokage.trust.audit import ERASE, FORGET, LIVE, LOG, REFUSAL, RELEASE, REPAIR, AuditLog
 from omokage.trust.audit_check import EXPORT, stated_key
 from omokage.trust.audit_row import Kept, Row, Value, make_row, parse_row
 from omokage.trust.keys import public_name
@@ -78,6 +78,7 @@ def _line(row: Row, personal: Mapping[str, Value] | None) -> str:
         RELEASE: f"{facts.get('kind', '')} {str(facts.get('sha256', ''))[:12]}",
         REFUSAL: f"for {facts.get('reason', '')}",
         FORGET: f"personal data of {len(facts.get('rows', []))} rows",
+        ERASE: f"keys of {len(facts.get('keys', []))} avatars",
         LIVE: f"stream {facts.get('state', '')}",
         REPAIR: f"a write of {facts.get('bytes')} bytes had broken off",
     }.get(row.event, "")

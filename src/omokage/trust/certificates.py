@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,6 +20,7 @@ from cryptography.x509.oid import NameOID, ObjectIdentifier
 
 from omokage.errors import InputError
 from omokage.files import output_error
+from omokage.vault.secret_file import replace_secret
 
 _EARLIER = timedelta(minutes=5)  # a certificate begins: clocks of readers differ a little
 
@@ -102,15 +102,8 @@ def organization_of(certificate: x509.Certificate) -> str:
 def keep_private(folder: Path, contents: dict[str, bytes]) -> None:
     """Files readable by their owner alone, the last of `contents` last: where it is, all are. Raises OutputError."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for name, content in contents.items():
-            part = folder / f"{name}.{os.getpid()}.part"
-            part.unlink(missing_ok=True)
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(folder / name)
+            replace_secret(folder / name, content)
     except OSError as error:
         raise output_error(folder, error) from error
 

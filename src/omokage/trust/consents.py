@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Any
 from omokage.errors import ConsentError, InputError, OutputError
 from omokage.files import MOST_TEXT_BYTES, output_error, parse_json, refuse_device, saving
 from omokage.home import data_home
-from omokage.trust.audit import record_refusal
+from omokage.trust.audit import ERASE, AuditLog, record_refusal
 from omokage.trust.consent import Consent, Medium, Use, decide, read_consent, write_consent
 from omokage.trust.keys import canonical, is_signed, public_name, signing_key
+from omokage.vault.avatar_keys import destroy, key_records
 
 ROWS, KEYS, LIST = "revocations.jsonl", "trusted-keys.json", "revocation-list.json"
 POLICY_VARIABLE = "OMOKAGE_CONSENT"
@@ -31,10 +32,12 @@ HOW_TO_CONSENT = "record it with 'omokage consent new {name}', which asks three 
 
 @dataclass(frozen=True, slots=True)
 class Permit:
-    """What may go ahead: the record it rests on, and the purpose."""
+    """What may go ahead: the record it rests on, the purpose, and what was asked. name: of the recording."""
 
     consent: Consent
     purpose: str
+    use: Use
+    name: str
 
 
 def permit(use: Use, *, name: str, now: datetime | None = None) -> Permit:
@@ -63,7 +66,7 @@ def _permit(use: Use, name: str, now: datetime | None) -> Permit:
             consent, use, now=now, trusted=trusted, revoked=withdrawn, needs_answer=needs_answer()
         )
         if decision.is_allowed:
-            return Permit(consent, decision.purpose)
+            return Permit(consent, decision.purpose, use, name)
         refused = refused or decision.reasons
     raise ConsentError(f"{name} may not be used for this: " + "; ".join(refused))
 
@@ -130,7 +133,7 @@ def find(number: str) -> Consent:
 def revoke(consent: Consent, reason: str, *, now: datetime | None = None) -> tuple[str, ...]:
     """Withdraw a record and all that were made of it or before it; their numbers. Raises OutputError.
 
-    The row is on the disk before this returns.
+    The keys of their avatars are destroyed, after the rows are on the disk.
     """
     key, when = signing_key(), (now or datetime.now(UTC)).isoformat(timespec="seconds")
     gone = tuple(sorted(one.id for one in _family(consent)))
@@ -152,22 +155,51 @@ def revoke(consent: Consent, reason: str, *, now: datetime | None = None) -> tup
             os.fsync(file.fileno())
     except OSError as error:
         raise output_error(path, error) from error
+    erase_withdrawn(now=now)
     return gone
 
 
 def revoked(now: datetime) -> dict[str, str]:
     """Numbers of withdrawn records and the day, from here and from an imported list. Raises ConsentError."""
-    rows = _rows(_folder() / ROWS)
-    path = _folder() / LIST
-    if path.exists():
-        issued, listed = _read_list(path)
-        if now - issued > LIST_AGE:
-            raise ConsentError(
-                f"the list of withdrawn consents is of {issued.isoformat(timespec='minutes')}, older than a day; "
-                "import a new one with 'omokage consent import'"
-            )
-        rows += listed
-    return {str(row["consent"]): str(row["when"])[:10] for row in reversed(rows)}
+    issued, days = _withdrawals()
+    if issued is not None and now - issued > LIST_AGE:
+        raise ConsentError(
+            f"the list of withdrawn consents is of {issued.isoformat(timespec='minutes')}, older than a day; "
+            "import a new one with 'omokage consent import'"
+        )
+    return days
+
+
+def withdrawal_of(media: Iterable[str], *, now: datetime | None = None) -> tuple[str, str] | None:
+    """Number and day of the withdrawn consent for one of these SHA-256 that no other consent stands in for, or None.
+
+    One that has ended stands in for none. Raises ConsentError when it is not known what was withdrawn.
+    """
+    today = (now or datetime.now(UTC)).date().isoformat()
+    days, trusted = _withdrawals()[1], trusted_keys()
+    counted = [one for one in all_records() if one.is_signed and one.signer in trusted]
+    for sha256 in media:
+        naming = [one for one in counted if sha256 in {medium.sha256 for medium in one.media}]
+        gone = [one.id for one in naming if one.id in days]
+        if gone and not any(one.id not in days and one.terms.end >= today for one in naming):
+            return gone[0], days[gone[0]]
+    return None
+
+
+def erase_withdrawn(*, now: datetime | None = None) -> tuple[str, ...]:
+    """Destroy the keys of all avatars of withdrawn recordings, with a row in the audit log; their ids.
+
+    Raises ConsentError as `withdrawal_of` does, OutputError, and AuditError when the keys are gone, but the row is not
+    written.
+    """
+    erased = dict[str, str]()
+    for record in key_records():
+        if record.erasure is None and (found := withdrawal_of(record.media, now=now)):
+            destroy(record, consent=found[0], withdrawn=found[1])
+            erased[record.id] = found[0]
+    if erased:
+        AuditLog().append(ERASE, {"keys": sorted(erased), "consents": sorted(set(erased.values()))})
+    return tuple(erased)
 
 
 def export_revocations(path: Path, *, now: datetime | None = None) -> int:
@@ -203,6 +235,7 @@ def import_file(path: Path, *, trust: str | None = None) -> str:
             raise ConsentError(f"{path} is older than the list that is here; nothing was changed")
         with saving(made_folder() / LIST) as part:
             part.write_bytes(path.read_bytes())
+        erase_withdrawn()
         return f"{len(rows)} withdrawn consents, as of {issued.isoformat(timespec='minutes')}"
     consent = read_consent(path)
     if not consent.is_signed or consent.signer not in trusted_keys():
@@ -229,6 +262,15 @@ def _records() -> tuple[list[Consent], list[str]]:
             problems.append(str(error))
     found.sort(key=lambda consent: (datetime.fromisoformat(consent.created), consent.id), reverse=True)
     return found, problems
+
+
+def _withdrawals() -> tuple[datetime | None, dict[str, str]]:
+    """When the imported list was issued, if there is one; numbers of withdrawn records and the day."""
+    rows, issued, path = _rows(_folder() / ROWS), None, _folder() / LIST
+    if path.exists():
+        issued, listed = _read_list(path)
+        rows += listed
+    return issued, {str(row["consent"]): str(row["when"])[:10] for row in reversed(rows)}
 
 
 def _listed_keys() -> list[str]:

@@ -7,7 +7,6 @@ folder; what leaves is its public half. Ed25519 (RFC 8032).
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import (
 from omokage.errors import InputError, OutputError
 from omokage.files import output_error
 from omokage.home import data_home
+from omokage.vault.secret_file import make_secret
 
 KEY_FILE = "signing-key.pem"
 
@@ -80,23 +80,9 @@ def _refuse(value: Any) -> Any:
 
 
 def _made(path: Path) -> Ed25519PrivateKey:
-    key = Ed25519PrivateKey.generate()
-    written = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    written = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        part.unlink(missing_ok=True)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(written)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            os.link(part, path)  # of two processes that begin at once, one wins
-        except FileExistsError:
-            return signing_key()
-        finally:
-            part.unlink(missing_ok=True)
+        make_secret(path, written)
     except OSError as error:
         raise output_error(path, error) from error
-    return key
+    return signing_key()

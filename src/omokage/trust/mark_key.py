@@ -14,13 +14,13 @@ import logging
 import os
 import secrets
 import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from omokage.errors import InputError, OutputError
 from omokage.files import output_error
 from omokage.home import HOME_VARIABLE, data_home
+from omokage.vault.secret_file import make_secret
 
 KEY_VARIABLE: Final = "OMOKAGE_MARK_KEY"
 KEY_BYTES: Final = 32
@@ -87,20 +87,8 @@ def derived(key: bytes, purpose: bytes, message: bytes = b"") -> bytes:
 
 
 def _make(path: Path) -> None:
-    """Write a new key, whole or not at all; of two processes at once, one wins and both use its key."""
-    part = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(secrets.token_bytes(KEY_BYTES).hex() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            with suppress(FileExistsError):
-                os.link(part, path)  # unlike a rename, never in the place of another
-        finally:
-            part.unlink(missing_ok=True)
+        make_secret(path, secrets.token_bytes(KEY_BYTES).hex().encode() + b"\n")
     except OSError as error:
         raise _no_place(path, error) from error
 

@@ -15,14 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from xml.sax.saxutils import escape
 
 import numpy as np
 from numpy.typing import NDArray
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InputError, InternalError, OutputError
+from omokage.errors import ConsentError, InputError, InternalError, OutputError
 from omokage.files import file_digest, output_error, saving
 from omokage.media.clip import Audio, SoundFormat, SoundingFrame
 from omokage.media.encode import (
@@ -40,7 +40,10 @@ from omokage.trust.aigc import FIELD as AIGC
 from omokage.trust.aigc import NAMESPACE, aigc_of
 from omokage.trust.audit import check_audit, record_live, record_refusal, record_release
 from omokage.trust.audit_row import Value
+from omokage.trust.consent import Use
+from omokage.trust.consents import permit
 from omokage.trust.fingerprint import Sketch, thumbnail
+from omokage.trust.guard import Guard
 from omokage.trust.identity import check_identity, identity
 from omokage.trust.label import Corner, draw_label
 from omokage.trust.mark_key import check_key
@@ -50,6 +53,7 @@ from omokage.trust.registry import Render, now, register
 from omokage.trust.sound_mark import SoundMarker
 from omokage.trust.stamp_authority import check_stamps, stamp_authority
 from omokage.trust.video_mark import Marker, can_be_marked
+from omokage.vault.avatar_keys import check_keys
 
 __all__ = [
     "ALPHA_SUFFIXES",
@@ -133,12 +137,13 @@ def release_clip(
 
     `frames`: uint8 (H, W, 3) RGB, or (H, W, 4) with straight alpha for a `.webm`, all of one size; they are consumed
     one by one. `audio` starts with the first frame and is cut or padded to the clip's length. `frame_count`, when
-    known, gives progress a total. Raises OutputError, and passes on what `frames` raises; then no file is left.
+    known, gives progress a total. Raises OutputError, ConsentError when the consent is withdrawn or ends meanwhile, and
+    passes on what `frames` raises; then no file is left.
     """
     config = config or ReleaseConfig()
     if config.origin != "generated":
         raise InternalError(f"{path} was to leave as a recording; clips leave as generated ones only")
-    source = iter(frames)
+    source = iter(_guard(config, path).frames(frames))
     first = next(source, None)
     if first is None:
         raise InternalError(f"no frames came for {path}")
@@ -180,12 +185,12 @@ def release_live(
     (Matroska: H.264 and samples) that is played meanwhile, and then knows no alpha. Raises as `release_clip` does, and
     what the taker of the stream raises.
     """
-    config, source = config or ReleaseConfig(), iter(frames)
+    config, path = config or ReleaseConfig(), target if isinstance(target, Path) else Path("-")
+    source = iter(_guard(config, path).frames(frames))
     first = next(source, None)
     if first is None:
         raise InternalError("no frames came to be written live")
     height, width, channels = first.image.shape
-    path = target if isinstance(target, Path) else Path("-")
     # Two streams that begin alike are two renders.
     seal = _Seal.of(
         _labeled(first.image, config), path, config, {"live": now()}, sound, frame_rate=frame_rate
@@ -212,15 +217,23 @@ def release_live(
     else:
         seal.begin_stream()
         writing = stream_writer(take, **shape, frame_rate=frame_rate, sound=sound, metadata=seal.metadata())
+    withdrawn: ConsentError | None = None
     try:
         with writing as writer:
-            for frame in itertools.chain([first], source):
-                writer.write(seal.marked(_labeled(frame.image, config)), seal.marked_sound(frame.samples))
-                on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+            try:
+                for frame in itertools.chain([first], source):
+                    writer.write(seal.marked(_labeled(frame.image, config)), seal.marked_sound(frame.samples))
+                    on_progress(Progress("live", float(writer.frame_count / frame_rate), 0))
+            except ConsentError as error:
+                if isinstance(target, Path):
+                    raise
+                withdrawn = error  # what was streamed was permitted: a player gets a whole end
             writer.write_sound(seal.rest_of_sound())
     finally:
         if not isinstance(target, Path):
             seal.end_stream(digest.hexdigest())
+    if withdrawn is not None:
+        raise withdrawn
     return seal.released(writer.frame_count, float(writer.frame_count / frame_rate))
 
 
@@ -247,12 +260,19 @@ def release_text(text: str, path: Path) -> Released:
 
 
 def release_model(
-    write: Callable[[Path], object], path: Path, *, kind: ModelKind, avatar: str = "", consent: str = ""
+    write: Callable[[Path], object],
+    path: Path,
+    *,
+    kind: ModelKind,
+    avatar: str = "",
+    consent: str = "",
+    facts: Mapping[str, Any] | None = None,
+    personal: Mapping[str, Value] | None = None,
 ) -> Released:
     """Let an avatar or an exported network leave: `write` makes the file, under a name of its own.
 
-    avatar, consent: as in `ReleaseConfig`. A model has no picture for a label or a mark; it has its row in the audit
-    log. Raises OutputError, and what `write` raises; then `path` is what it was.
+    avatar, consent: as in `ReleaseConfig`.  facts, personal: more for its row in the audit log. A model has no picture
+    for a label or a mark. Raises OutputError, and what `write` raises; then `path` is what it was.
     """
     with saving(path) as part:
         try:
@@ -260,8 +280,8 @@ def release_model(
         except OutputError as error:
             raise OutputError(str(error).replace(str(part), str(path))) from error
         digest = file_digest(part)
-        facts = {"bytes": part.stat().st_size, "avatar": avatar, "consent": consent}
-        record_release(path, kind=kind, sha256=digest, facts=facts, personal={})
+        known = {"bytes": part.stat().st_size, "avatar": avatar, "consent": consent} | dict(facts or {})
+        record_release(path, kind=kind, sha256=digest, facts=known, personal=personal or {})
     return Released(path=path, frame_count=0, duration_s=0.0, sha256=digest, label=None)
 
 
@@ -297,7 +317,17 @@ def check_writable(path: Path, suffixes: Sequence[str], *, inputs: Iterable[Path
         with _told("identity"):
             check_identity()
             check_stamps()
+    if path.suffix.lower() == ".avatar":
+        check_keys()
     check_audit()
+
+
+def _guard(config: ReleaseConfig, path: Path) -> Guard:
+    """Of the consent that is told, which is asked for once more now. Raises ConsentError."""
+    if not config.consent:
+        return Guard()
+    use = Use(config.avatar, config.purpose or None)
+    return Guard(permit(use, name=f"the recording that {path.name} is made of"))
 
 
 class _Seal:

@@ -140,8 +140,8 @@ class PaperAvatar:
             cut_background(self.background.features, middle), cut_background(self.background.bands, middle)
         )
 
-    def save(self, path: Path) -> None:
-        """Write the file, atomically. Raises OutputError when it cannot be written."""
+    def save(self, path: Path, *, in_place_of: Path | None = None) -> None:
+        """Write the file, atomically, see `write_content`. Raises OutputError when it cannot be written."""
         tensors = {f"generator.{name}": value for name, value in self.generator.state_dict().items()}
         for part, texture in (("face", self.face), ("background", self.background)):
             tensors |= {f"textures.{part}.{f.name}": getattr(texture, f.name) for f in fields(Texture)}
@@ -161,7 +161,7 @@ class PaperAvatar:
             tensors |= {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}
             header |= {"camera": asdict(drawing.camera), "crop": asdict(drawing.crop)}
         tensors = {name: value.detach().cpu() for name, value in tensors.items()}
-        write_content(path, Content(version, STYLEAVATAR, header, tensors))
+        write_content(path, Content(version, STYLEAVATAR, header, tensors), in_place_of=in_place_of)
 
     @classmethod
     def load(cls, path: Path) -> PaperAvatar:

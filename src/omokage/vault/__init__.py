@@ -1,0 +1,1 @@
+"""What keeps avatars secret at rest: the files of keys, the key of every avatar, and the sealed file."""
