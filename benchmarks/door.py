@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
-from live import Others, named, wait_for_quiet
+from live import Lost, named, wait_for_quiet
 
 from omokage.files import file_digest
 from omokage.home import passing_home
@@ -48,6 +48,7 @@ TARGET_PERCENT = 15.0
 STEPS: dict[str, tuple[tuple[Any, str], ...]] = {
     "label": ((release, "draw_label"),),
     "mark": ((release, "mark_for"), (release.Marker, "__init__"), (release.Marker, "apply")),
+    "fingerprint": ((release, "thumbnail"), (release.Sketch, "add"), (release.Sketch, "fingerprint")),
     "sign": ((release, "identity"), (release, "stamp_authority"), (release, "sign_origin")),
     "audit": ((release, "check_audit"), (release, "record_release")),
     "register": ((release, "register"),),
@@ -95,7 +96,8 @@ def encoding_only(avatar_permit: Any) -> Iterator[None]:
             stack.enter_context(patch.object(release, name, lambda *_, value=value, **__: value))
         for name in silent:
             stack.enter_context(patch.object(release, name, lambda *_, **__: None))
-        stack.enter_context(patch.object(reenacting, "permit", lambda *_, **__: avatar_permit))
+        for owner in (reenacting, release):
+            stack.enter_context(patch.object(owner, "permit", lambda *_, **__: avatar_permit))
         yield
 
 
@@ -159,7 +161,7 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
     sizes: dict[str, int] = {}
     for repeat in range(given.repeats):
         wait_for_quiet(given.wait)
-        busy = Others()
+        busy = Lost()
         for is_whole in (True, False) if repeat % 2 else (False, True):  # neither is always the first
             if is_whole:
                 with watched() as watch:
@@ -191,7 +193,7 @@ def measured(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
         "steps_percent": spread(shares),
         "bytes": sizes,
         "audit_rows": sum(1 for _ in (AuditLog().folder / "log.jsonl").open("rb")),
-        "cores_busy_with_others": others,
+        "cores_lost": others,
     }
 
 

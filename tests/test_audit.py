@@ -535,7 +535,7 @@ def test_a_model_leaves_with_a_row_or_not_at_all(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("denied_by_default")
 def test_what_is_refused_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConsentError, match="nobody's consent is recorded"):
-        permit(Use("ab" * 32, "advertising"), name="/films/taro.mp4")
+        permit(Use("a5" * 32, "advertising"), name="/films/taro.mp4")
     with pytest.raises(InputError, match="does not fit"):
         release_image(PICTURE, tmp_path / "a.png", config=ReleaseConfig(label="far too long for it " * 9))
     with pytest.raises(InputError, match="does not fit"):
@@ -545,13 +545,13 @@ def test_what_is_refused_has_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         release_image(PICTURE, tmp_path / "b.png")
     rows = [(row, personal) for row, personal in last_rows(9) if row.event == "refusal"]
     assert [row.facts["reason"] for row, _ in rows] == ["consent", "label", "label", "identity"]
-    assert rows[0][0].facts["media"] == "ab" * 32 and rows[0][0].facts["purpose"] == "advertising"
+    assert rows[0][0].facts["media"] == "a5" * 32 and rows[0][0].facts["purpose"] == "advertising"
     assert b"taro" not in rows[0][0].line and rows[0][1] is not None and "taro.mp4" in str(rows[0][1]["said"])
     assert "the token is locked" in rows_text(rows) and verify().is_whole
     assert list(tmp_path.iterdir()) == []
     (audit_folder() / audit.HEAD).write_text("{}")  # a log that takes no row permits nothing
     with pytest.raises(ConsentError, match="nobody's consent is recorded"):
-        permit(Use("ab" * 32), name="taro.mp4")
+        permit(Use("a5" * 32), name="taro.mp4")
 
 
 def _fail(*_: object, **__: object) -> bool:

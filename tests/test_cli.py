@@ -69,9 +69,10 @@ FLAGS = {
     ],
     "consent": ["--help", "-h"],
     "consent new": [
-        "--agreed", "--channel", "--help", "--language", "--me", "--no-voice", "--nobody", "--output", "--paper",
-        "--purpose", "--to", "--until", "--uses", "--witness", "-h", "-o", "MEDIA...",
+        "--agreed", "--answer", "--channel", "--heard", "--help", "--language", "--me", "--no-voice", "--nobody",
+        "--output", "--paper", "--purpose", "--to", "--until", "--uses", "--witness", "-h", "-o", "MEDIA...",
     ],
+    "consent challenge": ["--help", "-h"],
     "consent list": ["--help", "--json", "-h"],
     "consent show": ["--help", "--json", "-h", "RECORD"],
     "consent verify": ["--channel", "--help", "--language", "--purpose", "-h", "RECORD", "MEDIA"],

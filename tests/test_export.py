@@ -17,7 +17,7 @@ from omokage.trust.consent import Medium
 
 @pytest.mark.usefixtures("denied_by_default")
 def test_a_network_leaves_with_consent_and_a_row(tmp_path: Path) -> None:
-    drawn, media = stand_in(128, clip_side=128).avatar, "ab" * 32
+    drawn, media = stand_in(128, clip_side=128).avatar, "e5" * 32
     person = replace(drawn, provenance=replace(drawn.provenance, recording_sha256=media))
     path, output = tmp_path / "me.avatar", tmp_path / "me.onnx"
     person.save(path)

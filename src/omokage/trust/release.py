@@ -12,16 +12,14 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final, Literal, Self
-from xml.sax.saxutils import escape
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omokage.config import Config, Progress, ProgressCallback, ignore_progress
+from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import ConsentError, InputError, InternalError, OutputError
 from omokage.files import file_digest, output_error, saving
 from omokage.media.clip import Audio, SoundFormat, SoundingFrame
@@ -37,15 +35,23 @@ from omokage.media.encode import (
 )
 from omokage.trust import label as labels
 from omokage.trust.aigc import FIELD as AIGC
-from omokage.trust.aigc import NAMESPACE, aigc_of
+from omokage.trust.aigc import aigc_of
 from omokage.trust.audit import check_audit, record_live, record_refusal, record_release
 from omokage.trust.audit_row import Value
 from omokage.trust.consent import Use
 from omokage.trust.consents import permit
+from omokage.trust.disclosure import (
+    DIGITAL_SOURCE_TYPE,
+    DISCLOSURE,
+    ReleaseConfig,
+    Released,
+    metadata_of,
+    xmp_of,
+)
 from omokage.trust.fingerprint import Sketch, thumbnail
 from omokage.trust.guard import Guard
 from omokage.trust.identity import check_identity, identity
-from omokage.trust.label import Corner, draw_label
+from omokage.trust.label import draw_label
 from omokage.trust.mark_key import check_key
 from omokage.trust.marking import chosen_profile, id_text, mark_for
 from omokage.trust.origin import OriginClaim, sign_origin
@@ -58,6 +64,8 @@ from omokage.vault.avatar_keys import check_keys
 __all__ = [
     "ALPHA_SUFFIXES",
     "CLIP_SUFFIXES",
+    "DIGITAL_SOURCE_TYPE",
+    "DISCLOSURE",
     "IMAGE_SUFFIXES",
     "ReleaseConfig",
     "Released",
@@ -70,57 +78,7 @@ __all__ = [
     "release_text",
 ]
 
-# What a picture shows: something a model made, or a real recording (as it is, labeled or laid out).
-Origin = Literal["generated", "recorded"]
 ModelKind = Literal["avatar", "onnx", "tensorrt"]
-DISCLOSURE: Final[Mapping[Origin, str]] = {
-    "generated": "AI-generated",
-    "recorded": "Recorded, not generated; arranged",
-}
-# https://cv.iptc.org/newscodes/digitalsourcetype/ : made by a model trained on recordings; composed of recordings.
-DIGITAL_SOURCE_TYPE: Final[Mapping[Origin, str]] = {
-    "generated": "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia",
-    "recorded": "http://cv.iptc.org/newscodes/digitalsourcetype/compositeCapture",
-}
-
-
-@dataclass(frozen=True)
-class ReleaseConfig(Config):
-    """What a released file says about itself.
-
-    `label`: visible text on every picture, such as 'AI-generated', or None for none. `title` and `purpose` go into
-    the metadata when given. `origin`: whether the hidden notice says that the picture is AI-generated or recorded;
-    clips are always generated. `avatar`: SHA-256 of what an avatar was made from, `consent`: number of the record that
-    it rests on, both for the register of renders and the signed origin.
-    `made_from`: a digest of everything that decides the pictures, where it is known; the render's id then comes from it
-    instead of the first picture, whose last bits differ from machine to machine.
-    """
-
-    label: str | None = None
-    label_corner: Corner = "lower left"
-    title: str = ""
-    purpose: str = ""
-    origin: Origin = "generated"
-    avatar: str = ""
-    consent: str = ""
-    made_from: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Released:
-    """A file that has left.
-
-    `duration_s` is 0 for pictures and texts; `sha256` is hexadecimal, of the whole file. `render_id`: 12 hexadecimal
-    digits, what the invisible marks say; None for texts, for what is not generated, and for pictures that are too small
-    for a mark and have no sound.
-    """
-
-    path: Path
-    frame_count: int
-    duration_s: float
-    sha256: str
-    label: str | None
-    render_id: str | None = None
 
 
 def release_clip(
@@ -243,7 +201,9 @@ def release_image(image: NDArray[np.uint8], path: Path, *, config: ReleaseConfig
     check_writable(path, (".png",) if image.shape[2] == 4 else IMAGE_SUFFIXES)
     labeled = _labeled(image, config)
     seal = _Seal.of(labeled, path, config, {})
-    write_image(path, seal.marked(labeled), _metadata(config) | {"xmp": _xmp(config, seal.aigc)}, seal.put)
+    write_image(
+        path, seal.marked(labeled), metadata_of(config) | {"xmp": xmp_of(config, seal.aigc)}, seal.put
+    )
     return seal.released(1, 0.0)
 
 
@@ -391,7 +351,7 @@ class _Seal:
 
     def metadata(self) -> dict[str, str]:
         """Of a clip or a stream."""
-        return _metadata(self._config) | ({AIGC: aigc} if (aigc := self.aigc) else {})
+        return metadata_of(self._config) | ({AIGC: aigc} if (aigc := self.aigc) else {})
 
     def put(self, written: Path) -> None:
         """Sign the finished file, which has no name yet, and enter it into the register.
@@ -477,26 +437,3 @@ def _labeled(image: NDArray[np.uint8], config: ReleaseConfig) -> NDArray[np.uint
         return image
     with _told("label"):
         return draw_label(image, config.label, corner=config.label_corner)
-
-
-def _metadata(config: ReleaseConfig) -> dict[str, str]:
-    """Tags that MP4, MOV, WebM, PNG and JPEG all know."""
-    purpose = f" Purpose: {config.purpose}." if config.purpose else ""
-    source = DIGITAL_SOURCE_TYPE[config.origin]
-    comment = f"{DISCLOSURE[config.origin]} with omokage.{purpose} Digital source type: {source}"
-    return {"comment": comment} | ({"title": config.title} if config.title else {})
-
-
-def _xmp(config: ReleaseConfig, aigc: str) -> str:
-    """The notice as an XMP packet (IPTC Photo Metadata 2025.1, 'Digital Source Type'; TC260:AIGC where wanted)."""
-    field = f'<TC260:AIGC xmlns:TC260="{NAMESPACE}">{escape(aigc)}</TC260:AIGC>' if aigc else ""
-    description = escape(_metadata(config)["comment"])
-    return (
-        '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
-        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        '<rdf:Description rdf:about="" xmlns:dc="http://purl.org/dc/elements/1.1/" '
-        'xmlns:Iptc4xmpExt="http://iptc.org/std/Iptc4xmpExt/2008-02-29/">'
-        f"<Iptc4xmpExt:DigitalSourceType>{DIGITAL_SOURCE_TYPE[config.origin]}</Iptc4xmpExt:DigitalSourceType>{field}"
-        f'<dc:description><rdf:Alt><rdf:li xml:lang="x-default">{description}</rdf:li></rdf:Alt></dc:description>'
-        '</rdf:Description></rdf:RDF></x:xmpmeta><?xpacket end="r"?>'
-    )
