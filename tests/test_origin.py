@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import io
 import json
 import stat
 import sys
@@ -117,6 +118,40 @@ def test_what_no_signature_covers_is_told(clip: Path) -> None:
         assert any(f"'{kind.decode()}'" in problem for problem in origin.problems), kind
     clip.write_bytes(content + b"xyz")
     assert any("after the last box" in problem for problem in read_origin(clip).problems)
+
+
+def test_a_file_with_ten_stores_is_not_believed_and_one_with_ten_generations_is_read(
+    clip: Path, tmp_path: Path
+) -> None:
+    """Copies of a signature beside it are an attack; a file that was edited nine times carries ten manifests."""
+    signed = clip.read_bytes()
+    at = signed.index(b"uuid") - 4
+    store = signed[at : at + int.from_bytes(signed[at : at + 4])]
+    copied = tmp_path / "copied.mp4"
+    copied.write_bytes(signed + 9 * store)
+    assert read_origin(copied).state == "altered"
+    assert "more than one manifest store" in read_origin(copied).problems[0]
+    ours, edited = identity(), signed
+    for number in range(9):
+        before, after = edited, io.BytesIO()
+        builder = c2pa.Builder(json.dumps(CLAIM.manifest()))
+        parent = json.dumps({"title": f"version {number}", "relationship": "parentOf"})
+        builder.add_ingredient(parent, "video/mp4", io.BytesIO(before))
+        signer = c2pa.Signer.from_info(
+            c2pa.C2paSignerInfo(
+                alg=ours.algorithm.lower().encode(),
+                sign_cert=ours.chain,
+                private_key=ours.key,
+                ta_url=None,
+            )
+        )
+        builder.sign(signer, "video/mp4", io.BytesIO(before), after)
+        edited = after.getvalue()
+    path = tmp_path / "edited.mp4"
+    path.write_bytes(edited)
+    with c2pa.Reader("video/mp4", io.BytesIO(edited)) as reader:
+        assert len(json.loads(reader.json())["manifests"]) == 10
+    assert (read_origin(path).state, read_origin(path).problems) == ("trusted", ())
 
 
 def test_a_copy_that_was_packed_anew_has_none(clip: Path, tmp_path: Path) -> None:
