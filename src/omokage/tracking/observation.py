@@ -55,16 +55,23 @@ class Observation:
 
 
 class Observer:
-    """Looks at frames in order."""
+    """Looks at frames in order.
 
-    def __init__(self, backend: LandmarkBackend, matting: MatteBackend | None = None) -> None:
-        self._backend = backend
+    is_live: at hair and shoulders while the landmark network runs; the same comes out sooner, and more memory is
+    held at once.
+    """
+
+    def __init__(
+        self, backend: LandmarkBackend, matting: MatteBackend | None = None, *, is_live: bool = False
+    ) -> None:
+        self._backend, self._is_live = backend, is_live
         self._zones = ZoneTracker(matting)
         self._has_face = False
         backend.reset()
 
     def step(self, frame: Frame) -> Observation:
-        self._zones.begin(frame.image)
+        if self._is_live:
+            self._zones.begin(frame.image)
         faces = self._backend.detect(frame.image)
         if faces and not self._has_face:
             # The network centers on where the face was: let it settle on a new one before trusting it.

@@ -235,7 +235,7 @@ class OnlineTracker:
         self._start()
 
     def _start(self) -> None:
-        self._observer = Observer(self._backend, self._matting)
+        self._observer = Observer(self._backend, self._matting, is_live=True)
         self._estimator: StateEstimator | None = None
         self._seen: list[tuple[NDArray[np.float32], FaceCrop]] = []
         self._filters = {name: OneEuro(channel) for name, channel in CHANNELS.items()}
