@@ -11,15 +11,11 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
-import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from datetime import date
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -27,10 +23,10 @@ from typing import Any
 import av
 import numpy as np
 from numpy.typing import NDArray
+from reports import measure_parts
 from scipy.signal import lfilter, resample_poly
 
 from omokage.media.audio import read_audio
-from omokage.pipelines.bench import machine
 from omokage.trust.mark_pattern import PRIVATE_BITS, PUBLIC_BITS, PUBLIC_PAYLOAD, PUBLIC_SOUND_KEY, chips_of
 from omokage.trust.mark_search import LEAST_PRIVATE_SCORE, LEAST_PUBLIC_SCORE, PRESENT, Key
 from omokage.trust.sound_mark import SoundMarker, sound_key
@@ -385,26 +381,7 @@ def main() -> None:
             sounds, arguments.repeats, 0, "high assurance"
         ),
     }
-    path: Path = arguments.output
-    result: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
-    for name in arguments.only or parts:
-        started, load = time.monotonic(), os.getloadavg()[0]
-        words = [sys.argv[0], *(Path(word).name if "/" in word else word for word in sys.argv[1:])]
-        result["benchmark"] = "audio mark"
-        result[name] = {
-            "command": "python " + " ".join(words),
-            "date": date.today().isoformat(),
-            "machine": machine(),
-            "load_before": load,
-            **parts[name](),
-            "load_after": os.getloadavg()[0],
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(path)
-        print(name, "done after", result[name]["seconds"], "s", flush=True)
+    measure_parts(arguments.output, "audio mark", parts, arguments.only)
 
 
 if __name__ == "__main__":

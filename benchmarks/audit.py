@@ -11,12 +11,13 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from reports import command
 
 from omokage.pipelines.bench import machine
 from omokage.trust import audit
@@ -87,7 +88,7 @@ def main() -> None:
         "protocol": "seconds; one row: with the lock, three files and their way to the disk, 200 times in an empty log "
         f"and 50 times behind {given.rows} rows; verification: {given.repeats} times, of the chain alone and with what "
         "is personal of every row; processor_s: computing alone, which a busy machine does not lengthen",
-        "command": "python " + " ".join([sys.argv[0], *sys.argv[1:]]),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
         "rows": given.rows,

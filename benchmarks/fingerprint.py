@@ -12,19 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from mark_clips import RATE, Clip, Scene, cropped, each, packed, resized, scenes, stretch, unpacked
+from reports import circumstances
 
 from omokage.media.decode import probe
-from omokage.pipelines.bench import machine
 from omokage.trust.fingerprint import Fingerprint, Plane, Sketch, thumbnail
 from omokage.trust.fingerprint_search import ALIKE_BITS, SAME_MOTION, Copy, best_of
 from omokage.trust.video_mark import Mark, Marker
@@ -209,12 +207,7 @@ def main() -> None:
     rows = [compared(name, change, small, kept) for name, change, small in copies]
     result = {
         "benchmark": "fingerprint, target T12",
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
-        "date": date.today().isoformat(),
-        "machine": machine() | {"opencv": cv2.__version__},
-        "load_before": load,
-        "load_after": os.getloadavg()[0],
+        **circumstances(load, opencv=cv2.__version__),
         "rule": f"alike: at most {ALIKE_BITS} of 256 bits differ; same: motion agrees to {SAME_MOTION} or more too",
         "seconds_of_each": arguments.seconds,
         "kept": len(kept),

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import Any
 
 import av
 import cv2
+from reports import command
 
 from omokage.media.decode import probe, read_frames
 from omokage.pipelines.bench import machine
@@ -86,8 +86,7 @@ def main() -> None:
         track = track_clip(read_frames(long, max_side=MAX_SIDE_PX))
     result = {
         "benchmark": "long recording",
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
         "note": given.note,

@@ -13,12 +13,13 @@ import itertools
 import json
 import os
 import resource
-import sys
 import tempfile
 import time
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+from reports import command
 
 from omokage.config import Progress
 from omokage.pipelines.bench import machine
@@ -113,8 +114,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "quality",
         "protocol": "last 20 % of the tracked frames held out; whole, head and mouth regions of docs/evaluation.md",
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
         "passes": arguments.passes,

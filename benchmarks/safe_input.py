@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
+from reports import command
 
 from omokage.media.decode import read_frames, read_image
 from omokage.media.limits import InputLimits, use_input_limits
@@ -105,7 +106,7 @@ def main() -> None:
         "protocol": "wall_s and processor_s of one open, or of all pictures of the clip; median, min and max of "
         f"{given.repeats} repeats of {given.frames} pictures; processor time is that of both processes; "
         "start_processor_s: of the sandbox, each time that a file is opened; extra_processor_ms_per_picture: beyond it",
-        "command": "python " + " ".join([sys.argv[0], *sys.argv[1:]]),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
         "pictures": {},

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from reports import command
 
 from omokage.media.decode import probe, read_frames
 from omokage.metrics.talking import Track, lag_curve, mouth_opening, pearson
@@ -146,8 +147,7 @@ def main() -> None:
         "benchmark": "speaking",
         "protocol": "Pearson correlation over time at no lag; r_peak, peak_s: the best lag within 0.4 s (above 0: the "
         "real mouth comes later); early, late: the sound 0.2 s off; speed: seconds of work for a second of speech",
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
     }

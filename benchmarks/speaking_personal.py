@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from reports import command
 from speaking import _round, against
 
 from omokage.media.decode import read_frames
@@ -253,8 +254,7 @@ def main() -> None:
         "between the lips with the recorded one, as in speaking.json; shuffled: mean of all shifts by 0.4 s and more; "
         "cross_validated: on the rest, each third by what did not see it; shut: the gap within 5 % of its fullest; "
         "speed: of the gap, cm a second",
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
         "clips": [measured(clip, given.tracks) for clip in given.clips],

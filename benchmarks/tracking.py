@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ import cv2
 import numpy as np
 import skimage.data
 from numpy.typing import NDArray
+from reports import command
 from scipy.spatial.transform import Rotation
 
 from omokage.avatar.conditioning import CHART_MARGIN
@@ -462,8 +462,7 @@ def main() -> None:
         "benchmark": "tracking",
         "protocol": "synthetic people with known truth; see docs/tracking.md. Angles in degrees; 'relative' is against "
         "each track's own rest; 'found_share' counts frames marked as tracked",
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
+        "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
         "seeds": arguments.seeds,

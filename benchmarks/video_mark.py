@@ -10,13 +10,9 @@ CRF 18), then changed and encoded again. A part at a time with `--only`; parts t
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +20,9 @@ import cv2
 import numpy as np
 from mark_clips import Clip, Picture, cropped, each, encoded, jpeg, noisy, resized, sources, stills, turned
 from numpy.typing import NDArray
+from reports import measure_parts
 from skimage.metrics import structural_similarity
 
-from omokage.pipelines.bench import machine
 from omokage.trust import mark_search
 from omokage.trust.mark_code import coded_length, decode
 from omokage.trust.mark_pattern import PRIVATE_BITS, PUBLIC_BITS, PUBLIC_KEY, PUBLIC_PAYLOAD, chips_of
@@ -404,26 +400,7 @@ def main() -> None:
             clips, pictures, arguments.repeats, "high assurance", targets_only=arguments.targets_only
         ),
     }
-    path: Path = arguments.output
-    result: dict[str, Any] = json.loads(path.read_text()) if arguments.only and path.exists() else {}
-    for name in arguments.only or parts:
-        started, load = time.monotonic(), os.getloadavg()[0]
-        result["benchmark"] = "video mark"
-        result[name] = {
-            "command": "python "
-            + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
-            "date": date.today().isoformat(),
-            "machine": machine() | {"opencv": cv2.__version__},
-            "load_before": load,
-            **parts[name](),
-            "load_after": os.getloadavg()[0],
-            "seconds": round(time.monotonic() - started, 1),
-        }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text(json.dumps(result, indent=1) + "\n")
-        partial.replace(path)
-        print(name, "done after", result[name]["seconds"], "s", flush=True)
+    measure_parts(arguments.output, "video mark", parts, arguments.only, opencv=cv2.__version__)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,9 +21,9 @@ import cv2
 import numpy as np
 import scipy.fft
 from mark_clips import scenes, unpacked
+from reports import circumstances
 from video_mark_targets import PUBLIC, drawn_mark, file_of
 
-from omokage.pipelines.bench import machine
 from omokage.trust import mark_search, mark_signal
 from omokage.trust.mark_code import decode, encode
 from omokage.trust.mark_pattern import PRIVATE_BITS, PUBLIC_PAYLOAD, chips_of
@@ -132,12 +130,7 @@ def main() -> None:
             print(row, flush=True)
     result = {
         "benchmark": "detectors of the video mark",
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
-        "date": date.today().isoformat(),
-        "machine": machine() | {"opencv": cv2.__version__},
-        "load_before": load,
-        "load_after": os.getloadavg()[0],
+        **circumstances(load, opencv=cv2.__version__),
         "rows": rows,
     }
     arguments.output.write_text(json.dumps(result, indent=1) + "\n")

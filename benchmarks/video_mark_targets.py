@@ -14,18 +14,16 @@ import argparse
 import hashlib
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from mark_clips import Clip, Scene, cropped, packed, resized, scenes, unpacked
+from reports import circumstances
 
-from omokage.pipelines.bench import machine
 from omokage.trust.mark_pattern import PRIVATE_BITS, PUBLIC_BITS, PUBLIC_KEY, PUBLIC_PAYLOAD, chips_of
 from omokage.trust.mark_search import LEAST_PRIVATE_SCORE, LEAST_PUBLIC_SCORE, Evidence, Key, find
 from omokage.trust.video_mark import PUBLIC_SHARE, Mark, Marker, Profile
@@ -160,12 +158,7 @@ def write(arguments: argparse.Namespace, trials: Sequence[dict[str, Any]], load:
     path: Path = arguments.output
     result = json.loads(path.read_text()) if path.exists() else {"benchmark": "video mark, targets T7 and T8"}
     result[arguments.name] = {
-        "command": "python "
-        + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])]),
-        "date": date.today().isoformat(),
-        "machine": machine() | {"opencv": cv2.__version__},
-        "load_before": load,
-        "load_after": os.getloadavg()[0],
+        **circumstances(load, opencv=cv2.__version__),
         "seconds_of_each": arguments.seconds,
         "profile": arguments.profile,
         "scenes": len({t["scene"] for t in trials}),
