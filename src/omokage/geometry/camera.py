@@ -32,6 +32,11 @@ class Camera:
         """The stated default: focal length 2 x the longer side (28 degrees), typical of a portrait."""
         return cls(focal_px=2.0 * max(width, height), width=width, height=height)
 
+    @property
+    def intrinsics(self) -> Float:
+        """(3,): focal length and principal point x, y, in pixels."""
+        return np.array([self.focal_px, self.width / 2, self.height / 2])
+
     def project(self, points: Float) -> Float:
         """Points (..., 3) in cm -> (..., 3): x, y in pixels and the depth z in cm."""
         z = points[..., 2]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -49,9 +50,13 @@ class Subject:
 
     def vertices(self, expression: NDArray[np.floating]) -> NDArray[np.float64]:
         """Weights (..., 52) -> vertices (..., V, 3) in head space, cm. Gaze is applied by `morphable`."""
-        flat = self.blendshapes.reshape(self.blendshapes.shape[0], -1).astype(np.float64)
-        moved = np.asarray(expression, dtype=np.float64) @ flat
+        moved = np.asarray(expression, dtype=np.float64) @ self._flat
         return self.neutral + moved.reshape(*moved.shape[:-1], *self.neutral.shape)
+
+    @cached_property
+    def _flat(self) -> NDArray[np.float64]:
+        """Blendshapes (52, V * 3): a picture needs them several times."""
+        return self.blendshapes.reshape(len(self.blendshapes), -1).astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class FaceFitter:
         skin = slice(0, region.SKIN_COUNT)
         self.neutral = subject.neutral[skin].astype(np.float64)
         fields = subject.blendshapes[:, skin].astype(np.float64)
-        self.free_fields = np.ascontiguousarray(fields[FREE].transpose(1, 0, 2))
+        self.free_fields = in_rows(fields[FREE])
         self._flat_fields = fields.reshape(len(fields), -1)
         self.normals = vertex_normals(subject.neutral, model.triangles[: model.skin_triangle_count])[skin]
         self._weights = landmark_weights(model)
@@ -116,18 +116,18 @@ class FaceFitter:
         return np.asarray(np.linalg.norm(pixels[:, :2] - observed[:, :2], axis=1))
 
     def normal_equations(
-        self, observed: NDArray[np.floating], state: FaceFit, fields: Float
+        self, observed: NDArray[np.floating], state: FaceFit, fields: Float32
     ) -> tuple[Float, Float]:
         """The quadratic around `state`, with pose eliminated, in units of the expected error.
 
-        fields: (468, M, 3), displacement fields in head space. Returns hessian (M, M) and gradient (M,) of the fields'
+        fields: (468, 3, M), displacement fields in head space. Returns hessian (M, M) and gradient (M,) of the fields'
         weights.
         """
         hessian, gradient, _, _ = _without_pose(*self.joint_equations(observed, state, fields))
         return hessian, gradient
 
     def joint_equations(
-        self, observed: NDArray[np.floating], state: FaceFit, fields: Float | None = None
+        self, observed: NDArray[np.floating], state: FaceFit, fields: Float32 | None = None
     ) -> tuple[Float, Float]:
         """The same with pose: hessian (M + 6, M + 6) and gradient (M + 6,), the turn in camera axes and the shift last.
 
@@ -137,7 +137,7 @@ class FaceFitter:
         return quadratic(jacobian, error)
 
     def landmark_rows(
-        self, observed: NDArray[np.floating], state: FaceFit, fields: Float | None = None
+        self, observed: NDArray[np.floating], state: FaceFit, fields: Float32 | None = None
     ) -> tuple[Float32, Float32]:
         """Derivatives (936, M + 6) of the weighted errors of x and y of each landmark, and the errors (936,)."""
         matrix = rotation_matrix(state.rotation)
@@ -149,7 +149,7 @@ class FaceFitter:
             np.asarray(observed[: region.SKIN_COUNT], dtype=np.float64),
             self._weights,
             self.normals,
-            np.array([self.camera.focal_px, self.camera.width / 2, self.camera.height / 2]),
+            self.camera.intrinsics,
         )
         return jacobian, error
 
@@ -190,7 +190,7 @@ class FaceFitter:
             state.gaze,
             (lids or state).expression[list(BLINK)],
             self._ahead,
-            np.array([self.camera.focal_px, self.camera.width / 2, self.camera.height / 2]),
+            self.camera.intrinsics,
         )
         return replace(state, gaze=gaze, expression=with_eye_look(state.expression, gaze))
 
@@ -213,6 +213,11 @@ def landmark_weights(model: MorphableModel) -> Float:
     weights[[*FOREHEAD_ROW, *model.mirror[list(FOREHEAD_ROW)]]] = 0.3
     weights[model.face_oval] = 0.1
     return weights
+
+
+def in_rows(fields: NDArray[np.floating]) -> Float32:
+    """Displacement fields (M, N, 3) of N points -> (N, 3, M)."""
+    return np.ascontiguousarray(fields.transpose(1, 2, 0), dtype=np.float32)
 
 
 def quadratic(jacobian: Float32, error: Float32) -> tuple[Float, Float]:
@@ -249,7 +254,7 @@ def _landmark_errors(  # type: ignore[no-untyped-def]
     fields, turned, matrix, translation, observed, weights, normals, camera
 ):
     """Weighted errors (2 N,) of x and y in cm on the face, and their derivatives (2 N, M + 6); pose comes last."""
-    count, shapes = fields.shape[0], fields.shape[1]
+    count, shapes = fields.shape[0], fields.shape[2]
     rows = np.zeros((2 * count, shapes + 6), dtype=np.float32)
     errors = np.empty(2 * count, dtype=np.float32)
     for v in range(count):
@@ -261,11 +266,11 @@ def _landmark_errors(  # type: ignore[no-untyped-def]
         flat = weight * translation[2] / z
         for axis in range(2):
             row, ray = rows[2 * v + axis], (ray_x, ray_y)[axis]
-            a = flat * (matrix[axis, 0] - ray * matrix[2, 0])
-            b = flat * (matrix[axis, 1] - ray * matrix[2, 1])
-            c = flat * (matrix[axis, 2] - ray * matrix[2, 2])
+            a = np.float32(flat * (matrix[axis, 0] - ray * matrix[2, 0]))
+            b = np.float32(flat * (matrix[axis, 1] - ray * matrix[2, 1]))
+            c = np.float32(flat * (matrix[axis, 2] - ray * matrix[2, 2]))
             for k in range(shapes):
-                row[k] = a * fields[v, k, 0] + b * fields[v, k, 1] + c * fields[v, k, 2]
+                row[k] = a * fields[v, 0, k] + b * fields[v, 1, k] + c * fields[v, 2, k]
             row[shapes + 3 + axis], row[shapes + 5] = flat, -flat * ray
             error = (observed[v, axis] - camera[1 + axis]) / camera[0] - ray
             errors[2 * v + axis] = weight * error * translation[2]

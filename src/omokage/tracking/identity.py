@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from omokage.geometry.camera import Camera, rotation_matrix
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, Subject
-from omokage.tracking.fitting import FREE, FaceFit, FaceFitter
+from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, in_rows
 from omokage.tracking.morphable import EYE_RADIUS_CM, MorphableModel
 
 Float = NDArray[np.float64]
@@ -44,7 +44,7 @@ def solve_identity(model: MorphableModel, camera: Camera, points: NDArray[np.flo
     identity = np.zeros(len(model.id_basis))
     subject = model.subject(identity)
     fits: list[FaceFit | None] = [None] * len(points)
-    basis = np.ascontiguousarray(model.id_basis[:, : region.SKIN_COUNT].transpose(1, 0, 2), dtype=np.float64)
+    basis = in_rows(model.id_basis[:, : region.SKIN_COUNT])
     for _ in range(IDENTITY_ROUNDS):
         fitter = FaceFitter(model, subject, camera)
         fits = [fitter.fit(face, start) for face, start in zip(points, fits, strict=True)]

@@ -78,30 +78,55 @@ def guided_filter(guide: NDArray[np.float32], target: Alpha, radius: int, epsilo
     def mean(values: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(cv2.blur(values, window), dtype=np.float32)
 
+    products = np.empty((3, *guide.shape), dtype=np.float32)
+    _multiply(guide, target, products)
     guide_mean, target_mean = mean(guide), mean(target)
-    covariance = mean(guide * target[..., None]) - guide_mean * target_mean[..., None]
-    first, second = [0, 0, 0, 1, 1, 2], [0, 1, 2, 1, 2, 2]  # of a symmetric matrix, its upper half
-    halves = guide[..., first[:3]] * guide[..., second[:3]], guide[..., first[3:]] * guide[..., second[3:]]
-    variance = np.concatenate([mean(half) for half in halves], axis=-1)
-    variance -= guide_mean[..., first] * guide_mean[..., second]
-    slope = np.empty_like(covariance)
-    _solve(variance, covariance, epsilon, slope)
-    offset = target_mean - (slope * guide_mean).sum(axis=-1)
-    return np.asarray((mean(slope) * guide).sum(axis=-1) + mean(offset), dtype=np.float32)
+    covariance, variance, mixed = (mean(product) for product in products)
+    slope, offset = np.empty_like(guide), np.empty_like(target)
+    _solve(variance, mixed, covariance, guide_mean, target_mean, epsilon, slope, offset)
+    return np.asarray(_applied(mean(slope), mean(offset), guide), dtype=np.float32)
 
 
 @njit(cache=True, nogil=True)
-def _solve(variance, covariance, epsilon, slope):  # type: ignore[no-untyped-def]
-    """(variance + epsilon) slope = covariance in every pixel, by Cramer's rule; variance (H, W, 6): the upper half."""
+def _multiply(guide, target, products):  # type: ignore[no-untyped-def]
+    """Color (r, g, b) times target, squares (rr, gg, bb), and (rg, rb, gb): products (3, H, W, 3)."""
+    for y in range(guide.shape[0]):
+        for x in range(guide.shape[1]):
+            for k in range(3):
+                products[0, y, x, k] = guide[y, x, k] * target[y, x]
+                products[1, y, x, k] = guide[y, x, k] * guide[y, x, k]
+            products[2, y, x, 0] = guide[y, x, 0] * guide[y, x, 1]
+            products[2, y, x, 1] = guide[y, x, 0] * guide[y, x, 2]
+            products[2, y, x, 2] = guide[y, x, 1] * guide[y, x, 2]
+
+
+@njit(cache=True, nogil=True)
+def _solve(  # type: ignore[no-untyped-def]
+    squares, mixed, products, guide_mean, target_mean, epsilon, slope, offset
+):
+    """(variance + epsilon) slope = covariance in every pixel, by Cramer's rule, and the offset that goes with it."""
     for y in range(slope.shape[0]):
         for x in range(slope.shape[1]):
-            a, b, c = np.float64(variance[y, x, 0]) + epsilon, variance[y, x, 1], variance[y, x, 2]
-            d, e = np.float64(variance[y, x, 3]) + epsilon, variance[y, x, 4]
-            f = np.float64(variance[y, x, 5]) + epsilon
-            p, q, r = covariance[y, x, 0], covariance[y, x, 1], covariance[y, x, 2]
+            u, v, w, t = guide_mean[y, x, 0], guide_mean[y, x, 1], guide_mean[y, x, 2], target_mean[y, x]
+            a = np.float64(squares[y, x, 0] - u * u) + epsilon
+            d = np.float64(squares[y, x, 1] - v * v) + epsilon
+            f = np.float64(squares[y, x, 2] - w * w) + epsilon
+            b, c, e = mixed[y, x, 0] - u * v, mixed[y, x, 1] - u * w, mixed[y, x, 2] - v * w
+            p, q, r = products[y, x, 0] - u * t, products[y, x, 1] - v * t, products[y, x, 2] - w * t
             ca, cb, cc = d * f - e * e, c * e - b * f, b * e - c * d
             cd, ce, cf = a * f - c * c, b * c - a * e, a * d - b * b
             scale = 1 / (a * ca + b * cb + c * cc)
             slope[y, x, 0] = (ca * p + cb * q + cc * r) * scale
             slope[y, x, 1] = (cb * p + cd * q + ce * r) * scale
             slope[y, x, 2] = (cc * p + ce * q + cf * r) * scale
+            offset[y, x] = t - (slope[y, x, 0] * u + slope[y, x, 1] * v + slope[y, x, 2] * w)
+
+
+@njit(cache=True, nogil=True)
+def _applied(slope, offset, guide):  # type: ignore[no-untyped-def]
+    alpha = np.empty_like(offset)
+    for y in range(alpha.shape[0]):
+        for x in range(alpha.shape[1]):
+            by_color = slope[y, x, 0] * guide[y, x, 0] + slope[y, x, 1] * guide[y, x, 1]
+            alpha[y, x] = by_color + slope[y, x, 2] * guide[y, x, 2] + offset[y, x]
+    return alpha

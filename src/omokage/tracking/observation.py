@@ -74,6 +74,8 @@ class Observer:
             self._zones.begin(frame.image)
         faces = self._backend.detect(frame.image)
         if faces and not self._has_face:
+            if self._is_live:
+                self._zones.find_person(frame.image)
             # The network centers on where the face was: let it settle on a new one before trusting it.
             for _ in range(SETTLING_RUNS):
                 faces = self._backend.detect(frame.image) or faces

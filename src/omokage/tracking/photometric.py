@@ -24,7 +24,7 @@ from omokage.geometry.camera import rotation_matrix
 from omokage.media.clip import Image
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import Subject
-from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, quadratic
+from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, in_rows, quadratic
 from omokage.tracking.morphable import MorphableModel
 
 Float = NDArray[np.float64]
@@ -96,13 +96,9 @@ class FaceView:
     scale: float
     offset: Float
 
-    def at(self, pixels: Float) -> tuple[Float, Float]:
-        """Value (N,) and slopes (N, 2) per pixel of the clip's picture, at pixels (N, 2) of it."""
-        place = (self.scale * pixels + self.offset - 0.5).astype(np.float32)
-        across, down = np.ascontiguousarray(place[:, 0]), np.ascontiguousarray(place[:, 1])
-        read = cv2.remap(self.planes, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        read = read.reshape(-1, 3)
-        return read[:, 0].astype(np.float64), read[:, 1:].astype(np.float64) * self.scale
+    def at(self, pixels: Float) -> Float:
+        """Values (N,) at pixels (N, 2) of the clip's picture."""
+        return np.asarray(_values(self.planes, self.scale, self.offset, pixels))
 
 
 @dataclass(frozen=True)
@@ -149,10 +145,11 @@ class SkinFitter:
         self.fitter, self.pattern = fitter, pattern
         points = skin_points()
         fields = fitter.subject.blendshapes[:, : region.SKIN_COUNT].astype(np.float64)
-        self._neutral = points.spread(fitter.neutral)
-        self.free_fields = np.ascontiguousarray(points.spread(fields[FREE]).transpose(1, 0, 2))
-        self._flat_fields = points.spread(fields).reshape(len(fields), -1)
-        self._normals = points.spread(fitter.normals)
+        self._neutral, self._normals = points.spread(fitter.neutral), points.spread(fitter.normals)
+        # Those that are free first; small and read once, because what a live picture needs competes for the caches.
+        self._order = np.concatenate([FREE, np.setdiff1d(np.arange(len(fields)), FREE)])
+        self._fields = in_rows(points.spread(fields[self._order]))
+        self.free_fields = self._fields[..., : len(FREE)]
 
     def refine(
         self, points: NDArray[np.floating], view: FaceView, state: FaceFit, steps: int = STEPS
@@ -177,24 +174,29 @@ class SkinFitter:
         lids, slope = quadratic(jacobian[lower] - jacobian[upper], error[lower] - error[upper])
         return LANDMARK_SHARE * hessian + LID_SHARE * lids, LANDMARK_SHARE * gradient + LID_SHARE * slope
 
-    def equations(self, view: FaceView, state: FaceFit, fields: Float) -> tuple[Float, Float]:
-        """The quadratic (M + 6, M + 6), (M + 6,) of the picture's error; `fields` (N, M, 3); pose comes last."""
+    def equations(self, view: FaceView, state: FaceFit, fields: Float32) -> tuple[Float, Float]:
+        """The quadratic (M + 6, M + 6), (M + 6,) of the picture's error; `fields` (N, 3, M); pose comes last."""
         assert self.pattern is not None
         turned, matrix = self._posed(state)
-        placed = turned + state.translation
-        value, slope = view.at(self.fitter.camera.project(placed)[:, :2])
-        jacobian = _jacobian(fields, turned, placed, slope * self.fitter.camera.focal_px, matrix)
-        error = self.pattern.mean - value
-        variance = self.pattern.variance + LEAST_VARIANCE
-        weight = PICTURE_WEIGHT * self._facing(matrix) / variance
-        weight /= (1 + error**2 / variance / OUTLIER**2) ** 2
-        root = np.sqrt(weight).astype(np.float32)
-        return quadratic(jacobian * root[:, None], error.astype(np.float32) * root)
+        rows, errors = _picture_errors(
+            fields,
+            turned,
+            matrix,
+            state.translation,
+            self._normals,
+            self.fitter.camera.intrinsics,
+            view.planes,
+            view.scale,
+            view.offset,
+            self.pattern.mean,
+            self.pattern.variance,
+        )
+        return quadratic(rows, errors)
 
     def read(self, view: FaceView, state: FaceFit) -> tuple[Float, Float]:
         """The pattern (N,) that the picture shows at the skin's points, and how well each is seen (N,)."""
         turned, matrix = self._posed(state)
-        value, _ = view.at(self.fitter.camera.project(turned + state.translation)[:, :2])
+        value = view.at(self.fitter.camera.project(turned + state.translation)[:, :2])
         return value, self._facing(matrix)
 
     def visible_share(self, view: FaceView, state: FaceFit) -> float:
@@ -215,7 +217,8 @@ class SkinFitter:
         return float((turned * alike).mean())
 
     def _posed(self, state: FaceFit) -> tuple[Float, Float]:
-        moved = (state.expression @ self._flat_fields).reshape(-1, 3)
+        weights = state.expression[self._order].astype(np.float32)
+        moved = (self._fields.reshape(-1, len(weights)) @ weights).reshape(-1, 3)
         matrix = rotation_matrix(state.rotation)
         return (self._neutral + moved) @ matrix.T, matrix
 
@@ -272,8 +275,8 @@ def _shape_change(
     fitter = skin.fitter
     basis = _depth_basis(fitter.model)
     count, free = len(basis), fitter.free_fields
-    landmark_fields = np.ascontiguousarray(np.concatenate([basis.transpose(1, 0, 2), free], axis=1))
-    point_fields = np.concatenate([skin_points().spread(basis).transpose(1, 0, 2), skin.free_fields], axis=1)
+    landmark_fields = np.concatenate([in_rows(basis), free], axis=2)
+    point_fields = np.concatenate([in_rows(skin_points().spread(basis)), skin.free_fields], axis=2)
     hessian = SHAPE_COST * len(fits) * np.eye(count)
     gradient = -hessian @ identity
     for face, view, fit in zip(faces, views, fits, strict=True):
@@ -331,22 +334,67 @@ def _parts() -> NDArray[np.bool_]:
     )
 
 
+@njit(inline="always")
+def _corner(planes, scale, offset, x, y):  # type: ignore[no-untyped-def]
+    """Where a pixel of the clip's picture lies in a view: upper left neighbor, shares of the right and lower ones."""
+    height, width = planes.shape[0], planes.shape[1]
+    across = min(max(scale * x + offset[0] - 0.5, 0.0), width - 1.0)
+    down = min(max(scale * y + offset[1] - 0.5, 0.0), height - 1.0)
+    column, row = min(int(across), width - 2), min(int(down), height - 2)
+    return row, column, across - column, down - row
+
+
+@njit(inline="always")
+def _between(planes, row, column, right, below, k):  # type: ignore[no-untyped-def]
+    top = planes[row, column, k] * (1 - right) + planes[row, column + 1, k] * right
+    bottom = planes[row + 1, column, k] * (1 - right) + planes[row + 1, column + 1, k] * right
+    return top * (1 - below) + bottom * below
+
+
 @njit(cache=True, nogil=True)
-def _jacobian(fields, turned, placed, slope, matrix):  # type: ignore[no-untyped-def]
-    """Derivatives (N, M + 6) of the value at each point by the fields' weights, the head's turn and its shift."""
-    count, shapes = fields.shape[0], fields.shape[1]
-    result = np.empty((count, shapes + 6), dtype=np.float32)
+def _values(planes, scale, offset, pixels):  # type: ignore[no-untyped-def]
+    values = np.empty(len(pixels))
+    for n in range(len(pixels)):
+        row, column, right, below = _corner(planes, scale, offset, pixels[n, 0], pixels[n, 1])
+        values[n] = _between(planes, row, column, right, below, 0)
+    return values
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _picture_errors(  # type: ignore[no-untyped-def]
+    fields, turned, matrix, translation, normals, camera, planes, scale, offset, mean, variance
+):
+    """Weighted errors (N,) of the pattern at each point, and their derivatives (N, M + 6) by the fields' weights, the
+    head's turn and its shift."""
+    count, shapes = fields.shape[0], fields.shape[2]
+    rows, errors = np.empty((count, shapes + 6), np.float32), np.empty(count, np.float32)
     for n in range(count):
-        z = placed[n, 2]
-        x, y = slope[n, 0] / z, slope[n, 1] / z
-        d = -(x * placed[n, 0] + y * placed[n, 1]) / z
-        a = x * matrix[0, 0] + y * matrix[1, 0] + d * matrix[2, 0]
-        b = x * matrix[0, 1] + y * matrix[1, 1] + d * matrix[2, 1]
-        c = x * matrix[0, 2] + y * matrix[1, 2] + d * matrix[2, 2]
+        px, py, pz = (
+            turned[n, 0] + translation[0],
+            turned[n, 1] + translation[1],
+            turned[n, 2] + translation[2],
+        )
+        row, column, right, below = _corner(
+            planes, scale, offset, camera[0] * px / pz + camera[1], camera[0] * py / pz + camera[2]
+        )
+        error = mean[n] - _between(planes, row, column, right, below, 0)
+        spread = variance[n] + LEAST_VARIANCE
+        ahead = normals[n, 0] * matrix[2, 0] + normals[n, 1] * matrix[2, 1] + normals[n, 2] * matrix[2, 2]
+        facing = min(max(-ahead / 0.3 - 0.3, 0.0), 1.0)
+        weight = np.sqrt(PICTURE_WEIGHT * facing / spread) / (1 + error**2 / spread / OUTLIER**2)
+        slope = weight * scale * camera[0] / pz
+        x = slope * _between(planes, row, column, right, below, 1)
+        y = slope * _between(planes, row, column, right, below, 2)
+        d = -(x * px + y * py) / pz
+        a = np.float32(x * matrix[0, 0] + y * matrix[1, 0] + d * matrix[2, 0])
+        b = np.float32(x * matrix[0, 1] + y * matrix[1, 1] + d * matrix[2, 1])
+        c = np.float32(x * matrix[0, 2] + y * matrix[1, 2] + d * matrix[2, 2])
+        result, along, down, away = rows[n], fields[n, 0], fields[n, 1], fields[n, 2]
         for k in range(shapes):
-            result[n, k] = a * fields[n, k, 0] + b * fields[n, k, 1] + c * fields[n, k, 2]
-        result[n, shapes] = turned[n, 1] * d - turned[n, 2] * y
-        result[n, shapes + 1] = turned[n, 2] * x - turned[n, 0] * d
-        result[n, shapes + 2] = turned[n, 0] * y - turned[n, 1] * x
-        result[n, shapes + 3], result[n, shapes + 4], result[n, shapes + 5] = x, y, d
-    return result
+            result[k] = a * along[k] + b * down[k] + c * away[k]
+        result[shapes] = turned[n, 1] * d - turned[n, 2] * y
+        result[shapes + 1] = turned[n, 2] * x - turned[n, 0] * d
+        result[shapes + 2] = turned[n, 0] * y - turned[n, 1] * x
+        result[shapes + 3], result[shapes + 4], result[shapes + 5] = x, y, d
+        errors[n] = weight * error
+    return rows, errors

@@ -126,7 +126,7 @@ class _Anchor:
 
 
 class ZoneTracker:
-    """Call `step` for every picture in order; all of one size. `begin` before it saves time."""
+    """Call `step` for every picture in order; all of one size. `begin` and `find_person` before it save time."""
 
     def __init__(self, matting: MatteBackend | None = None) -> None:
         self._matting = matting
@@ -139,6 +139,13 @@ class ZoneTracker:
         self._alike = np.ones(ZONE_COUNT)
         self._helper = ThreadPoolExecutor(1, thread_name_prefix="hair and shoulders")
         self._coming: Future[_Seen] | None = None
+        self._matte: Future[NDArray[np.float32]] | None = None
+
+    def find_person(self, image: Image) -> None:
+        """Start to separate the person of the picture that the next `step` is for, on another thread, if it is the
+        first."""
+        if self._window is None:
+            self._matte = self._helper.submit(self._matted, image)
 
     def begin(self, image: Image) -> None:
         """Start to look at the picture that the next `step` is for, on another thread: no face is needed for it."""
@@ -177,8 +184,9 @@ class ZoneTracker:
     def _anchored(self, image: Image, grey: NDArray[np.uint8], places: ZonePlaces) -> ZonePlaces:
         """The picture becomes the anchor; the first one stays, the others are forgotten."""
         assert self._window is not None
-        self._matting = self._matting or MediaPipeMatte()
-        alpha = self._window.cut(np.round(self._matting.matte(image) * 255).astype(np.uint8))
+        matte = self._matte.result() if self._matte is not None else self._matted(image)
+        self._matte = None
+        alpha = self._window.cut(np.round(matte * 255).astype(np.uint8))
         person = alpha.astype(np.float32) / np.float32(255)
         half = np.asarray(cv2.resize(person, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA), np.float32)
         at = self._window.to_work(places.pixels)
@@ -190,6 +198,10 @@ class ZoneTracker:
         self._anchors.append(_Anchor(grey, anchor, half, share, _patches(grey, at)))
         self._flow, self._age, self._alike = None, 0, np.ones(ZONE_COUNT)
         return replace(places, certainty=certainty * places.certainty)
+
+    def _matted(self, image: Image) -> NDArray[np.float32]:
+        self._matting = self._matting or MediaPipeMatte()
+        return self._matting.matte(image)
 
     def _seen(self, image: Image) -> _Seen:
         """A picture seen from the newest anchor, begun with the flow of the picture before."""
