@@ -97,6 +97,10 @@ class Origin:
     problems: tuple[str, ...] = ()
     stamped: str = ""
 
+    def said(self, name: str) -> str:
+        """A value of our own statement, or ''."""
+        return str((self.own or {}).get(name) or "")
+
 
 NO_ORIGIN: Final = Origin("none")
 
