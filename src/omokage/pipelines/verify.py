@@ -1,4 +1,4 @@
-"""`omokage verify`: what pictures, videos and sounds say of where they come from. MAIN: `verify`.
+"""`omokage verify`: what pictures, videos, sounds and avatar files say of where they come from. MAIN: `verify`.
 
 No file is changed and no socket is opened. What is not found is told as 'no mark found', never as 'real'.
 """
@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
-from omokage.errors import InputError, MediaError
+from omokage.errors import ConsentError, InputError, MediaError
 from omokage.media.clip import Image
 from omokage.media.decode import probe, read_frames, read_image
 from omokage.media.metadata import read_comment
-from omokage.media.source import PICTURE, SOUND_DEMUXERS, VIDEO_DEMUXERS, sniff
+from omokage.media.source import PICTURE, SOUND_DEMUXERS, sniff
+from omokage.pipelines.verify_avatar import AvatarFile
+from omokage.pipelines.verify_consent import consent_for, consent_named
 from omokage.pipelines.verify_report import (
     VERDICTS,
     PrivateMark,
@@ -28,7 +29,6 @@ from omokage.pipelines.verify_report import (
 )
 from omokage.pipelines.verify_sound import listen
 from omokage.threads import one_blas_thread
-from omokage.trust.consents import all_records, revoked
 from omokage.trust.fingerprint_search import Copy
 from omokage.trust.mark_key import installation_key, key_path, read_key
 from omokage.trust.mark_pattern import PRIVATE_BITS, PRODUCT, PUBLIC_BITS, PUBLIC_KEY, chips_of
@@ -42,7 +42,7 @@ from omokage.trust.mark_search import (
     find,
 )
 from omokage.trust.marking import id_text, pattern_key
-from omokage.trust.origin import Origin, read_origin
+from omokage.trust.origin import read_origin
 from omokage.trust.recognition import recognised
 from omokage.trust.registry import renders_of
 from omokage.trust.sound_search import SoundFound
@@ -58,39 +58,60 @@ def verify(
 ) -> VerifyReport:
     """Look for the marks of omokage in a picture, video or sound, or in all of a folder and of the folders in it.
 
+    Avatar files, which carry none, are told as such.
+
     keys: files of other installations' keys, or of earlier ones, to look for besides this installation's own. Of a
     video 60 frames from its first 30 seconds are looked at, of sound the first two minutes listened to. Raises
-    MediaError for a single file that cannot be read, InputError for a folder without pictures or sounds and for a file
-    that is no key.
+    MediaError for a single file that cannot be read, InputError for a folder without any of these and for a file that
+    is no key, ConsentError when it is not known what was withdrawn.
     """
     path = Path(path)
     secrets = [read_key(Path(key)) for key in keys]
     if key_path().exists():
         secrets.append(installation_key())
     if not path.is_dir():
-        return VerifyReport((_verified(path, secrets),))
+        return VerifyReport((_told(path, secrets),))
     files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()]
-    shown = [file for file in files if _is_media(file)]
+    shown = [file for file in files if _is_known(file)]
     if not shown:
         raise InputError(
-            f"{path} holds no picture or video, and no sound; give a folder that does, or a file"
+            f"{path} holds no picture or video, no sound and no avatar file; give a folder that does, or a file"
         )
     found = []
     for done, file in enumerate(shown):
         on_progress(Progress("verifying", done, len(shown), file.name))
         try:
-            found.append(_verified(file, secrets))
-        except MediaError as error:
+            found.append(_told(file, secrets))
+        except ConsentError:
+            raise
+        except InputError as error:
             found.append(Verification(path=file, verdict="cannot be read", problem=str(error)))
     on_progress(Progress("verifying", len(shown), len(shown)))
     return VerifyReport(tuple(found), len(files) - len(shown))
 
 
-def _is_media(path: Path) -> bool:
+def _is_known(path: Path) -> bool:
     try:
-        return sniff(path) in (PICTURE, *VIDEO_DEMUXERS, *SOUND_DEMUXERS)
+        sniff(path)
     except MediaError:
-        return False
+        return _is_avatar(path)
+    return True
+
+
+def _is_avatar(path: Path) -> bool:
+    try:
+        return AvatarFile.read(path) is not None
+    except MediaError:  # damaged, or cannot be read: only what bears the name is told of
+        return path.suffix == ".avatar"
+
+
+def _told(path: Path, secrets: Sequence[bytes]) -> Verification:
+    avatar = AvatarFile.read(path)
+    if avatar is None:
+        return _verified(path, secrets)
+    return Verification(
+        path=path, verdict="avatar file", kind="avatar", avatar=avatar, consent=consent_for(avatar.media)
+    )
 
 
 def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
@@ -110,8 +131,10 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
         found = find(evidence.plane(), _keys(secrets))
     public, private, synchronisation = _marks(found)
     origin = read_origin(path)
+    own_consent = origin.said("consent") if origin.state == "trusted" else ""
     return Verification(
         path=path,
+        kind="picture" if kind == PICTURE else "video" if evidence.frame_count else "sound",
         verdict=max(_verdict(found), _verdict(heard.found if heard else ()), key=VERDICTS.index),
         public=public,
         private=private,
@@ -119,7 +142,7 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
         sound=SoundMarks(*_marks(heard.found), heard.seconds, heard.problem) if heard else None,
         disclosure=read_comment(path),
         origin=origin,
-        consent=_consent(origin),
+        consent=consent_named(own_consent) if own_consent else "",
         fingerprint=recognised(copy),
         frame_count=evidence.frame_count,
         width=size[0],
@@ -174,19 +197,3 @@ def _private_mark(found: Found | SoundFound) -> PrivateMark:
         return PrivateMark(None, (), found.score)
     render_id = id_text(found.payload)
     return PrivateMark(render_id, renders_of(render_id), found.score)
-
-
-def _consent(origin: Origin) -> str:
-    """How the consent stands now that a trusted origin names. Raises ConsentError for a damaged list of withdrawals."""
-    number = origin.said("consent") if origin.state == "trusted" else ""
-    if not number:
-        return ""
-    known = [record for record in all_records() if record.id == number]
-    if not known:
-        return f"{number[:12]}, which is not recorded on this machine"
-    today = datetime.now(UTC)
-    withdrawn = revoked(today).get(number)
-    if withdrawn:
-        return f"{number[:12]}, WITHDRAWN on {withdrawn}"
-    end = known[0].terms.end
-    return f"{number[:12]}, {'ended' if today.date().isoformat() > end else 'holds until'} {end}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from omokage.pipelines.verify_avatar import AvatarFile
 from omokage.trust.mark_pattern import PRODUCT
 from omokage.trust.mark_search import LEAST_SEARCHED_PX
 from omokage.trust.origin import NO_ORIGIN, Origin
@@ -15,9 +16,19 @@ from omokage.trust.registry import Render
 
 NOT_CHECKED: Final = ()
 NOTHING: Final = "no mark found; that does not tell how the {} came about"
+NO_KEY: Final = "private marks were not looked for: no key of an installation is here; --key gives one"
 UNLIKE: Final = (
     "BUT the picture does not look like that render: the mark was copied onto it, or most was cut away"
 )
+
+# https://cv.iptc.org/newscodes/digitalsourcetype/ in words, of the terms that are most often met.
+_MADE: Final = {
+    "trainedAlgorithmicMedia": "AI-generated: trainedAlgorithmicMedia",
+    "compositeWithTrainedAlgorithmicMedia": "partly AI-generated: compositeWithTrainedAlgorithmicMedia",
+    "compositeCapture": "put together from recordings: compositeCapture",
+    "digitalCapture": "recorded with a camera: digitalCapture",
+}
+_AVATAR: Final = "an avatar file; it carries no mark, the pictures and clips that are made with it do"
 
 _ORIGIN: Final = {
     "trusted": "whole, signed by {}",
@@ -26,7 +37,10 @@ _ORIGIN: Final = {
     "altered": "not whole: something was changed after it was signed",
 }
 
-Verdict = Literal["made with omokage", "mark present, id unreadable", "no mark found", "cannot be read"]
+Verdict = Literal[
+    "made with omokage", "mark present, id unreadable", "no mark found", "avatar file", "cannot be read"
+]
+Kind = Literal["picture", "video", "sound", "avatar", ""]
 VERDICTS: Final = ("no mark found", "mark present, id unreadable", "made with omokage")  # the strongest last
 
 
@@ -66,15 +80,17 @@ class SoundMarks:
 class Verification:
     """What was found in one file.
 
+    kind: '' where it was not read.  avatar: what an avatar file is worth here, of which nothing else is known.
     synchronisation: z of the marks' common pattern; from 8 on a mark is there.  disclosure: the comment in the file's
     metadata, which anybody can write or remove.  origin: the signed one.  consent: a sentence on the record that a
-    trusted origin names, as it stands now.  frame_count: how many were looked at.  problem: why it was not read.
-    private: None where no key is at hand.  sound: None where there is none.  fingerprint: what the register of this
-    machine knows that looks alike.
+    trusted origin names, or that an avatar rests on, as it stands now.  frame_count: how many were looked at.
+    problem: why it was not read.  private: None where no key is at hand.  sound: None where there is none.
+    fingerprint: what the register of this machine knows that looks alike.
     """
 
     path: Path
     verdict: Verdict
+    kind: Kind = ""
     public: PublicMark | None = None
     private: PrivateMark | None = None
     synchronisation: float = 0.0
@@ -87,6 +103,7 @@ class Verification:
     width: int = 0
     height: int = 0
     problem: str = ""
+    avatar: AvatarFile | None = None
 
     @property
     def looks_like_its_render(self) -> bool | None:
@@ -100,6 +117,7 @@ class Verification:
         sound = self.sound
         return {
             "file": str(self.path),
+            "kind": self.kind or None,
             "verdict": self.verdict,
             **_marks_json(self.public, self.private, looks_like_it=self.looks_like_its_render),
             "sound": sound
@@ -113,6 +131,7 @@ class Verification:
             "disclosure": self.disclosure or None,
             "origin": {
                 "state": self.origin.state,
+                "has_place": self.origin.has_place,
                 "signer": self.origin.signer or None,
                 "software": self.origin.software or None,
                 "source_type": self.origin.source_type or None,
@@ -125,13 +144,17 @@ class Verification:
             "frames": self.frame_count,
             "width": self.width,
             "height": self.height,
+            "avatar_file": self.avatar and self.avatar.to_json(),
             "problem": self.problem or None,
             "not_checked": list(NOT_CHECKED),
         }
 
     def to_text(self) -> str:
         if self.problem:
-            return f"{self.path}: {self.problem}"
+            return self.problem if str(self.path) in self.problem else f"{self.path}: {self.problem}"
+        if self.avatar is not None:
+            lines = [f"{self.path}: {_AVATAR}", *(f"  {line}" for line in self.avatar.lines())]
+            return "\n".join(lines + ([f"  consent: {self.consent}"] if self.consent else []))
         nothing = NOTHING.format("picture" if self.frame_count else "sound")
         lines = [f"{self.path}: {nothing if self.verdict == 'no mark found' else self.verdict}"]
         lines += _mark_lines(self.public, self.private)
@@ -139,6 +162,9 @@ class Verification:
         if self.sound is not None:
             lines += _mark_lines(self.sound.public, self.sound.private, " in the sound")
             lines += [f"  {self.sound.problem}"] if self.sound.problem else []
+        lines += [f"  {line}" for line in self._unmarked_parts()]
+        if self.private is None:
+            lines.append(f"  {NO_KEY}")
         lines += [f"  {line}" for line in self.fingerprint.lines()]
         lines += [f"  {line}" for line in _origin_lines(self.origin)]
         if self.consent:
@@ -151,10 +177,23 @@ class Verification:
             )
         return "\n".join(lines)
 
+    def _unmarked_parts(self) -> Iterator[str]:
+        """Of a video with sound of which one has a mark: the other may have been put to it."""
+        if self.sound is None or not self.frame_count:
+            return
+        marked = [_is_read(self.public, self.private), _is_read(self.sound.public, self.sound.private)]
+        if marked == [False, True]:
+            yield "no mark is read in the pictures: they may be from elsewhere"
+        if marked == [True, False]:
+            yield (
+                f"no mark is read in the sound ({self.sound.seconds:.0f} s were listened to): it may be from "
+                "elsewhere, or be silent or short"
+            )
+
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """The files that were looked at, and how many of a folder are no pictures, videos or sounds."""
+    """The files that were looked at, and how many of a folder are no pictures, videos, sounds or avatar files."""
 
     files: tuple[Verification, ...]
     skipped: int = 0
@@ -163,8 +202,9 @@ class VerifyReport:
     def exit_code(self) -> int:
         """0: a mark of omokage in every file; 1: not in every file, or one was altered; 2: a file cannot be read."""
         verdicts = {file.verdict for file in self.files}
+        is_unmarked = bool(verdicts & {"no mark found", "avatar file"})
         is_altered = any(file.origin.state in ("altered", "expired") for file in self.files)
-        return 2 if "cannot be read" in verdicts else 1 if "no mark found" in verdicts or is_altered else 0
+        return 2 if "cannot be read" in verdicts else 1 if is_unmarked or is_altered else 0
 
     def to_json(self) -> dict[str, Any]:
         return {"files": [file.to_json() for file in self.files], "skipped": self.skipped}
@@ -172,7 +212,9 @@ class VerifyReport:
     def to_text(self) -> str:
         lines = [file.to_text() for file in self.files]
         if self.skipped:
-            lines.append(f"(not looked at, as no pictures or videos: {self.skipped})")
+            lines.append(
+                f"(not looked at, as no avatar files, no sounds and no pictures or videos: {self.skipped})"
+            )
         return "\n".join(lines)
 
 
@@ -193,6 +235,12 @@ def _marks_json(public: PublicMark | None, private: PrivateMark | None, **more: 
     }
 
 
+def _is_read(public: PublicMark | None, private: PrivateMark | None) -> bool:
+    return (public is not None and public.product is not None) or (
+        private is not None and private.render_id is not None
+    )
+
+
 def _mark_lines(public: PublicMark | None, private: PrivateMark | None, where: str = "") -> Iterator[str]:
     if public is not None and public.product is not None:
         yield f"  public mark{where}: {_product(public)}"
@@ -211,12 +259,12 @@ def _product(mark: PublicMark) -> str:
 
 def _origin_lines(origin: Origin) -> Iterator[str]:
     if origin.state == "none":
-        yield "no signed origin"
+        yield "no signed origin" + ("" if origin.has_place else ": this kind of file has no place for one")
     else:
         yield f"signed origin: {_ORIGIN[origin.state].format(origin.signer)}"
         if origin.state == "trusted":
             made = origin.source_type.rpartition("/")[2]
-            yield f"  says: by {origin.software}, {made}" + (
+            yield f"  says: by {origin.software}, {_MADE.get(made, made)}" + (
                 f", for {p}" if (p := origin.said("purpose")) else ""
             )
     if origin.stamped:

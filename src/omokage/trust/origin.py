@@ -30,6 +30,20 @@ MEDIA_TYPES: Final = {
 }
 OWN_LABEL: Final = "org.omokage.provenance"
 OWN_VERSION: Final = 1
+# Kinds of files that a manifest may lie in, of whoever wrote it: where in the file its first bytes are.
+_SIGNATURES: Final = (
+    (4, b"ftyp", "video/mp4"),
+    (0, b"\x89PNG\r\n\x1a\n", "image/png"),
+    (0, b"\xff\xd8\xff", "image/jpeg"),
+    (8, b"WAVE", "audio/wav"),
+    (0, b"ID3", "audio/mpeg"),
+    (0, b"fLaC", "audio/flac"),
+    (8, b"AVI ", "video/avi"),
+    (8, b"WEBP", "image/webp"),
+    (0, b"GIF8", "image/gif"),
+    (0, b"II*\0", "image/tiff"),
+    (0, b"MM\0*", "image/tiff"),
+)
 # The boxes that the encoder and the signature write; others, which no hash covers, could carry anything.
 _KNOWN_BOXES: Final = ("ftyp", "uuid", "moov", "mdat", "free", "wide")
 _LARGEST_FREE_BOX: Final = 16  # bytes: what an encoder leaves between index and data
@@ -86,7 +100,7 @@ class Origin:
     signed by somebody else; 'expired' when whole, but the certificate has ended and no trusted time stamp says that it
     was signed before; 'altered' when not whole; 'none' when there is none.  own: our own statement, empty when there is
     none.  problems: what the check found, and boxes of the container that no signature covers.  stamped: when it was
-    signed by a trusted time stamp (ISO 8601), or empty.
+    signed by a trusted time stamp (ISO 8601), or empty.  has_place: whether that kind of file can hold one.
     """
 
     state: State
@@ -96,6 +110,7 @@ class Origin:
     own: dict[str, Any] | None = None
     problems: tuple[str, ...] = ()
     stamped: str = ""
+    has_place: bool = True
 
     def said(self, name: str) -> str:
         """A value of our own statement, or ''."""
@@ -103,6 +118,7 @@ class Origin:
 
 
 NO_ORIGIN: Final = Origin("none")
+NO_PLACE: Final = Origin("none", has_place=False)
 
 
 def sign_origin(
@@ -202,7 +218,7 @@ def _read_origin(path: Path, roots: bytes) -> Origin:
     with path.open("rb") as file:
         media_type = _kind(file)
         if media_type is None:
-            return NO_ORIGIN
+            return NO_PLACE
         hidden = tuple(_unknown_boxes(file)) if media_type == "video/mp4" else ()
         file.seek(0)
         try:
@@ -258,13 +274,9 @@ def _settings(roots: bytes) -> dict[str, Any]:
 
 
 def _kind(file: BinaryIO) -> str | None:
-    """By its first bytes, never by its name."""
+    """By its first bytes, never by its name; None for a kind that has no place for a manifest."""
     head = file.read(12)
-    if head[4:8] == b"ftyp":
-        return "video/mp4"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    return "image/jpeg" if head.startswith(b"\xff\xd8\xff") else None
+    return next((kind for at, start, kind in _SIGNATURES if head[at:].startswith(start)), None)
 
 
 def _unknown_boxes(file: BinaryIO) -> Iterator[str]:
