@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ from omokage.media.decode import probe, read_frames, read_image
 from omokage.media.metadata import read_comment
 from omokage.media.source import PICTURE, SOUND_DEMUXERS, sniff
 from omokage.pipelines.verify_avatar import AvatarFile
-from omokage.pipelines.verify_consent import consent_for, consent_named
+from omokage.pipelines.verify_consent import consent_for, consent_named, consent_of_render
 from omokage.pipelines.verify_report import (
     VERDICTS,
     PrivateMark,
@@ -131,8 +132,7 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
         found = find(evidence.plane(), _keys(secrets))
     public, private, synchronisation = _marks(found)
     origin = read_origin(path)
-    own_consent = origin.said("consent") if origin.state == "trusted" else ""
-    return Verification(
+    seen = Verification(
         path=path,
         kind="picture" if kind == PICTURE else "video" if evidence.frame_count else "sound",
         verdict=max(_verdict(found), _verdict(heard.found if heard else ()), key=VERDICTS.index),
@@ -142,12 +142,23 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
         sound=SoundMarks(*_marks(heard.found), heard.seconds, heard.problem) if heard else None,
         disclosure=read_comment(path),
         origin=origin,
-        consent=consent_named(own_consent) if own_consent else "",
         fingerprint=recognised(copy),
         frame_count=evidence.frame_count,
         width=size[0],
         height=size[1],
     )
+    return replace(seen, consent=_consent(seen))
+
+
+def _consent(seen: Verification) -> str:
+    """Of the record that a trusted origin names; where that was cut off, that the marked render rests on."""
+    number = seen.origin.said("consent") if seen.origin.state == "trusted" else ""
+    if number:
+        return consent_named(number)
+    sound = seen.sound.private if seen.sound else None
+    own = None if seen.looks_like_its_render is False else seen.private
+    renders = dict.fromkeys(mark.render_id for mark in (own, sound) if mark is not None and mark.render_id)
+    return "; ".join(said for render_id in renders if (said := consent_of_render(render_id)))
 
 
 def _pictures(path: Path) -> Iterator[tuple[Image, float, bool]]:

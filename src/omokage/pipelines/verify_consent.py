@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
+from omokage.trust import consents
 from omokage.trust.consent import Consent
-from omokage.trust.consents import all_records, recorded_for, revoked
+from omokage.trust.published import consents_of
 
 
 def consent_named(number: str) -> str:
     """Of the record with this number. Raises ConsentError for a damaged list of withdrawals."""
-    for record in all_records():
+    for record in consents.all_records():
         if record.id == number:
             return _state(record)[1]
     return f"{number[:12]}, which is not recorded on this machine"
+
+
+def consent_of_render(render_id: str) -> str:
+    """Of the record that a render of this installation rests on, by the audit log; '' for one that it does not know.
+
+    Raises ConsentError for a damaged list of withdrawals, AuditError for a log that cannot be read.
+    """
+    return "; ".join(map(consent_named, consents_of(render_id)))
 
 
 def consent_for(media: Iterable[str]) -> str:
@@ -26,7 +35,7 @@ def consent_for(media: Iterable[str]) -> str:
 
 
 def _consent_for_one(medium: str) -> str:
-    states = [_state(record) for record in recorded_for(medium)]
+    states = [_state(record) for record in consents.recorded_for(medium)]
     if not states:
         return f"nobody's is recorded on this machine for the recording {medium[:12]}"
     return next((said for holds, said in states if holds), states[0][1])
@@ -35,7 +44,7 @@ def _consent_for_one(medium: str) -> str:
 def _state(record: Consent) -> tuple[bool, str]:
     """Whether it holds, and a sentence."""
     today = datetime.now(UTC)
-    withdrawn, end = revoked(today).get(record.id), record.terms.end
+    withdrawn, end = consents.revoked(today).get(record.id), record.terms.end
     if withdrawn:
         return False, f"{record.id[:12]}, WITHDRAWN on {withdrawn}"
     has_ended = today.date().isoformat() > end

@@ -83,9 +83,9 @@ class Verification:
     kind: '' where it was not read.  avatar: what an avatar file is worth here, of which nothing else is known.
     synchronisation: z of the marks' common pattern; from 8 on a mark is there.  disclosure: the comment in the file's
     metadata, which anybody can write or remove.  origin: the signed one.  consent: a sentence on the record that a
-    trusted origin names, or that an avatar rests on, as it stands now.  frame_count: how many were looked at.
-    problem: why it was not read.  private: None where no key is at hand.  sound: None where there is none.
-    fingerprint: what the register of this machine knows that looks alike.
+    trusted origin names, or else that a marked render of this installation or an avatar rests on, as it stands now.
+    frame_count: how many were looked at.  problem: why it was not read.  private: None where no key is at hand.
+    sound: None where there is none.  fingerprint: what the register of this machine knows that looks alike.
     """
 
     path: Path
