@@ -128,6 +128,9 @@ def test_verify_knows_the_consent_of_a_copy_without_its_origin(tmp_path: Path) -
     copy = tmp_path / "copy.bmp"
     PIL.Image.open(released.path).convert("RGB").save(copy)
     (report,) = omokage.verify(copy).files
-    assert report.origin.state == "none" and f"consent: {record.id[:12]}, holds until" in report.to_text()
+    assert (
+        report.origin.state == "none"
+        and f"consent of the marked render: {record.id[:12]}, holds until" in report.to_text()
+    )
     consents.revoke(record, "")
     assert "WITHDRAWN on" in omokage.verify(copy).to_text()

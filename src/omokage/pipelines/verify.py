@@ -147,14 +147,13 @@ def _verified(path: Path, secrets: Sequence[bytes]) -> Verification:
         width=size[0],
         height=size[1],
     )
-    return replace(seen, consent=_consent(seen))
+    if origin.state == "trusted" and (number := origin.said("consent")):
+        return replace(seen, consent=consent_named(number))
+    return replace(seen, consent_of_render=_consent_of_render(seen))
 
 
-def _consent(seen: Verification) -> str:
-    """Of the record that a trusted origin names; where that was cut off, that the marked render rests on."""
-    number = seen.origin.said("consent") if seen.origin.state == "trusted" else ""
-    if number:
-        return consent_named(number)
+def _consent_of_render(seen: Verification) -> str:
+    """Where no trusted origin names one: of the record that the marked render rests on."""
     sound = seen.sound.private if seen.sound else None
     own = None if seen.looks_like_its_render is False else seen.private
     renders = dict.fromkeys(mark.render_id for mark in (own, sound) if mark is not None and mark.render_id)

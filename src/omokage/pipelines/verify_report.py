@@ -35,6 +35,7 @@ _ORIGIN: Final = {
     "unknown signer": "whole, signed by {}, whose root is not trusted here",
     "expired": "whole, signed by {}, whose certificate has ended; no time stamp says that it was signed before",
     "altered": "not whole: something was changed after it was signed",
+    "cannot be read": "it is not known whether there is one, because its reader broke down over this file",
 }
 
 Verdict = Literal[
@@ -83,7 +84,8 @@ class Verification:
     kind: '' where it was not read.  avatar: what an avatar file is worth here, of which nothing else is known.
     synchronisation: z of the marks' common pattern; from 8 on a mark is there.  disclosure: the comment in the file's
     metadata, which anybody can write or remove.  origin: the signed one.  consent: a sentence on the record that a
-    trusted origin names, or else that a marked render of this installation or an avatar rests on, as it stands now.
+    trusted origin names, or that an avatar rests on, as it stands now.  consent_of_render: without such an origin, on
+    that which the marked render rests on by the audit log.
     frame_count: how many were looked at.  problem: why it was not read.  private: None where no key is at hand.
     sound: None where there is none.  fingerprint: what the register of this machine knows that looks alike.
     """
@@ -98,6 +100,7 @@ class Verification:
     disclosure: str = ""
     origin: Origin = NO_ORIGIN
     consent: str = ""
+    consent_of_render: str = ""
     fingerprint: Recognition = NOTHING_ALIKE
     frame_count: int = 0
     width: int = 0
@@ -140,6 +143,7 @@ class Verification:
                 "stamped": self.origin.stamped or None,
             },
             "consent": self.consent or None,
+            "consent_of_render": self.consent_of_render or None,
             "fingerprint": self.fingerprint.to_json(),
             "frames": self.frame_count,
             "width": self.width,
@@ -169,6 +173,8 @@ class Verification:
         lines += [f"  {line}" for line in _origin_lines(self.origin)]
         if self.consent:
             lines.append(f"  consent: {self.consent}")
+        if self.consent_of_render:
+            lines.append(f"  consent of the marked render: {self.consent_of_render}")
         if self.disclosure:
             lines.append(f"  metadata (anybody can write it): {self.disclosure}")
         if self.frame_count and min(self.width, self.height) < LEAST_SEARCHED_PX:
@@ -203,7 +209,7 @@ class VerifyReport:
         """0: a mark of omokage in every file; 1: not in every file, or one was altered; 2: a file cannot be read."""
         verdicts = {file.verdict for file in self.files}
         is_unmarked = bool(verdicts & {"no mark found", "avatar file"})
-        is_altered = any(file.origin.state in ("altered", "expired") for file in self.files)
+        is_altered = any(file.origin.state in ("altered", "expired", "cannot be read") for file in self.files)
         return 2 if "cannot be read" in verdicts else 1 if is_unmarked or is_altered else 0
 
     def to_json(self) -> dict[str, Any]:
