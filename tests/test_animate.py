@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -39,7 +40,9 @@ from omokage.media.audio import read_audio
 from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.pipelines.animate import AnimateConfig, animate
+from omokage.pipelines.animate_guard import asked_by_networks
 from omokage.pipelines.speech_track import read_speech
+from omokage.talking.blocks import Block
 from omokage.talking.caches import Conditions
 from omokage.talking.conditions.identity import ZeroIdentity
 from omokage.talking.conditions.portrait import first_motion, to_image
@@ -299,6 +302,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from omokage.pipelines.animate import AnimateConfig, animate
+from omokage.pipelines.animate_guard import asked_by_networks
 torch.set_num_threads(1)
 portrait, speech, output, weights = map(Path, sys.argv[1:])
 def die(progress):
@@ -348,6 +352,79 @@ def test_a_withdrawal_while_it_works_leaves_nothing(
             on_progress=withdraw,
         )
     assert "window-00000.safetensors" in kept and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+def test_a_withdrawal_within_a_long_step_does_not_wait_for_its_end(
+    weights: Path,
+    portrait: Path,
+    speech: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    is_compiled: bool,
+) -> None:
+    """A layer takes 30 s by the guard's clock, and it is withdrawn in the first layer of the second step."""
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("home")))
+    now_s, forward = [0.0], Block.forward
+    monkeypatch.setattr(guard.Guard, "__init__", with_clock(lambda: now_s[0]))
+    monkeypatch.setattr(pipeline, "compile_layers", lambda *_: None)  # where hooks are put is what differs
+    withdrawn_s: list[float] = []
+    done: list[float] = []
+
+    def slow(block: Block, *args: Any, **kwargs: Any) -> Any:
+        if done and done[-1] == 1 and not withdrawn_s:
+            withdrawn_s.append(now_s[0])
+            for record in consents.all_records():
+                consents.revoke(record, "asked to stop")
+        now_s[0] += 30
+        return forward(block, *args, **kwargs)
+
+    monkeypatch.setattr(Block, "forward", slow)
+
+    def note(report: Progress) -> None:
+        if report.stage == "animating":
+            done.append(report.done)
+
+    with pytest.raises(ConsentError, match=r"stopped: .* the consent was withdrawn on"):
+        animate(
+            portrait,
+            speech,
+            output=tmp_path / "out.mp4",
+            config=settings(weights, compile=is_compiled),
+            on_progress=note,
+        )
+    assert withdrawn_s and now_s[0] - withdrawn_s[0] <= 30 and done[-1] == 1
+    assert list(tmp_path.iterdir()) == []
+    assert not module_hooks()
+
+
+def with_clock(clock: Callable[[], float]) -> Callable[..., None]:
+    made = guard.Guard.__init__
+
+    def init(self: guard.Guard, *permits: Any) -> None:
+        made(self, *permits, clock=clock)
+
+    return init
+
+
+def module_hooks() -> dict[int, Any]:
+    """That are asked by every network of this process."""
+    return dict(torch.nn.modules.module._global_forward_pre_hooks)
+
+
+def test_networks_of_other_threads_are_not_stopped() -> None:
+    def refuse() -> None:
+        raise ConsentError("withdrawn")
+
+    layer, seen = torch.nn.Linear(2, 2), list[torch.Tensor]()
+    with asked_by_networks(refuse):
+        other = threading.Thread(target=lambda: seen.append(layer(torch.ones(1, 2))))
+        other.start()
+        other.join()
+        with pytest.raises(ConsentError):
+            layer(torch.ones(1, 2))
+    assert len(seen) == 1 and not module_hooks()
 
 
 def test_a_stop_leaves_finished_windows_or_nothing(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
@@ -18,15 +21,19 @@ from clips import beep, moving_disc
 from omokage.avatar.bundle import Avatar
 from omokage.config import Progress
 from omokage.errors import ConsentError
-from omokage.media.clip import SoundFormat, SoundingFrame
+from omokage.media.clip import Frame, SoundFormat, SoundingFrame
 from omokage.media.decode import probe, read_frames
 from omokage.pipelines import learn_speech as learning
+from omokage.pipelines.live_reenact import LiveReenactor
 from omokage.pipelines.live_speaker import LiveSpeaker
 from omokage.pipelines.reenact import Performer, ReenactConfig, performer_of, reenact
 from omokage.pipelines.speak import SpeakConfig, speak
 from omokage.pipelines.stand_in import stand_in
 from omokage.pipelines.window_files import WindowFiles
 from omokage.pipelines.work import Work
+from omokage.render.retarget import Rest
+from omokage.tracking.face_track import FRAME_ARRAYS, FaceTrack
+from omokage.tracking.tracker import FaceState
 from omokage.trust import consents, guard
 from omokage.trust.audit_report import last_rows
 from omokage.trust.consent import Consent, Medium, Terms, Use, new_consent
@@ -267,6 +274,60 @@ def test_a_live_speaker_stops(performer: Performer, asked_at_every_step: None) -
             if taken == 3:
                 consents.revoke(performer.permit.consent, "")
     assert taken == 3
+
+
+class StandingStill:
+    """A tracker that sees the avatar's own movement."""
+
+    def __init__(self, track: FaceTrack) -> None:
+        self.track, self.subject, self.camera = track, track.subject, track.camera
+
+    @contextmanager
+    def streaming(self) -> Iterator[StandingStill]:
+        yield self
+
+    def step(self, frame: Frame) -> FaceState:
+        row: dict[str, Any] = {name: getattr(self.track, name)[0] for name in FRAME_ARRAYS}
+        return FaceState(**row | {"is_tracked": True})
+
+
+def reenactor(anna: Avatar) -> LiveReenactor:
+    still: Any = StandingStill(anna.track)
+    return LiveReenactor(
+        anna, ReenactConfig(runtime="torch"), driving_rest=Rest.of(anna.track), tracker=still
+    )
+
+
+def camera() -> Iterator[Frame]:
+    for index in itertools.count():
+        yield Frame(index, index / 25, np.zeros((64, 64, 3), np.uint8))
+
+
+def test_live_reenactment_stops_with_all_its_threads(anna: Avatar, asked_at_every_step: None) -> None:
+    record, before = agree(), threading.active_count()
+    live, taken = reenactor(anna), 0
+    assert live.release.consent == record.id and live.release.avatar == ANNA
+    # Whoever handles the error holds its traceback: nothing may run on meanwhile.
+    with pytest.raises(ConsentError, match=STOPPED) as held:
+        for _ in live.run(camera(), keep_all=True):
+            taken += 1
+            if taken == 3:
+                consents.revoke(record, "")
+    # The source's own thread ends with the frame that it is at.
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and "pydev" not in thread.name:
+            thread.join(timeout=10)
+            assert not thread.is_alive()
+    assert held.value and taken == 3 and threading.active_count() <= before
+    with pytest.raises(ConsentError, match="withdrawn"):
+        next(live.run(camera()))
+    with pytest.raises(ConsentError, match="withdrawn"):
+        reenactor(anna)
+
+
+def test_live_reenactment_without_a_consent_never_begins(anna: Avatar) -> None:
+    with pytest.raises(ConsentError, match="nobody's consent is recorded"):
+        reenactor(anna)
 
 
 def test_learning_to_speak_stops_and_leaves_the_avatar_as_it_was(

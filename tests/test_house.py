@@ -38,6 +38,7 @@ PUBLIC = [
     "FaceTrack",
     "InputError",
     "InternalError",
+    "LiveReenactor",
     "LiveSpeaker",
     "MediaError",
     "MissingDependencyError",

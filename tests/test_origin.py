@@ -5,11 +5,13 @@ from __future__ import annotations
 import http.server
 import io
 import json
+import re
 import stat
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import av
 import c2pa
@@ -21,11 +23,16 @@ import skimage.data
 from clips import make_clip
 from omokage.cli import app as cli
 from omokage.errors import InputError, OutputError
+from omokage.media import metadata, sandbox
+from omokage.media.limits import InputLimits, use_input_limits
+from omokage.media.manifest import Manifest
+from omokage.media.records import RawManifest
 from omokage.pipelines.verify import verify
+from omokage.pipelines.verify_report import Verification, VerifyReport
 from omokage.trust import consents
 from omokage.trust import identity as identity_module
 from omokage.trust.identity import identity, trust_root
-from omokage.trust.origin import MEDIA_TYPES, OriginClaim, read_origin, sign_origin
+from omokage.trust.origin import MEDIA_TYPES, OriginClaim, origin_of, read_origin, sign_origin
 from omokage.trust.release import ReleaseConfig, release_image
 
 CLAIM = OriginClaim(
@@ -71,6 +78,62 @@ def test_what_is_signed_here_is_trusted_here(tmp_path: Path, suffix: str) -> Non
     assert (origin.own["consent"], origin.own["sources"]) == (CLAIM.consent, list(CLAIM.sources))
     assert [p.name for p in tmp_path.iterdir() if p.name != "home"] == [path.name]
     assert path.stat().st_size < before + 10_000  # no thumbnail of anybody
+
+
+def test_a_strangers_manifest_is_read_in_the_decoders_process(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same is said, and nothing of it is read in this process, where files and sockets are open."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it was read in this process")
+
+    monkeypatch.setattr(c2pa, "Reader", refuse)
+    assert read_origin(clip).state == "trusted"
+    with (
+        use_input_limits(InputLimits(is_sandboxed=False)),
+        pytest.raises(AssertionError, match="this process"),
+    ):
+        read_origin(clip)
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"it broke down \(status -11\)"),
+        ("import time; time.sleep(60)", r"it gave nothing for 0\.5 s"),
+        ("print('{}', flush=True)", "gave no sensible answer"),
+    ],
+)
+def test_a_reader_that_breaks_down_is_one_sentence(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, code: str, sentence: str
+) -> None:
+    monkeypatch.setattr(sandbox, "_command", lambda request: [sys.executable, "-c", code, request])
+    with use_input_limits(InputLimits(silence_s=0.5)):
+        origin = read_origin(clip)
+    assert origin.state == "cannot be read" and len(origin.problems) == 1
+    assert re.search(sentence, origin.problems[0]) and "\n" not in origin.problems[0]
+    said = Verification(path=clip, verdict="no mark found", origin=origin)
+    assert "signed origin: it is not known whether there is one" in said.to_text()
+    assert VerifyReport((said,)).exit_code == 1
+
+
+@pytest.mark.parametrize("store", ["{}", '{"manifests": {}, "active_manifest": "x"}', "[]", "7"])
+def test_a_manifest_that_makes_no_sense_is_told(
+    clip: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    answer = f'{{"said": {store}, "state": "Trusted", "error": "", "hidden": []}}'.encode()
+    monkeypatch.setattr(metadata, "run_once", lambda *_: RawManifest(answer))
+    assert read_origin(clip).state == "cannot be read"
+
+
+def test_what_a_manifest_says_cannot_command_a_terminal() -> None:
+    said: Any = {
+        "active_manifest": "x",
+        "manifests": {"x": {"signature_info": {"issuer": "A\x1b[2J\nB"}, "claim_generator_info": []}},
+    }
+    assert origin_of(Manifest(said, "Trusted", "", ("a box '\x1b'",))).signer == "A [2J B"
+    assert "\x1b" not in origin_of(Manifest(said, "Trusted", "", ("a box '\x1b'",))).problems[0]
 
 
 def test_a_container_without_room_is_left_alone(tmp_path: Path) -> None:

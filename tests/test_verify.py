@@ -6,7 +6,9 @@ import json
 import multiprocessing
 import socket
 import stat
+import wave
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,20 +16,25 @@ import cv2
 import numpy as np
 import PIL.Image
 import pytest
+import torch
 
 import omokage
 from clips import make_clip, small_disk
+from omokage.avatar.container import Content, read_content, write_content
 from omokage.cli.app import run
 from omokage.errors import InputError, MediaError, OutputError
+from omokage.media.clip import Audio
 from omokage.media.decode import read_frames
-from omokage.trust import marking, registry
+from omokage.trust import consents, marking, registry
+from omokage.trust.consent import Medium, Terms, new_consent
+from omokage.trust.keys import signing_key
 from omokage.trust.mark_key import KEY_VARIABLE, derived, installation_key, key_path, read_key
 from omokage.trust.registry import Render, register, registry_path, renders_of
 from omokage.trust.release import ReleaseConfig, Released, check_writable, release_clip, release_image
 from test_marks import few_scales, texture
 
 __all__ = ["few_scales"]  # a fixture
-RATE = Fraction(25)
+RATE, NOW = Fraction(25), datetime.now(UTC)
 
 
 @pytest.fixture(autouse=True)
@@ -319,12 +326,104 @@ def test_a_folder_and_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "damaged.png" in capsys.readouterr().out
 
 
+def write_sound(path: Path) -> Path:
+    samples = np.random.default_rng(0).integers(-9000, 9000, 32000, np.int16)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(16000)
+        file.writeframes(samples.tobytes())
+    return path
+
+
+@pytest.mark.usefixtures("few_scales")
+def test_a_sound_is_looked_at_though_the_register_knows_pictures(tmp_path: Path) -> None:
+    release_image(texture(256, 256), tmp_path / "a.png")
+    write_sound(tmp_path / "a.wav")
+    picture, sound = omokage.verify(tmp_path).files
+    assert picture.kind == "picture" and sound.kind == "sound" and sound.verdict == "no mark found"
+    assert "how the sound came about" in sound.to_text() and "no signed origin" in sound.to_text()
+    assert sound.origin.has_place and sound.fingerprint.matches == ()
+
+
+@pytest.mark.usefixtures("few_scales")
+def test_sound_that_was_put_to_a_marked_clip_is_told_and_so_is_what_has_no_place(tmp_path: Path) -> None:
+    rng, samples = np.random.default_rng(1), np.zeros((16000, 1), np.float32)
+    samples[:, 0] = 0.2 * np.convolve(rng.standard_normal(16000), np.ones(8) / 8, "same")
+    for name, sound in (("own", samples), ("other", np.zeros_like(samples))):
+        path = tmp_path / f"{name}.webm"
+        release_clip(frames(count=25), path, frame_rate=RATE, audio=Audio(sound, 16000))
+        (report,) = omokage.verify(path).files
+        assert report.kind == "video" and not report.origin.has_place
+        assert "this kind of file has no place for one" in report.to_text()
+        assert report.to_json()["origin"]["has_place"] is False
+    assert "no mark is read in the sound (1 s were listened to)" in report.to_text()
+
+
+@pytest.mark.usefixtures("few_scales")
+def test_that_private_marks_were_not_looked_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release_image(texture(256, 256), tmp_path / "a.png")
+    said = "private marks were not looked for"
+    assert said not in omokage.verify(tmp_path / "a.png").to_text()
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "other"))
+    assert said in omokage.verify(tmp_path / "a.png").to_text()
+
+
+def written_avatar(path: Path) -> Path:
+    header = {"provenance": {"recording_sha256": "ab" * 32}}
+    write_content(path, Content(4, "compact", header, {"x": torch.zeros(2)}))
+    return path
+
+
+@pytest.mark.usefixtures("denied_by_default")
+def test_an_avatar_file_is_told_with_its_key_and_the_consent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = written_avatar(tmp_path / "me.avatar")
+    assert run(["verify", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "an avatar file; it carries no mark" in said and "its key is on this machine" in said
+    assert "consent: nobody's is recorded on this machine for the recording abababababab" in said
+    terms = Terms(kind="self", purposes=("private",), start="2020-01-01", end="2029-12-31")
+    record = new_consent([Medium("ab" * 32, "a.mp4")], terms, now=NOW, key=signing_key())
+    consents.keep(record)
+    assert f"consent: {record.id[:12]}, holds until 2029-12-31" in omokage.verify(path).to_text()
+    plain, carried = tmp_path / "plain.avatar", tmp_path / "carried.avatar"
+    content = read_content(path)
+    plain.write_bytes(content.serialized())
+    carried.write_bytes(b"".join(content.under_passphrase("four words of no sense")))
+    assert "not encrypted" in omokage.verify(plain).to_text()
+    assert f"{record.id[:12]}, holds until" in omokage.verify(plain).to_text()
+    assert "under a passphrase" in omokage.verify(carried).to_text()
+    consents.revoke(record, "")
+    (gone,) = omokage.verify(path).files
+    assert gone.avatar is not None and gone.to_json()["avatar_file"]["protection"] == "key destroyed"
+    assert "nobody can open it any more" in gone.to_text() and "WITHDRAWN on" in gone.to_text()
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "other"))
+    assert "its key is not on this machine" in omokage.verify(path).to_text()
+
+
+def test_a_folder_tells_of_avatars_and_of_damaged_ones(tmp_path: Path) -> None:
+    written_avatar(tmp_path / "me.avatar")
+    damaged = bytearray((tmp_path / "me.avatar").read_bytes())
+    damaged[40] ^= 1
+    (tmp_path / "old.avatar").write_bytes(damaged)
+    (tmp_path / "notes.txt").write_text("words")
+    report = omokage.verify(tmp_path)
+    assert [file.verdict for file in report.files] == ["avatar file", "cannot be read"]
+    text = report.to_text()
+    assert text.count("old.avatar") == 1 and "is a damaged avatar file" in text and report.exit_code == 2
+    assert "(not looked at, as no avatar files, no sounds and no pictures or videos:" in text
+
+
 def test_what_cannot_be_verified_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.mp4").write_text("ffconcat version 1.0\nfile other.mp4\n")
     with pytest.raises(InputError, match="holds no picture or video"):
         omokage.verify(tmp_path / "empty")
-    with pytest.raises(MediaError, match="holds text"):
+    with pytest.raises(MediaError, match=r"holds text.* a sound \(WAV, M4A"):
         omokage.verify(tmp_path / "text.mp4")
     assert run(["verify", str(tmp_path / "none.mp4")]) == 2
     assert "does not exist" in capsys.readouterr().err

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from omokage.capture.check import check_recording
     from omokage.pipelines.animate import animate
     from omokage.pipelines.create import create_avatar
+    from omokage.pipelines.live_reenact import LiveReenactor
     from omokage.pipelines.live_speaker import LiveSpeaker
     from omokage.pipelines.reenact import reenact
     from omokage.pipelines.rehearse import rehearse
@@ -47,6 +48,7 @@ __all__ = [
     "FaceTrack",
     "InputError",
     "InternalError",
+    "LiveReenactor",
     "LiveSpeaker",
     "MediaError",
     "MissingDependencyError",
@@ -67,6 +69,7 @@ __all__ = [
 _LAZY = {
     "Avatar": "omokage.avatar.bundle",
     "FaceTrack": "omokage.tracking.face_track",
+    "LiveReenactor": "omokage.pipelines.live_reenact",
     "LiveSpeaker": "omokage.pipelines.live_speaker",
     "animate": "omokage.pipelines.animate",
     "check_recording": "omokage.capture.check",

@@ -138,6 +138,22 @@ def is_trained_here(path: Path) -> bool:
     return isinstance(header, dict) and header.get("kind") == STYLEAVATAR and "provenance" in header
 
 
+def plain_media(path: Path) -> tuple[str, ...] | None:
+    """`Content.media` of an avatar file that is not sealed, as the file says; its arrays are not read.
+
+    None for a file that is none, or cannot be read.
+    """
+    try:
+        refuse_device(path, BundleError)
+        with safe_open(path, framework="pt") as plain:
+            said = plain.metadata() or {}
+        if said.get("format") != FORMAT:
+            return None
+        return Content(0, "", parse_json(said.get("header", "{}")), {}).media
+    except (SafetensorError, OSError, ValueError, InputError):
+        return None
+
+
 def _key_for(path: Path, media: tuple[str, ...]) -> AvatarKey:
     """The key of the avatar that is written anew, or one of its own for another."""
     try:

@@ -142,15 +142,19 @@ def list_consents(as_json: bool) -> None:
 @click.argument("record")
 @json_option
 def show(record: str, as_json: bool) -> None:
-    """What was agreed: RECORD is a file, or the first digits of a number that `list` shows."""
-    from omokage.trust.consents import revoked
+    """What was agreed, and what left under it: RECORD is a file, or the first digits of a number that `list` shows."""
+    from omokage.trust.consents import family, revoked
+    from omokage.trust.published import published_text, published_under
 
     one = _found(record)
     day = revoked(datetime.now(UTC)).get(one.id)
+    found = published_under([member.id for member in family(one)])
     if as_json:
-        click.echo(json.dumps(one.to_json() | {"id": one.id, "withdrawn": day}, ensure_ascii=False, indent=2))
+        said = {"id": one.id, "withdrawn": day, "published": [each.to_json() for each in found]}
+        click.echo(json.dumps(one.to_json() | said, ensure_ascii=False, indent=2))
     else:
         click.echo(one.to_text() + (f"\n  WITHDRAWN on {day}" if day else ""))
+        click.echo(published_text(found, is_withdrawn=day is not None))
 
 
 @consent.command()
@@ -180,16 +184,19 @@ def revoke(record: str, reason: str) -> None:
     """Withdraw a consent, and all that rest on the same words; from then on nothing new is made.
 
     Work that runs ends within a minute, and the keys of the avatars are destroyed: nobody opens their files any more.
+    What had left before is listed, for you to take it down.
     """
     from omokage.trust.consents import revoke as revoke_consent
+    from omokage.trust.published import published_text
     from omokage.vault.avatar_keys import key_records
 
     gone = revoke_consent(_found(record), reason)
     for number in gone:
         click.echo(f"withdrawn: {number}")
-    erased = sum(key.erasure is not None and key.erasure.consent in gone for key in key_records())
+    erased = sum(key.erasure is not None and key.erasure.consent in gone.numbers for key in key_records())
     if erased:
         click.echo(f"destroyed: keys of {erased} avatar files, which nobody can open any more")
+    click.echo(published_text(gone.published()))
 
 
 @consent.command()

@@ -25,11 +25,13 @@ from omokage.cli.progress import ProgressBar
 def verify(path: Path, keys: tuple[Path, ...], as_json: bool, quiet: bool) -> int:
     """Where pictures, videos and sounds come from: omokage's marks, the signed origin, the consent as it stands now.
 
+    Of an avatar file, which carries no mark: how it is encrypted and how the consent stands.
+
     Marks are found in copies that were encoded again, cropped, resized or mirrored, too. Nothing is sent anywhere. No
     mark found does not mean that a picture or sound is real.
 
-    The exit status is 0 when every file has a mark, 1 when one has none or was changed after it was signed, 2 when one
-    cannot be read.
+    The exit status is 0 when every file has a mark, 1 when one has none (as avatar files) or was changed after it was
+    signed, 2 when one cannot be read.
     """
     from omokage.pipelines.verify import verify as verify_pipeline
 

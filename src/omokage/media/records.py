@@ -69,6 +69,13 @@ class CommentTask:
 
 
 @dataclass(frozen=True, slots=True)
+class ManifestTask:
+    """The C2PA manifest in it. roots: certificates that are trusted, PEM."""
+
+    roots: str
+
+
+@dataclass(frozen=True, slots=True)
 class Handed:
     """A whole file. path: for messages."""
 
@@ -168,14 +175,26 @@ class RawComment:
     data: Data = b""
 
 
+@dataclass(frozen=True, slots=True)
+class RawManifest:
+    """What `manifest.Manifest.data` holds."""
+
+    data: Data
+
+
 def comment_in(tags: Mapping[Any, object]) -> str:
     """The tag 'comment', whatever its capitals, as text."""
     found = next((value for name, value in tags.items() if str(name).lower() == "comment"), "")
     return (found.decode("utf-8", "replace") if isinstance(found, bytes) else str(found))[:MOST_LETTERS]
 
 
-Task: TypeAlias = ScanTask | PicturesTask | SoundTask | StillTask | StillsTask | CommentTask
-Answer: TypeAlias = RawScan | RawPicture | RawSound | RawStill | RawComment
+def one_line(sentence: str) -> str:
+    """What a stranger's file or its reader says, as text for a terminal."""
+    return "".join(letter if letter.isprintable() else " " for letter in sentence)[:2000]
+
+
+Task: TypeAlias = ScanTask | PicturesTask | SoundTask | StillTask | StillsTask | CommentTask | ManifestTask
+Answer: TypeAlias = RawScan | RawPicture | RawSound | RawStill | RawComment | RawManifest
 Message: TypeAlias = Answer | Handed | Ready | Alive | Failed | Done
 
 _KINDS: Final[Mapping[str, type[Any]]] = {

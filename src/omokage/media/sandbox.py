@@ -40,6 +40,7 @@ from omokage.media.records import (
     StillTask,
     Task,
     from_line,
+    one_line,
     to_line,
 )
 from omokage.media.source import PICTURE, Source, open_source
@@ -130,12 +131,12 @@ def _next_answer(path: Path, decoder: _Decoder, limits: InputLimits) -> Answer |
             case Done():
                 return None
             case Failed(is_ours=True):
-                raise InternalError(f"decoding {path} failed: {_one_line(message.sentence)}")
+                raise InternalError(f"decoding {path} failed: {one_line(message.sentence)}")
             case Failed():
-                raise MediaError(_one_line(message.sentence))
+                raise MediaError(one_line(message.sentence))
             case Ready():
                 decoder.is_ready = True
-                logger.debug("decoding %s without: %s", path, _one_line(message.protections))
+                logger.debug("decoding %s without: %s", path, one_line(message.protections))
             case Alive():
                 pass
             case Handed():
@@ -283,8 +284,3 @@ def _too_much_memory(path: Path, limits: InputLimits) -> MediaError:
     return MediaError(
         f"{path} needs more memory to decode than the {limits.memory_gb:g} GB that are allowed; {_SUGGEST}"
     )
-
-
-def _one_line(sentence: str) -> str:
-    """A message of an untrusted process, as text for a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in sentence)[:2000]

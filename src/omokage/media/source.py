@@ -105,6 +105,6 @@ def _require_kind(path: Path, head: bytes) -> str:
         return kind
     what = "text" if all(byte in b"\t\n\r" or byte >= 32 for byte in head) else "an unknown kind of file"
     raise MediaError(
-        f"{path} holds {what}, whatever its name says; give a video (MP4, MOV, WebM, MKV, AVI, MPEG-TS) "
-        "or a picture (PNG, JPEG, WebP)"
+        f"{path} holds {what}, whatever its name says; give a video (MP4, MOV, WebM, MKV, AVI, MPEG-TS), "
+        "a sound (WAV, M4A, MP3, FLAC, Ogg, AIFF) or a picture (PNG, JPEG, WebP)"
     )

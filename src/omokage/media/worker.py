@@ -26,6 +26,7 @@ from omokage.media.records import (
     Done,
     Failed,
     Handed,
+    ManifestTask,
     Message,
     PicturesTask,
     RawSound,
@@ -71,6 +72,10 @@ def answers(source: Source, task: Task, limits: InputLimits) -> Iterator[Answer 
             from omokage.media.demux import clip_comment
 
             return clip_comment(source, limits)
+        case ManifestTask():
+            from omokage.media.manifest import manifest_of
+
+            return manifest_of(source, task)
         case StillsTask():
             from omokage.media.still import still_of
 

@@ -16,6 +16,7 @@ import omokage
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, WeightsError
 from omokage.files import file_digest
+from omokage.pipelines.animate_guard import asked_by_networks, asked_in
 from omokage.pipelines.animate_plan import AUTOMATIC, AnimationPlan, idle_cards, plan_animation
 from omokage.pipelines.portrait_gate import PortraitReading, read_portrait
 from omokage.pipelines.shortage import Start, agreed_start, shortage_told
@@ -165,33 +166,29 @@ def animate(
         WindowFiles.open(output, request.fingerprint, said.append, resume=config.resume) as folder,
         shortage_told(plan, team.workers, files),
     ):
-        on_progress = Guard(request.permitted).progress(on_progress)
-        scene_in = request.prepare(said.append, on_progress)
+        on_progress = (guard := Guard(request.permitted)).progress(on_progress)
+        with asked_by_networks(guard.check):
+            scene_in = request.prepare(said.append, on_progress)
 
         def with_memory_of(choice: Choice) -> Released:
             finished = folder.made_with(choice.profile.weights)
             if not choice.profile.is_exact:
                 said.append(INEXACT.format(choice.profile.name))
+            with asked_by_networks(guard.check):
+                scene = scene_in(choice)
             # Window after window from noise to latents to frames, straight into the file.
-            return release_clip(
-                rollout(scene_in(choice), finished, _meter(on_progress, plan, finished.count)),
-                output,
-                frame_rate=Fraction(FRAME_RATE),
-                audio=request.track.sound,
-                config=ReleaseConfig(
-                    label=config.label,
-                    title=request.model.sizes.caution,
-                    avatar=request.permitted.use.media,
-                    consent=request.permitted.consent.id,
-                    purpose=request.permitted.purpose,
-                    made_from=request.digest,
-                ),
-            )
+            with asked_in(scene, guard.check, is_compiled=config.compile):
+                return release_clip(
+                    rollout(scene, finished, _meter(on_progress, plan, finished.count)),
+                    output,
+                    frame_rate=Fraction(FRAME_RATE),
+                    audio=request.track.sound,
+                    config=request.release(),
+                )
 
-        is_alone = team.workers.world == 1
         released = (
             falling_back(with_memory_of, plan.options, said.append)
-            if is_alone
+            if team.workers.world == 1
             else with_memory_of(plan.options[0])
         )
     blind = (NO_IDENTITY,) if request.identity.is_blind else ()
@@ -384,6 +381,17 @@ class _Request:
             return scene
 
         return scene_in
+
+    def release(self) -> ReleaseConfig:
+        """What the video says of itself."""
+        return ReleaseConfig(
+            label=self.config.label,
+            title=self.model.sizes.caution,
+            avatar=self.permitted.use.media,
+            consent=self.permitted.consent.id,
+            purpose=self.permitted.purpose,
+            made_from=self.digest,
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -230,10 +230,10 @@ def performer_of(
         avatar = PaperAvatar.load(path) if is_trained_here(path) else Avatar.load(path)
     if isinstance(avatar, PaperAvatar):
         return _paper_performer(avatar, config)
-    permitted = _permit(avatar.provenance, config)
+    permitted = permit_for(avatar.provenance, config)
     label = config.label or avatar.provenance.label
     check_label(label, avatar.size, avatar.size)
-    background = _background(config.background, avatar.size)
+    background = background_of(config.background, avatar.size)
     threads = network_threads(avatar.size) if is_live else None
     renderer = Renderer(avatar, runtime=config.runtime, background=background, threads=threads)
     # What the landmark network misreads in a picture is corrected before the picture is drawn for good.
@@ -254,7 +254,8 @@ def performer_of(
     )
 
 
-def _permit(made: Provenance, config: ReenactConfig) -> Permit:
+def permit_for(made: Provenance, config: ReenactConfig) -> Permit:
+    """What showing a person of this recording rests on. Raises ConsentError."""
     return permit(Use(made.recording_sha256, config.purpose), name=made.recording_name)
 
 
@@ -266,7 +267,7 @@ def _paper_performer(avatar: PaperAvatar, config: ReenactConfig) -> Performer:
             "of the compact preset"
         )
     made = avatar.origin if isinstance(avatar.origin, Provenance) else None
-    permitted = _permit(made, config) if made else None
+    permitted = permit_for(made, config) if made else None
     label = config.label or (made.label if made else None)
     check_label(label, avatar.size, avatar.size)
     rest = replace(Rest.of(person.track), skin=person.skin)
@@ -302,7 +303,7 @@ def _pictures(
         yield portrait.rgba() if is_transparent else portrait.image
 
 
-def _background(wish: str, size: int) -> NDArray[np.uint8] | None:
+def background_of(wish: str, size: int) -> NDArray[np.uint8] | None:
     """The picture to put behind the person, uint8 (S, S, 3); None keeps the recording's own."""
     if wish in ("own", "transparent"):
         return None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -22,6 +22,7 @@ from omokage.home import data_home
 from omokage.trust.audit import ERASE, AuditLog, record_refusal
 from omokage.trust.consent import Consent, Medium, Use, decide, read_consent, write_consent
 from omokage.trust.keys import canonical, is_signed, public_name, signing_key
+from omokage.trust.published import Published, published_under
 from omokage.vault.avatar_keys import destroy, key_records
 
 ROWS, KEYS, LIST = "revocations.jsonl", "trusted-keys.json", "revocation-list.json"
@@ -130,13 +131,27 @@ def find(number: str) -> Consent:
     return found[0]
 
 
-def revoke(consent: Consent, reason: str, *, now: datetime | None = None) -> tuple[str, ...]:
-    """Withdraw a record and all that were made of it or before it; their numbers. Raises OutputError.
+@dataclass(frozen=True, slots=True)
+class Withdrawal:
+    """What was withdrawn: the numbers of the records, which it also iterates over."""
+
+    numbers: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.numbers)
+
+    def published(self) -> tuple[Published, ...]:
+        """What had left under them, to be taken down. Raises AuditError when the audit log cannot be read."""
+        return published_under(self.numbers)
+
+
+def revoke(consent: Consent, reason: str, *, now: datetime | None = None) -> Withdrawal:
+    """Withdraw a record and all that were made of it or before it. Raises OutputError.
 
     The keys of their avatars are destroyed, after the rows are on the disk.
     """
     key, when = signing_key(), (now or datetime.now(UTC)).isoformat(timespec="seconds")
-    gone = tuple(sorted(one.id for one in _family(consent)))
+    gone = tuple(sorted(one.id for one in family(consent)))
     lines = b""
     for number in gone:
         row = {
@@ -156,7 +171,7 @@ def revoke(consent: Consent, reason: str, *, now: datetime | None = None) -> tup
     except OSError as error:
         raise output_error(path, error) from error
     erase_withdrawn(now=now)
-    return gone
+    return Withdrawal(gone)
 
 
 def revoked(now: datetime) -> dict[str, str]:
@@ -294,19 +309,19 @@ def _trust(name: str) -> None:
         part.write_text(json.dumps(sorted({*_listed_keys(), name})) + "\n", encoding="utf-8")
 
 
-def _family(consent: Consent) -> list[Consent]:
-    """Records that were made of this one or that it was made of, itself among them."""
-    everybody, family = all_records(), {consent.id: consent}
+def family(consent: Consent) -> list[Consent]:
+    """Records that were made of this one or that it was made of, itself among them: they are withdrawn together."""
+    everybody, found = all_records(), {consent.id: consent}
     while True:
         more = {
             one.id: one
             for one in everybody
-            if one.id not in family
-            and (one.previous in family or any(one.id == member.previous for member in family.values()))
+            if one.id not in found
+            and (one.previous in found or any(one.id == member.previous for member in found.values()))
         }
         if not more:
-            return list(family.values())
-        family |= more
+            return list(found.values())
+        found |= more
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

@@ -109,6 +109,11 @@ class Copy:
         for sketch in self._sketches:
             sketch.add(small, time_s)
 
+    @property
+    def is_empty(self) -> bool:
+        """No picture was added, as of a sound."""
+        return not any(len(sketch.steps()) for sketch in self._sketches)
+
     def likeness(self, kept: Fingerprint) -> Likeness:
         """Raises ValueError when no picture was added."""
         if self._steps is None:

@@ -7,16 +7,15 @@ unless the address of a time-stamp authority was given. No thumbnail of anybody 
 
 from __future__ import annotations
 
-import io
-import json
-import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal
+from typing import Any, Final, Literal
 
 from omokage.errors import OmokageError, OutputError
+from omokage.media.manifest import Manifest, manifest_in, reading_settings
+from omokage.media.metadata import read_manifest
+from omokage.media.records import one_line
 from omokage.trust.countersignature import add_stamp
 from omokage.trust.identity import Identity, trusted_roots
 from omokage.trust.time_stamp import StampAuthority
@@ -30,14 +29,10 @@ MEDIA_TYPES: Final = {
 }
 OWN_LABEL: Final = "org.omokage.provenance"
 OWN_VERSION: Final = 1
-# The boxes that the encoder and the signature write; others, which no hash covers, could carry anything.
-_KNOWN_BOXES: Final = ("ftyp", "uuid", "moov", "mdat", "free", "wide")
-_LARGEST_FREE_BOX: Final = 16  # bytes: what an encoder leaves between index and data
-
 # What a whole file is told of whose certificate has ended, when no stamp says that it was signed before.
 _EXPIRED: Final = {"signingCredential.untrusted", "signingCredential.expired"}
 
-State = Literal["trusted", "unknown signer", "expired", "altered", "none"]
+State = Literal["trusted", "unknown signer", "expired", "altered", "cannot be read", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +79,10 @@ class Origin:
 
     state: 'trusted' when it is whole and signed under a root that is trusted here; 'unknown signer' when whole, but
     signed by somebody else; 'expired' when whole, but the certificate has ended and no trusted time stamp says that it
-    was signed before; 'altered' when not whole; 'none' when there is none.  own: our own statement, empty when there is
-    none.  problems: what the check found, and boxes of the container that no signature covers.  stamped: when it was
-    signed by a trusted time stamp (ISO 8601), or empty.
+    was signed before; 'altered' when not whole; 'cannot be read' when its reader broke down; 'none' when there is none.
+    own: our own statement, empty when there is none.  problems: what the check found, and boxes of the container that
+    no signature covers.  stamped: when it was signed by a trusted time stamp (ISO 8601), or empty.  has_place: whether
+    that kind of file can hold one.
     """
 
     state: State
@@ -96,9 +92,15 @@ class Origin:
     own: dict[str, Any] | None = None
     problems: tuple[str, ...] = ()
     stamped: str = ""
+    has_place: bool = True
+
+    def said(self, name: str) -> str:
+        """A value of our own statement, or ''."""
+        return str((self.own or {}).get(name) or "")
 
 
 NO_ORIGIN: Final = Origin("none")
+NO_PLACE: Final = Origin("none", has_place=False)
 
 
 def sign_origin(
@@ -181,41 +183,40 @@ class _Signing:
 
 def _check_stamp(path: Path, identity: Identity) -> None:
     """The library checked the signature before it was stamped; does its reader believe both? Raises OutputError."""
-    origin = _read_origin(path, b"\n".join((identity.root, trusted_roots())))
+    with path.open("rb") as file:  # our own file: no other process is needed
+        manifest = manifest_in(file, b"\n".join((identity.root, trusted_roots())).decode())
+    origin = origin_of(manifest) if manifest is not None else NO_PLACE
     if origin.state != "trusted" or not origin.stamped:
         found = ", ".join(origin.problems) or origin.state
         raise OutputError(f"its time stamp does not hold under the root of this installation: {found}")
 
 
 def read_origin(path: Path) -> Origin:
-    """What a file says of its origin, and whether to believe it. Opens no socket. Raises OSError."""
-    return _read_origin(path, trusted_roots())
+    """What a file says of its origin, and whether to believe it. Opens no socket.
+
+    It is read in the decoder's process: when the library breaks down over it, or hangs, that is a state with a
+    sentence. Raises MediaError for what is no ordinary file.
+    """
+    manifest = read_manifest(path, trusted_roots().decode())
+    return NO_PLACE if manifest is None else origin_of(manifest)
 
 
-def _read_origin(path: Path, roots: bytes) -> Origin:
-    import c2pa
-
-    with path.open("rb") as file:
-        media_type = _kind(file)
-        if media_type is None:
-            return NO_ORIGIN
-        hidden = tuple(_unknown_boxes(file)) if media_type == "video/mp4" else ()
-        file.seek(0)
-        try:
-            with (
-                c2pa.Context.from_dict(_settings(roots)) as context,
-                c2pa.Reader(media_type, file, context=context) as reader,
-            ):
-                said = json.loads(reader.json())
-                state = str(reader.get_validation_state())
-        except c2pa.C2paError.ManifestNotFound:
-            return Origin("none", problems=hidden)
-        except c2pa.C2paError as error:
-            return Origin("altered", problems=(str(error), *hidden))
-    return _origin(said, state, hidden)
+def origin_of(found: Manifest) -> Origin:
+    """What a manifest is worth."""
+    problems = tuple(one_line(each) for each in (found.unread or found.error, *found.hidden) if each)
+    if found.unread:
+        return Origin("cannot be read", problems=problems)
+    if found.error:
+        return Origin("altered", problems=problems)
+    if found.said is None:
+        return Origin("none", problems=problems)
+    try:
+        return _judged(found.said, found.state, found.hidden)
+    except (KeyError, TypeError, AttributeError) as error:  # of a store that the library does not write
+        return Origin("cannot be read", problems=(one_line(f"its manifest makes no sense: {error!r}"),))
 
 
-def _origin(said: dict[str, Any], state: str, hidden: tuple[str, ...]) -> Origin:
+def _judged(said: dict[str, Any], state: str, hidden: tuple[str, ...]) -> Origin:
     manifest = said["manifests"][said["active_manifest"]]
     assertions = {one["label"]: one["data"] for one in manifest.get("assertions", ())}
     actions: dict[str, Any] = next(
@@ -233,53 +234,20 @@ def _origin(said: dict[str, Any], state: str, hidden: tuple[str, ...]) -> Origin
     problems = tuple(dict.fromkeys(failures))
     return Origin(
         state=known.get(state, broken),
-        signer=str(signature.get("issuer", "")),
-        software=f"{generator.get('name', '')} {generator.get('version', '')}".strip(),
-        source_type=str(first.get("digitalSourceType", "")),
+        signer=one_line(str(signature.get("issuer", ""))),
+        software=one_line(f"{generator.get('name', '')} {generator.get('version', '')}".strip()),
+        source_type=one_line(str(first.get("digitalSourceType", ""))),
         own=own if isinstance(own, dict) and own.get("version") == OWN_VERSION else None,
-        problems=(*problems, *hidden),
+        problems=tuple(map(one_line, (*problems, *hidden))),
         stamped=str(signature.get("time", "")) if is_stamped else "",
     )
 
 
 def _settings(roots: bytes) -> dict[str, Any]:
     return {
-        "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False},
+        **reading_settings(roots.decode()),
         "builder": {
             "thumbnail": {"enabled": False},
             "created_assertion_labels": ["c2pa.actions", "cawg.training-mining", OWN_LABEL],
         },
-        **({"trust": {"trust_anchors": roots.decode()}} if roots else {}),
     }
-
-
-def _kind(file: BinaryIO) -> str | None:
-    """By its first bytes, never by its name."""
-    head = file.read(12)
-    if head[4:8] == b"ftyp":
-        return "video/mp4"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    return "image/jpeg" if head.startswith(b"\xff\xd8\xff") else None
-
-
-def _unknown_boxes(file: BinaryIO) -> Iterator[str]:
-    """Top-level boxes (ISO 14496-12, 4.2) that no encoder of ours writes: no signature covers all of them."""
-    end = file.seek(0, io.SEEK_END)
-    place = 0
-    while place + 8 <= end:
-        file.seek(place)
-        size, kind = struct.unpack(">I4s", file.read(8))
-        header = 8
-        if size == 1:
-            size, header = struct.unpack(">Q", file.read(8))[0], 16
-        size = size or end - place
-        name = kind.decode("latin-1")
-        if size < header or place + size > end:
-            yield f"the container ends in the middle of its box '{name}'"
-            return
-        if name not in _KNOWN_BOXES or (name in ("free", "wide") and size > _LARGEST_FREE_BOX):
-            yield f"a box '{name}' of {size} bytes that no signature covers"
-        place += size
-    if place != end:
-        yield f"{end - place} bytes after the last box"

@@ -82,7 +82,9 @@ NOTHING_ALIKE: Final = Recognition()
 
 
 def recognised(copy: Copy) -> Recognition:
-    """Compare a copy with every fingerprint in the register of this installation."""
+    """Compare a copy with every fingerprint in the register of this installation; one without pictures with none."""
+    if copy.is_empty:
+        return NOTHING_ALIKE
     kept = [(render, one) for render in all_renders() if (one := Fingerprint.read(render.fingerprint))]
     found = best_of(copy, [one for _, one in kept])
     matches = tuple(Match(kept[index][0], likeness) for index, likeness in found[:SHOWN])
