@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -97,8 +98,8 @@ def recorded(path: Path, gestures: Sequence[str], *, seed: int = 3, sound: Audio
     shown = pictures(tuple(gestures), seed)
     make_clip(
         path,
-        seconds=len(shown) / 25 * 2,
-        frame_rate=25,
+        seconds=len(shown) / RATE,
+        frame_rate=Fraction(RATE),
         width=SIZE,
         height=SIZE,
         draw=lambda time_s, *_: shown[min(int(time_s * RATE + 1e-6), len(shown) - 1)],
@@ -209,12 +210,10 @@ def test_all_that_is_wrong_with_an_answer_is_told(
 
 
 def test_a_generated_clip_is_no_answer(tmp_path: Path) -> None:
-    from fractions import Fraction
-
     from omokage.trust.release import release_clip
 
     made = tmp_path / "made.mp4"
-    release_clip(iter(pictures(("side",), 3)), made, frame_rate=Fraction(25, 2))
+    release_clip(iter(pictures(("side",), 3)), made, frame_rate=Fraction(RATE))
     assert list(checks._is_recorded(made)) == ["it is a generated clip; an answer is recorded with a camera"]
     assert list(checks._is_recorded(recorded(tmp_path / "anna.mp4", ["side"]))) == []
 
