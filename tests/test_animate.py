@@ -48,12 +48,12 @@ from omokage.talking.placement import Profile, grouped, layerwise, resident
 from omokage.talking.prepare import Draw, prepare_likeness, prepare_prompt, prepare_speech
 from omokage.talking.rollout import Scene, denoise_window, rollout, window_conditions
 from omokage.talking.sampler import draw_noise
-from omokage.trust import consents, guard
 from omokage.trust.video_mark import Mark
 from omokage.weights.store import FileRecord, Manifest, folder_of
 from processes import Started, places
 from talking_folder import CPU, astronaut, make_tiny_folder, save_picture, save_sound
 from test_talking_sampler import sample
+from withdrawing import Withdrawing
 
 STEPS = 2
 # 2.4 s: 60 frames, two windows of 49 with 47 new ones each.
@@ -331,16 +331,16 @@ def test_a_withdrawal_while_it_works_leaves_nothing(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
+    asked_at_every_step: None,
 ) -> None:
     monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setattr(guard, "CHECK_S", 0.0)
     kept: list[str] = []
+    withdrawing = Withdrawing("animating", 3)
 
     def withdraw(report: Progress) -> None:
-        if report.stage == "animating" and report.done == 3 and not kept:
+        if report.stage == "animating" and report.done == 3:
             kept.extend(path.name for path in (tmp_path / "out.mp4.work").iterdir())
-            for record in consents.all_records():
-                consents.revoke(record, "asked to stop")
+        withdrawing(report)
 
     with pytest.raises(ConsentError, match=r"stopped: .* the consent was withdrawn on"):
         animate(

@@ -37,8 +37,8 @@ from omokage.tracking.arkit import write_arkit_csv
 from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip
-from omokage.trust import consents, guard
 from omokage.trust.release import release_clip, release_image
+from withdrawing import Withdrawing
 
 RATE = Fraction(12)
 QUICK = CreateConfig(size=128, steps=8, force=True, evaluate=False)
@@ -120,19 +120,13 @@ def test_a_withdrawal_while_it_learns_leaves_nothing(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
+    asked_at_every_step: None,
 ) -> None:
     monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setattr(guard, "CHECK_S", 0.0)
-    withdrawn: list[str] = []
-
-    def withdraw(report: Progress) -> None:
-        if report.stage == stage and not withdrawn:
-            (record,) = consents.all_records()
-            withdrawn.extend(consents.revoke(record, "asked to stop"))
-
+    withdrawing = Withdrawing(stage)
     with pytest.raises(ConsentError, match=r"stopped: .* the consent was withdrawn on"):
-        create_avatar(short_recording, output=tmp_path / "me.avatar", config=QUICK, on_progress=withdraw)
-    assert withdrawn and names(tmp_path) == set()
+        create_avatar(short_recording, output=tmp_path / "me.avatar", config=QUICK, on_progress=withdrawing)
+    assert withdrawing.left and names(tmp_path) == set()
 
 
 def test_reenact_keeps_length_rate_and_sound(avatar: Path, driver: Path, tmp_path: Path) -> None:
