@@ -11,7 +11,7 @@ demo: setup      ## the whole product on a sample portrait, about 6 minutes
 	.venv/bin/omokage demo
 
 test: setup      ## all tests, two files at a time
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup     ## style, types and import rules, without the tests
 	.venv/bin/ruff check

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from omokage.trust import consents, release
+from omokage.trust import consents, guard, release
 from omokage.trust.consent import Consent, Medium, Terms, new_consent
 from omokage.trust.keys import signing_key
 from omokage.trust.origin import sign_origin
@@ -61,6 +61,12 @@ def signed(monkeypatch: pytest.MonkeyPatch) -> None:
 def denied_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """As users have it: nobody agrees until it is recorded."""
     monkeypatch.setattr(consents, "recorded_for", RECORDED_FOR)
+
+
+@pytest.fixture
+def asked_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the consent still holds, which is asked every twenty seconds otherwise."""
+    monkeypatch.setattr(guard, "CHECK_S", 0.0)
 
 
 def agree(media: str, purpose: str = "private") -> Consent:

@@ -1,10 +1,9 @@
-"""A toy recording for the paper's networks, and one process of a training: `python paper_parts.py FOLDER ...`."""
+"""A toy recording for the paper's networks, and one process of a training."""
 
 from __future__ import annotations
 
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -108,7 +107,3 @@ def main(folder: str, result: str, killed_at: str = "0") -> None:
         state = {name: value.detach().clone().contiguous() for name, value in run.named_state().items()}
         psnr = [point[2] for point in done.curve]
         save_file(state | {"losses": torch.tensor(done.losses), "psnr": torch.tensor(psnr)}, result)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,12 +1,8 @@
-"""One process of several that share the sampling of a tiny network; run by `torchrun` or with its environment set.
-
-python parallel_parts.py RESULT.safetensors '{"guidance_scale": 3.5, ...}'
-"""
+"""One process of several that share the sampling of a tiny network, in the environment that `torchrun` sets."""
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,7 +65,8 @@ def sampled(config: SamplerConfig, team: Team | None = None, *, compiled: bool =
     return last.clean
 
 
-def main(result: Path, choices: str) -> None:
+def main(result: str, choices: str) -> None:
+    """result: the name, but for the process's number, of the file for clean latents; choices: of the sampler, JSON."""
     torch.set_num_threads(1)
     values = json.loads(choices)
     compiled = values.pop("compiled", False)
@@ -77,9 +74,6 @@ def main(result: Path, choices: str) -> None:
     workers = Workers.join(torch.device("cpu"))
     team = Team.gather(workers, config, sizes().heads)
     clean = sampled(team.layout.sampler(config), team, compiled=compiled)
-    save_file({"clean": clean.contiguous()}, result.with_name(f"{workers.rank}.{result.name}"))
+    path = Path(result)
+    save_file({"clean": clean.contiguous()}, path.with_name(f"{workers.rank}.{path.name}"))
     torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

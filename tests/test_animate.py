@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import signal
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -57,8 +54,10 @@ from omokage.talking.sampler import draw_noise
 from omokage.trust import consents, guard
 from omokage.trust.video_mark import Mark
 from omokage.weights.store import FileRecord, Manifest, folder_of
+from processes import Started, places
 from talking_folder import CPU, astronaut, make_tiny_folder, save_picture, save_sound
 from test_talking_sampler import sample
+from withdrawing import Withdrawing
 
 STEPS = 2
 # 2.4 s: 60 frames, two windows of 49 with 47 new ones each.
@@ -87,6 +86,12 @@ def portrait(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_sound(tmp_path_factory.mktemp("sounds") / "speech.wav", beep(1.3, SECONDS))
+
+
+@pytest.fixture
+def said_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for what processes say, apart from that of results."""
+    return tmp_path_factory.mktemp("said")
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +300,7 @@ def interrupted(at: int, error: BaseException) -> Callable[[Progress], None]:
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(
-    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, made: Path, said_in: Path
 ) -> None:
     script = """
 import os, signal, sys
@@ -312,9 +317,8 @@ config = AnimateConfig(steps=2, seed=7, device="cpu", weights=weights)
 animate(portrait, speech, output=output, config=config, on_progress=die)
 """
     output = tmp_path / "out.mp4"
-    arguments = [str(place) for place in (portrait, speech, output, weights)]
-    killed = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, timeout=240)
-    assert killed.returncode == -9, killed.stderr.decode()
+    status, _, said = Started(script, [portrait, speech, output, weights], said_in).wait()
+    assert status == -signal.SIGKILL, said
     work = tmp_path / "out.mp4.work"
     assert sorted(file.name for file in work.iterdir()) == ["animation.json", "window-00000.safetensors"]
     seen: list[Progress] = []
@@ -332,16 +336,16 @@ def test_a_withdrawal_while_it_works_leaves_nothing(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
+    asked_at_every_step: None,
 ) -> None:
     monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setattr(guard, "CHECK_S", 0.0)
     kept: list[str] = []
+    withdrawing = Withdrawing("animating", 3)
 
     def withdraw(report: Progress) -> None:
-        if report.stage == "animating" and report.done == 3 and not kept:
+        if report.stage == "animating" and report.done == 3:
             kept.extend(path.name for path in (tmp_path / "out.mp4.work").iterdir())
-            for record in consents.all_records():
-                consents.revoke(record, "asked to stop")
+        withdrawing(report)
 
     with pytest.raises(ConsentError, match=r"stopped: .* the consent was withdrawn on"):
         animate(
@@ -726,30 +730,20 @@ rollout.denoise_window = short
 """
 
 
-def both(arguments: list[Any], second: str = "") -> list[tuple[int, str, str]]:
+def both(arguments: list[Any], said_in: Path, second: str = "") -> list[tuple[int, str, str]]:
     """Status, output and messages of the command in two processes, as `torchrun` starts them.
 
     second: what the second one does first.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "WORLD_SIZE": "2"}
-    command = "from omokage.cli.app import main; main()"
+    command = "import torch; torch.set_num_threads(1); from omokage.cli.app import main; main()"
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", start + command, *map(str, arguments)],
-            env={**os.environ, **address, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank, start in enumerate(("", second))
+        Started(start + command, arguments, said_in, **place)
+        for start, place in zip(("", second), places(2), strict=True)
     ]
-    said = [process.communicate(timeout=240) for process in processes]
-    return [(process.returncode, *words) for process, words in zip(processes, said, strict=True)]
+    return [process.wait() for process in processes]
 
 
-def test_two_processes_make_one_video(weights: Path, portrait: Path, tmp_path: Path) -> None:
+def test_two_processes_make_one_video(weights: Path, portrait: Path, tmp_path: Path, said_in: Path) -> None:
     """The command as `torchrun` starts it: one half of guidance each; only the first one writes and speaks.
 
     Where memory ran out in one of them, the next start takes the next memory profile.
@@ -771,12 +765,12 @@ def test_two_processes_make_one_video(weights: Path, portrait: Path, tmp_path: P
         weights,
     ]
     arguments += ["--device", "cpu"]
-    (first, _, lost), (second, _, said) = both(arguments, SHORT)
+    (first, _, lost), (second, _, said) = both(arguments, said_in, SHORT)
     assert (first, second) == (1, 71) and not output.exists(), lost
     assert lost.splitlines()[-1].startswith("omokage: process 1 of 2 stopped, since it lost another one")
     assert "memory ran out on cpu in process 2 of 2; memory profile 'resident' (exact)" in said
     assert "the same command goes on with the next smaller profile" in said
-    (first, out, err), other = both(arguments)
+    (first, out, err), other = both(arguments, said_in)
     assert (first, other) == (0, (0, "", "")), err
     assert "note: memory ran out with the profile 'resident' before; going on with 'resident-lean'" in err
     assert out == f"video: {output}\n" and "animating: 100 %" in err

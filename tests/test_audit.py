@@ -306,7 +306,6 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from omokage.trust import audit
-from omokage.trust import release as door
 whole, step = audit.AuditLog._append_bytes, int(sys.argv[1])
 calls = 0
 def stop():

@@ -235,6 +235,15 @@ def test_plain_unet_learns_and_repeats(held_out: HeldOut) -> None:
     assert abs(parameter_count(width_for(500_000)) - 500_000) < 60_000
 
 
+def test_the_width_of_the_plain_unet_is_the_nearest() -> None:
+    """Between two neighbors on both sides of the middle, and at both ends."""
+    narrow, wide = parameter_count(10), parameter_count(11)
+    assert [width_for(count) for count in (narrow, narrow + 1, wide - 1, wide)] == [10, 10, 11, 11]
+    middle = (narrow + wide) // 2
+    assert (width_for(middle - 1), width_for(middle + 1)) == (10, 11)
+    assert (width_for(1), width_for(10**9)) == (4, 128)
+
+
 def test_score_measures_every_region_and_survives_missing_faces(held_out: HeldOut) -> None:
     held_out = replace(held_out, test_landmarks=read_landmarks(held_out.test_frames, detect))
     own = score("recording", held_out.test_frames, held_out, detect)

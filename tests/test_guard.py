@@ -34,7 +34,7 @@ from omokage.pipelines.work import Work
 from omokage.render.retarget import Rest
 from omokage.tracking.face_track import FRAME_ARRAYS, FaceTrack
 from omokage.tracking.tracker import FaceState
-from omokage.trust import consents, guard
+from omokage.trust import consents
 from omokage.trust.audit_report import last_rows
 from omokage.trust.consent import Consent, Medium, Terms, Use, new_consent
 from omokage.trust.consents import Permit, permit
@@ -42,6 +42,7 @@ from omokage.trust.guard import CHECK_S, Guard
 from omokage.trust.keys import signing_key
 from omokage.trust.release import ReleaseConfig, release_clip, release_live
 from talking_folder import save_sound
+from withdrawing import Withdrawing
 
 ANNA = "a" * 64
 NOW = datetime.now(UTC)
@@ -53,11 +54,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied_by_default: Non
     path = tmp_path.with_name(tmp_path.name + "-home")
     monkeypatch.setenv("OMOKAGE_HOME", str(path))
     return path
-
-
-@pytest.fixture
-def asked_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard, "CHECK_S", 0.0)
 
 
 def agree(media: str = ANNA, days: int = 9) -> Consent:
@@ -223,21 +219,10 @@ def performer(anna: Avatar) -> Performer:
     return performer_of(anna, ReenactConfig(runtime="torch"), is_live=True)
 
 
-class Withdrawing:
-    """A progress callback: the consent is withdrawn when a stage has come so far."""
-
-    def __init__(self, record: Consent, stage: str, done: float = 1) -> None:
-        self.record, self.stage, self.done, self.left = record, stage, done, False
-
-    def __call__(self, report: Progress) -> None:
-        if not self.left and report.stage == self.stage and report.done >= self.done:
-            self.left = True
-            consents.revoke(self.record, "asked to stop")
-
-
 def test_reenacting_stops(anna: Avatar, tmp_path: Path, asked_at_every_step: None) -> None:
     anna.track.save(tmp_path / "driver.track")
-    withdrawing = Withdrawing(agree(), "writing")
+    agree()
+    withdrawing = Withdrawing("writing", 1)
     with pytest.raises(ConsentError, match=STOPPED):
         reenact(
             anna,
@@ -251,7 +236,8 @@ def test_reenacting_stops(anna: Avatar, tmp_path: Path, asked_at_every_step: Non
 
 def test_speaking_stops(anna: Avatar, tmp_path: Path, asked_at_every_step: None) -> None:
     sound = save_sound(tmp_path / "hello.wav", beep(0.2, 1.0))
-    withdrawing = Withdrawing(agree(), "writing", 3)
+    agree()
+    withdrawing = Withdrawing("writing", 3)
     with pytest.raises(ConsentError, match=STOPPED):
         speak(
             anna,
@@ -336,7 +322,8 @@ def test_learning_to_speak_stops_and_leaves_the_avatar_as_it_was(
     path, talk = tmp_path / "me.avatar", tmp_path / "talk.mp4"
     anna.save(path)
     talk.write_bytes(b"a recording")
-    before, record = path.read_bytes(), agree(learning.file_digest(talk))
+    before = path.read_bytes()
+    agree(learning.file_digest(talk))
     monkeypatch.setattr(learning, "_track", lambda _, work, __: (work.folder / "recording.track").touch())
 
     def learned(*_: object, on_progress: Any, **__: object) -> SimpleNamespace:
@@ -346,7 +333,7 @@ def test_learning_to_speak_stops_and_leaves_the_avatar_as_it_was(
 
     monkeypatch.setattr(learning, "learned_speech", learned)
     with pytest.raises(ConsentError, match=STOPPED):
-        learning.learn_speech(path, talk, on_progress=Withdrawing(record, "speech"))
+        learning.learn_speech(path, talk, on_progress=Withdrawing("speech", 1))
     assert path.read_bytes() == before and {one.name for one in tmp_path.iterdir()} == {
         "me.avatar",
         "talk.mp4",

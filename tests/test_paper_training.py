@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import paper_parts
 from omokage.avatar.loop import check_sheet
 from omokage.avatar.paper import train as module
 from omokage.avatar.paper.batch import Draws, Loader
@@ -24,8 +20,10 @@ from omokage.avatar.paper.window import centred
 from omokage.errors import DivergedError, InputError, MissingDependencyError
 from omokage.workers import Workers
 from paper_parts import NETWORK, TINY, first_batches, toy_run
+from processes import Started, places
 
 ALONE = Workers.alone()
+TRAINING = "import sys, paper_parts; paper_parts.main(*sys.argv[1:])"
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +100,8 @@ def test_picture_matte_and_drawing_are_cut_by_the_same_window(stores: list[Frame
 def test_a_killed_run_goes_on_exactly(
     toy_folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
 ) -> None:
-    killed = start_process(toy_folder, tmp_path / "result", killed_at=3)
-    killed.communicate(timeout=240)
-    assert killed.returncode == -9 and not (tmp_path / "result").exists()
+    status, _, said = Started(TRAINING, [toy_folder, tmp_path / "result", 3], tmp_path).wait()
+    assert status == -signal.SIGKILL and not (tmp_path / "result").exists(), said
     run, seen = (
         toy_run(replace(TINY, seed=5), stores),
         list[float](),
@@ -127,17 +124,10 @@ def test_a_killed_run_goes_on_exactly(
 def test_two_processes_learn_what_one_learns(
     toy_folder: Path, stores: list[FrameStore], undisturbed: tuple[PaperRun, PaperResult], tmp_path: Path
 ) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        start_process(toy_folder, tmp_path / "result", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said.decode()[-2000:]
+    given = [toy_folder, tmp_path / "result"]
+    for process in [Started(TRAINING, given, tmp_path, **place) for place in places(2)]:
+        status, _, said = process.wait()
+        assert status == 0, said[-2000:]
     got, (run, result) = load_file(tmp_path / "result"), undisturbed
     assert got.pop("losses").tolist() == pytest.approx(result.losses, rel=1e-5)
     assert got.pop("psnr").tolist() == pytest.approx([psnr for *_, psnr in result.curve], abs=1e-4)
@@ -150,17 +140,6 @@ def test_two_processes_learn_what_one_learns(
         )
         # Processes that kept their own gradients would be apart by half of the way.
         assert apart < 1e-3 * moved
-
-
-def start_process(
-    folder: Path, result: Path, killed_at: int = 0, **environment: str
-) -> subprocess.Popen[bytes]:
-    script = Path(paper_parts.__file__)
-    return subprocess.Popen(
-        [sys.executable, script, folder, result, str(killed_at)],
-        env={**os.environ, **environment},
-        stderr=subprocess.PIPE,
-    )
 
 
 def test_batches_that_cannot_be_shared_out_and_unknown_precisions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -33,10 +34,11 @@ from omokage.pipelines.reenact import ReenactConfig, motion_states, reenact
 from omokage.render.detail import rest_of, retarget_detail
 from omokage.render.retarget import Coverage, retarget
 from omokage.tracking.arkit import write_arkit_csv
+from omokage.tracking.face_track import FaceTrack
 from omokage.tracking.synthetic import SyntheticSubject
 from omokage.tracking.tracker import track_clip
-from omokage.trust import consents, guard
 from omokage.trust.release import release_clip, release_image
+from withdrawing import Withdrawing
 
 RATE = Fraction(12)
 QUICK = CreateConfig(size=128, steps=8, force=True, evaluate=False)
@@ -70,9 +72,20 @@ def recording(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+def short_recording(folder: Path) -> Path:
+    """For what does not depend on how long it is."""
+    return film(folder / "short.mp4", seed=3, seconds=2.6)
+
+
+@pytest.fixture(scope="module")
 def driver(folder: Path) -> Path:
     tone = 0.3 * np.sin(np.arange(2 * 16000) * 0.2).astype(np.float32)[:, None]
     return film(folder / "driver.mp4", seed=5, seconds=2.0, audio=Audio(tone, 16000))
+
+
+@pytest.fixture(scope="module")
+def driver_track(driver: Path) -> FaceTrack:
+    return track_clip(read_frames(driver))
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +100,11 @@ def names(folder: Path) -> set[str]:
 
 
 def test_create_leaves_one_file_and_the_same_run_gives_the_same_avatar(
-    avatar: Path, recording: Path, folder: Path, tmp_path: Path
+    avatar: Path, short_recording: Path, folder: Path, tmp_path: Path
 ) -> None:
     assert not any(name.endswith((".part", ".work")) for name in names(folder))
-    first = create_avatar(recording, output=tmp_path / "a.avatar", config=QUICK)
-    again = create_avatar(recording, output=tmp_path / "b.avatar", config=QUICK)
+    first = create_avatar(short_recording, output=tmp_path / "a.avatar", config=QUICK)
+    again = create_avatar(short_recording, output=tmp_path / "b.avatar", config=QUICK)
     assert names(tmp_path) == {"a.avatar", "b.avatar"}
     for one, other in zip(first.generator.parameters(), again.generator.parameters(), strict=True):
         assert np.array_equal(one.detach().numpy(), other.detach().numpy())
@@ -103,23 +116,17 @@ def test_create_leaves_one_file_and_the_same_run_gives_the_same_avatar(
 @pytest.mark.parametrize("stage", ["landmarks", "training"])
 def test_a_withdrawal_while_it_learns_leaves_nothing(
     stage: str,
-    recording: Path,
+    short_recording: Path,
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
+    asked_at_every_step: None,
 ) -> None:
     monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path_factory.mktemp("home")))
-    monkeypatch.setattr(guard, "CHECK_S", 0.0)
-    withdrawn: list[str] = []
-
-    def withdraw(report: Progress) -> None:
-        if report.stage == stage and not withdrawn:
-            (record,) = consents.all_records()
-            withdrawn.extend(consents.revoke(record, "asked to stop"))
-
+    withdrawing = Withdrawing(stage)
     with pytest.raises(ConsentError, match=r"stopped: .* the consent was withdrawn on"):
-        create_avatar(recording, output=tmp_path / "me.avatar", config=QUICK, on_progress=withdraw)
-    assert withdrawn and names(tmp_path) == set()
+        create_avatar(short_recording, output=tmp_path / "me.avatar", config=QUICK, on_progress=withdrawing)
+    assert withdrawing.left and names(tmp_path) == set()
 
 
 def test_reenact_keeps_length_rate_and_sound(avatar: Path, driver: Path, tmp_path: Path) -> None:
@@ -132,14 +139,15 @@ def test_reenact_keeps_length_rate_and_sound(avatar: Path, driver: Path, tmp_pat
     assert np.abs(sound.samples).max() > 0.1
 
 
-def test_reenact_follows_the_driver(avatar: Path, driver: Path, tmp_path: Path) -> None:
+def test_reenact_follows_the_driver(
+    avatar: Path, driver: Path, driver_track: FaceTrack, tmp_path: Path
+) -> None:
     """Track the result: its head turns with the driver's."""
     from omokage.geometry.camera import yaw_pitch_roll
 
     reenact(avatar, driver, output=tmp_path / "out.mp4", config=ReenactConfig(runtime="torch"))
-    asked = track_clip(read_frames(driver))
     shown = track_clip(read_frames(tmp_path / "out.mp4"))
-    yaw = [yaw_pitch_roll(track.rotation)[:, 0] for track in (asked, shown)]
+    yaw = [yaw_pitch_roll(track.rotation)[:, 0] for track in (driver_track, shown)]
     assert shown.is_tracked.mean() > 0.9
     assert np.corrcoef(*yaw)[0, 1] > 0.8
 
@@ -165,10 +173,9 @@ def test_still_background_is_exactly_still_and_runs_repeat(
     assert one == other
 
 
-def test_drivers_of_all_kinds_and_backgrounds(avatar: Path, driver: Path, tmp_path: Path) -> None:
-    track = track_clip(read_frames(driver))
-    track.save(tmp_path / "driver.track")
-    (tmp_path / "driver.csv").write_text(write_arkit_csv(track))
+def test_drivers_of_all_kinds_and_backgrounds(avatar: Path, driver_track: FaceTrack, tmp_path: Path) -> None:
+    driver_track.save(tmp_path / "driver.track")
+    (tmp_path / "driver.csv").write_text(write_arkit_csv(driver_track))
     release_image(np.full((90, 160, 3), (0, 0, 250), np.uint8), tmp_path / "blue.png")
     for name, config in (
         ("driver.track", ReenactConfig(background="#00ff00")),
@@ -219,12 +226,13 @@ def test_the_very_end_of_a_long_recording_is_evaluated() -> None:
 
 
 def test_an_avatar_of_the_demo_can_be_evaluated_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short_recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a short drawn clip in place of the rehearsed one; also after its folder was moved."""
     monkeypatch.setattr(
-        "omokage.pipelines.demo.rehearse", lambda photo, output, **_: film(output, seed=3, seconds=2.6)
+        "omokage.pipelines.demo.rehearse", lambda photo, output, **_: shutil.copy(short_recording, output)
     )
+    monkeypatch.setattr("omokage.pipelines.demo.TEXT", "Hello.")
     monkeypatch.setattr("omokage.pipelines.demo.DRIVER_S", 0.4)
     files = demo(tmp_path / "demo", minutes=0.02, size=128).files
     assert [file.name for file in files] == [
@@ -239,10 +247,9 @@ def test_an_avatar_of_the_demo_can_be_evaluated_again(
     assert again.clip == "recording.mp4"
 
 
-def test_skin_detail_reaches_the_pictures(avatar: Path, driver: Path) -> None:
+def test_skin_detail_reaches_the_pictures(avatar: Path, driver_track: FaceTrack) -> None:
     """What the report measures is what the user gets: reenactment is driven by the same detail as evaluation."""
-    track = track_clip(read_frames(driver))
-    person = Avatar.load(avatar)
+    track, person = driver_track, Avatar.load(avatar)
     rest = rest_of(person)
     moved = retarget(track, source_rest=rest, coverage=Coverage.of(person.track))
     states = list(motion_states(moved.motion, retarget_detail(track, source_rest=rest)))

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,35 +12,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-import parallel_parts
 from omokage.errors import InputError
 from omokage.talking.config import official_sampler
 from omokage.talking.parallel import ALONE, Layout, TokenShare
 from parallel_parts import sampled, sampler
+from processes import Started, places
 
 
 def shared(folder: Path, processes: int, **choices: object) -> list[Tensor]:
     """What each of so many processes comes to."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    script, result = Path(parallel_parts.__file__), folder / "clean.safetensors"
-    environment = {
-        **os.environ, "WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    started = [
-        subprocess.Popen(
-            [sys.executable, script, result, json.dumps(choices)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-        )
-        for rank in range(processes)
-    ]
-    for process in started:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said.decode()[-2000:]
-    return [load_file(folder / f"{rank}.{result.name}")["clean"] for rank in range(processes)]
+    script = "import sys, parallel_parts; parallel_parts.main(*sys.argv[1:])"
+    given = [folder / "clean.safetensors", json.dumps(choices)]
+    for process in [Started(script, given, folder, **place) for place in places(processes)]:
+        status, _, said = process.wait()
+        assert status == 0, said[-2000:]
+    return [load_file(folder / f"{rank}.clean.safetensors")["clean"] for rank in range(processes)]
 
 
 @cache

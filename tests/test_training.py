@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
+import signal
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +13,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import training_parts
 from omokage.errors import InputError, InternalError, WeightsError
 from omokage.talking.checkpoint import transformer_keys
 from omokage.talking.config import official
@@ -35,6 +31,7 @@ from omokage.talking.training.state import Run
 from omokage.talking.training.train import draw_sample, draw_step, train
 from omokage.talking.transformer import Transformer
 from omokage.workers import Workers
+from processes import Started, places
 from training_parts import NoiseWindows, couple, smallest, stage
 
 # What the published stages choose, as parts of the official names (specification 4.1).
@@ -209,16 +206,7 @@ def test_the_average_is_the_result() -> None:
 
 # Several runs and processes
 
-
-def start_process(
-    folder: Path, result: Path, killed_at: int = 0, **environment: str
-) -> subprocess.Popen[bytes]:
-    script = Path(training_parts.__file__)
-    return subprocess.Popen(
-        [sys.executable, script, folder, result, str(killed_at)],
-        env={**os.environ, **environment},
-        stderr=subprocess.PIPE,
-    )
+TRAINING = "import sys, training_parts; training_parts.main(*sys.argv[1:])"
 
 
 @cache
@@ -230,9 +218,8 @@ def undisturbed() -> tuple[tuple[float, ...], dict[str, torch.Tensor]]:
 
 def test_a_killed_run_goes_on_exactly(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint"
-    killed = start_process(checkpoint, tmp_path / "result", killed_at=2)
-    killed.communicate(timeout=240)
-    assert killed.returncode == -9 and (checkpoint / "latest.json").is_file()
+    status, _, said = Started(TRAINING, [checkpoint, tmp_path / "result", 2], tmp_path).wait()
+    assert status == -signal.SIGKILL and (checkpoint / "latest.json").is_file(), said
     trained, seen = couple(seed=5), list[int]()  # other first weights: all comes from the checkpoint
     done = train(trained, NoiseWindows(), stage(recompute=True), checkpoint=checkpoint, on_step=seen.append)
     losses, weights = undisturbed()
@@ -248,19 +235,10 @@ def test_a_killed_run_goes_on_exactly(tmp_path: Path) -> None:
 
 
 def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        start_process(
-            tmp_path / "checkpoint", tmp_path / "result", RANK=str(rank), LOCAL_RANK=str(rank), **shared
-        )
-        for rank in range(2)
-    ]
-    for process in processes:
-        _, said = process.communicate(timeout=240)
-        assert process.returncode == 0, said.decode()[-2000:]
+    given = [tmp_path / "checkpoint", tmp_path / "result"]
+    for process in [Started(TRAINING, given, tmp_path, **place) for place in places(2)]:
+        status, _, said = process.wait()
+        assert status == 0, said[-2000:]
     result = load_file(tmp_path / "result")
     losses, weights = undisturbed()
     assert result.pop("losses").tolist() == pytest.approx(losses, rel=1e-5)

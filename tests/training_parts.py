@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +96,3 @@ def main(checkpoint: str, result: str, killed_at: str = "0") -> None:
     tensors = {name: whole(value).clone() for name, value in trained.state_dict().items()}
     if workers.is_first:
         save_file(tensors | {"losses": torch.tensor(done.losses, dtype=torch.float64)}, result)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

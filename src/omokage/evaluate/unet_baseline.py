@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 
 import cv2
 import numpy as np
@@ -78,8 +79,13 @@ def parameter_count(base_channels: int) -> int:
 
 
 def width_for(parameters: int) -> int:
-    """The `base_channels` whose U-Net comes nearest to this many parameters."""
-    return min(range(4, 129), key=lambda width: abs(parameter_count(width) - parameters))
+    """The `base_channels`, 4 to 128, whose U-Net comes nearest to this many parameters."""
+    widths = range(4, 129)
+    # A wider one has more; to build all of them takes seconds.
+    above = bisect_left(widths, parameters, key=parameter_count)
+    return min(
+        widths[max(above - 1, 0) : above + 1], key=lambda width: abs(parameter_count(width) - parameters)
+    )
 
 
 def train_plain_unet(
