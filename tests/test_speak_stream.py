@@ -168,7 +168,7 @@ def seen(data: Any) -> tuple[list[NDArray[np.uint8]], Float32, dict[str, str]]:
             else:
                 samples.append(frame.to_ndarray().reshape(-1, len(frame.layout.channels)))
         said = {name.lower(): value for name, value in container.metadata.items()}
-    return pictures, np.concatenate(samples), said
+    return pictures, np.concatenate(samples) if samples else np.zeros((0, 0), np.float32), said
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(16000, 1), (8000, 2), (44100, 2)])
@@ -190,6 +190,19 @@ def test_a_stream_can_be_watched_and_says_what_it_is(rate: int, channels: int) -
     assert flash == 20
     beep = int(np.flatnonzero(np.abs(samples[:, 0].astype(float)) > 0)[0])
     assert beep / rate == pytest.approx(flash / 25, abs=1 / rate)
+
+
+def test_a_stream_needs_no_sound(tmp_path: Path) -> None:
+    sent = bytearray()
+    targets = (lambda data: sent.extend(data) or len(data), tmp_path / "mute.mp4")  # type: ignore[func-returns-value]
+    for target in targets:
+        mute = (SoundingFrame(frame.image) for frame in film(10))
+        assert release_live(mute, target, frame_rate=Fraction(25), sound=None).frame_count == 10
+    for made in (io.BytesIO(bytes(sent)), str(tmp_path / "mute.mp4")):
+        pictures, samples, said = seen(made)
+        assert (
+            len(pictures) == 10 and samples.size == 0 and said["comment"].startswith(DISCLOSURE["generated"])
+        )
 
 
 def test_a_picture_leaves_with_the_next_one() -> None:

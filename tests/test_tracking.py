@@ -286,6 +286,19 @@ def test_portrait_landmarks_do_not_depend_on_its_size() -> None:
     assert count_faces(np.concatenate([portrait, portrait], axis=1)) == 2
 
 
+def test_landmarks_are_those_of_mediapipes_own_face_mesh(performance: Performance) -> None:
+    """Whose graph runs on other threads."""
+    from mediapipe.python.solutions.face_mesh import FaceMesh
+
+    ours = MediaPipeLandmarks()
+    with FaceMesh(refine_landmarks=True) as theirs:
+        for frame in performance.frames[:5]:
+            (face,) = theirs.process(frame.image).multi_face_landmarks
+            known = np.array([(p.x, p.y, p.z) for p in face.landmark], dtype=np.float32)
+            found = ours.detect(frame.image)[0].points / np.array([SIZE, SIZE, SIZE], dtype=np.float32)
+            np.testing.assert_allclose(found, known, atol=1e-6)
+
+
 def test_portrait_is_fitted_closely(performance: Performance) -> None:
     portrait = skimage.data.astronaut()
     track = track_clip([Frame(i, i / 25, portrait) for i in range(3)], smooth=False)
@@ -365,6 +378,7 @@ def test_zones_found_beside_the_landmarks_are_the_same() -> None:
     for step in range(8):
         image, seen = np.roll(texture, (step, -2 * step), axis=(0, 1)), None if step in (3, 4) else face
         beside.begin(image)
+        beside.find_person(image)
         first, second = alone.step(image, seen), beside.step(image, seen)
         np.testing.assert_array_equal(first.pixels, second.pixels)
         np.testing.assert_array_equal(first.certainty, second.certainty)

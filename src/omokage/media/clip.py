@@ -70,7 +70,7 @@ class SoundFormat:
 
 @dataclass(frozen=True, slots=True)
 class SoundingFrame:
-    """A picture, uint8 (H, W, 3) RGB or (H, W, 4), and the sound until the next one, float32 (S, channels)."""
+    """A picture, uint8 (H, W, 3) RGB or (H, W, 4), and the sound until the next one, float32 (S, channels), if any."""
 
     image: NDArray[np.uint8]
-    samples: NDArray[np.float32]
+    samples: NDArray[np.float32] | None = None

@@ -101,10 +101,11 @@ def stream_writer(
     width: int,
     height: int,
     frame_rate: Fraction,
-    sound: SoundFormat,
+    sound: SoundFormat | None,
     metadata: Mapping[str, str] | None = None,
 ) -> Iterator[ClipWriter]:
-    """Encode frames into a stream that a player reads while it is made: Matroska with H.264 and samples as they are.
+    """Encode frames into a stream that a player reads while it is made: Matroska with H.264 and samples as they are,
+    if there is sound.
 
     Every picture leaves, through `write`, with the next one. What `write` raises is passed on.
     """

@@ -22,7 +22,7 @@ from omokage.avatar.bundle import Avatar
 from omokage.avatar.samples import avatar_state
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.home import passing_home
-from omokage.media.clip import Frame
+from omokage.media.clip import Frame, SoundingFrame
 from omokage.pipelines.predict import Prediction, predict_create, training_cost
 from omokage.pipelines.stand_in import stand_in
 from omokage.pipelines.this_machine import machine
@@ -33,7 +33,7 @@ from omokage.render.retarget import Rest
 from omokage.threads import one_blas_thread
 from omokage.tracking.tracker import OnlineTracker
 from omokage.trust.audit import AUDIT_VARIABLE
-from omokage.trust.release import release_clip
+from omokage.trust.release import release_clip, release_live
 
 __all__ = ["BenchReport", "bench", "live_speed", "machine", "predict_create", "tracking_speed"]
 
@@ -182,15 +182,16 @@ def live_speed(
     runtime: str = "auto",
     tracker: OnlineTracker | None = None,
 ) -> LiveSpeed:
-    """Decode (by `source`), track, retarget, draw, network, compose, encode: flat out, then with frames at `rate`."""
+    """Decode (by `source`), track, retarget, draw, network, compose, and all that is done to what leaves live, to the
+    encoded picture: flat out, then with frames at `rate`."""
     tracker = tracker or OnlineTracker(subject=avatar.track.subject)
     pipeline = LivePipeline(avatar, driving_rest=rest, runtime=runtime, tracker=tracker)
     deque(pipeline.run(itertools.islice(source(), 8), keep_all=True), maxlen=0)  # warm up
     finished: list[float] = []
-    _encode(_stamped(pipeline.run(source(), keep_all=True), lambda _: finished.append(time.monotonic())))
+    _stream(_stamped(pipeline.run(source(), keep_all=True), lambda _: finished.append(time.monotonic())))
 
     paced, latency = Paced(source(), rate), list[float]()
-    _encode(
+    _stream(
         _stamped(
             pipeline.run(paced),
             lambda picture: latency.append(time.monotonic() - paced.started[picture.index]),
@@ -276,5 +277,12 @@ def _stamped(
 
 
 def _encode(pictures: Iterator[NDArray[np.uint8]]) -> None:
+    """Into a clip."""
     with passing_home(AUDIT_VARIABLE) as folder:  # a measurement is no render that anybody will ask for
         release_clip(pictures, folder / "measured.mp4", frame_rate=Fraction(25))
+
+
+def _stream(pictures: Iterator[NDArray[np.uint8]]) -> None:
+    """As a live stream: each picture has left when the next one is asked for."""
+    with passing_home(AUDIT_VARIABLE):
+        release_live(map(SoundingFrame, pictures), len, frame_rate=Fraction(25), sound=None)

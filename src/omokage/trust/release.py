@@ -133,11 +133,12 @@ def release_live(
     target: Path | Callable[[bytes], int],
     *,
     frame_rate: Fraction,
-    sound: SoundFormat,
+    sound: SoundFormat | None,
     config: ReleaseConfig | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> Released:
-    """Label, mark, encode and write frames with their sound as they come, without knowing how many there will be.
+    """Label, mark, encode and write frames with their sound, if any, as they come, without knowing how many there will
+    be.
 
     `target`: a clip, as `release_clip` writes it, which appears when `frames` end; or what takes the bytes of a stream
     (Matroska: H.264 and samples) that is played meanwhile, and then knows no alpha. Raises as `release_clip` does, and
