@@ -290,7 +290,7 @@ def camera() -> Iterator[Frame]:
 
 
 def test_live_reenactment_stops_with_all_its_threads(anna: Avatar, asked_at_every_step: None) -> None:
-    record, before = agree(), threading.active_count()
+    record, before = agree(), set(threading.enumerate())
     live, taken = reenactor(anna), 0
     assert live.release.consent == record.id and live.release.avatar == ANNA
     # Whoever handles the error holds its traceback: nothing may run on meanwhile.
@@ -300,11 +300,10 @@ def test_live_reenactment_stops_with_all_its_threads(anna: Avatar, asked_at_ever
             if taken == 3:
                 consents.revoke(record, "")
     # The source's own thread ends with the frame that it is at.
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and "pydev" not in thread.name:
-            thread.join(timeout=10)
-            assert not thread.is_alive()
-    assert held.value and taken == 3 and threading.active_count() <= before
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+    assert held.value and taken == 3
     with pytest.raises(ConsentError, match="withdrawn"):
         next(live.run(camera()))
     with pytest.raises(ConsentError, match="withdrawn"):

@@ -700,14 +700,21 @@ def test_computing_time_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_decoder_ends_with_its_reader(tmp_path: Path) -> None:
+    before = _children()
     frames = read_frames(make_clip(tmp_path / "a.mp4", seconds=2, width=640, height=480))
     next(frames)
-    running = (
-        [p.name for p in Path("/proc").iterdir() if p.name.isdecimal()] if sys.platform == "linux" else []
-    )
-    children = [pid for pid in running if _parent(pid) == os.getpid()]
+    decoders = _children() - before
+    assert len(decoders) == (sys.platform == "linux")
     frames.close()  # type: ignore[attr-defined]
-    assert not [pid for pid in children if Path(f"/proc/{pid}").exists() and _parent(pid) == os.getpid()]
+    assert not decoders & _children()
+
+
+def _children() -> set[str]:
+    """Processes of this one, by number."""
+    if sys.platform != "linux":
+        return set()
+    running = [p.name for p in Path("/proc").iterdir() if p.name.isdecimal()]
+    return {pid for pid in running if _parent(pid) == os.getpid()}
 
 
 def _parent(pid: str) -> int:
