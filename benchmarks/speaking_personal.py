@@ -28,6 +28,7 @@ from omokage.metrics.talking import FAR_S, pearson
 from omokage.pipelines.bench import machine
 from omokage.pipelines.learn_speech import material_of
 from omokage.pipelines.recording import MAX_SIDE_PX
+from omokage.pipelines.speech_encoder import installed_encoder
 from omokage.pipelines.speech_track import read_speech, resampled
 from omokage.speaking.driver import driven_by_text, driven_by_voice
 from omokage.speaking.hearing import BANDS
@@ -59,7 +60,8 @@ SILENT = 0.05  # of `speaking`
 def measured(clip: Path, tracks: Path | None) -> dict[str, Any]:
     """All numbers of a clip."""
     speech, track = read_speech(clip), tracked(clip, tracks)
-    material, lag_s = material_of(speech, track)
+    encoder = installed_encoder()
+    material, lag_s = material_of(speech, track, encoder)
     said, in_tail = speech_seconds(material)
     row: dict[str, Any] = {
         "clip": clip.name,
@@ -79,6 +81,9 @@ def measured(clip: Path, tracks: Path | None) -> dict[str, Any]:
     row["added_real_time_factor"] = _round((time.perf_counter() - start) / speech.duration_s)
     row["kept"] = "personal" if verdict.is_better else "general"
     row["network_strength"], row["share"] = driver.strength, driver.share
+    row["encoder"] = (
+        None if encoder is None else {"listens": driver.ear is not None, "digest": encoder.digest}
+    )
     row["cross_validated"] = {"personal": verdict.cross.to_json(), "general": verdict.cross_general.to_json()}
     for name, what in (("personal", added), ("general", np.zeros_like(added))):
         row[name] = driven(material, driver, what)

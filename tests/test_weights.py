@@ -64,7 +64,7 @@ FILES = {"denoiser-1.safetensors": b"d" * 3000, "text/config.json": b"{}"}
 
 
 def test_the_registry_says_sizes_and_licences() -> None:
-    assert list(registry.REGISTRY) == ["hallo3", "face"]
+    assert list(registry.REGISTRY) == ["hallo3", "face", "speech"]
     assert HALLO3.commercial is CommercialUse.ON_REGISTRATION
     assert FACE.commercial is CommercialUse.NO
     assert HALLO3.licences == "CogVideoX License, Apache-2.0"
@@ -77,7 +77,7 @@ def test_the_registry_says_sizes_and_licences() -> None:
         "17 kB",
     ]
     with pytest.raises(
-        WeightsError, match="there is no model 'halo'; 'omokage weights list' knows hallo3, face"
+        WeightsError, match="there is no model 'halo'; 'omokage weights list' knows hallo3, face, speech"
     ):
         registry.find_spec("halo")
 
@@ -988,7 +988,7 @@ def test_the_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "hallo3: verified, 3 kB" in out and f"folder: {home / 'hallo3'}" in out
     (home / "hallo3" / "text" / "config.json").write_bytes(b"[]")
     code, out, _ = run("weights list --verify --json --quiet", capsys)
-    (first, second) = json.loads(out)
+    first, second, _ = json.loads(out)
     assert code == 2
     assert (first["condition"], second["condition"]) == ("damaged", "not installed")
     assert "config.json is wrong" in first["detail"]

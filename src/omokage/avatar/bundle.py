@@ -3,7 +3,7 @@
 Layout of `me.avatar`, version 4 (docs/avatar-format.md): tensors `generator.*`, `subject.*`, `sheet.*`,
 `appearance.*`, `track.*` (the recording's motion, without landmarks), `skin` and `plate`; in the header the
 architecture, camera, crop, frame rate, hash of the recording, evaluation summary and the version that wrote it.
-Version 7 has `speech.*` too.
+Version 7 has `speech.*` too, version 8 one that a speech encoder listens to.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.sway import ZONE_COUNT
 
-VERSION, VERSION_WITH_SPEECH = 4, 7
+VERSION, VERSION_WITH_SPEECH, VERSION_WITH_ENCODER = 4, 7, 8
 _SHEET_ARRAYS = ("points", "head_weight", "oval_weight", "triangles", "uv", "response")
 
 
@@ -119,7 +119,8 @@ class Avatar:
         }
         version = VERSION
         if self.speech is not None:
-            version = VERSION_WITH_SPEECH
+            has_encoder = self.speech.settings["driver"].get("encoder") is not None
+            version = VERSION_WITH_ENCODER if has_encoder else VERSION_WITH_SPEECH
             header["speech"] = dict(self.speech.settings)
             tensors |= {f"speech.{name}": tensor for name, tensor in self.speech.arrays.items()}
         write_content(path, Content(version, COMPACT, header, tensors), in_place_of=in_place_of)

@@ -1,6 +1,6 @@
 """The file of an avatar, of whatever kind: named arrays and a JSON header with a checksum (docs/avatar-format.md).
 
-No pickle, nothing in it runs. The version is that of the layout: up to 4, and 7, of a compact avatar; from 5
+No pickle, nothing in it runs. The version is that of the layout: up to 4, 7 and 8 of a compact avatar; from 5
 on the header says which kind of avatar it is. On the disk all that is sealed (`vault.sealed`) with a key that only this
 installation has; files that are not, of earlier versions or exported so, are read too.
 """
@@ -35,7 +35,7 @@ from omokage.vault.sealed import (
 )
 
 FORMAT = "omokage.avatar"
-NEWEST_VERSION = 7
+NEWEST_VERSION = 8
 FIRST_WITH_KINDS = 5
 COMPACT, STYLEAVATAR = "compact", "styleavatar"
 MOST_BYTES = 8_000_000_000  # more than any network here; a file of zeros can be as long as it likes

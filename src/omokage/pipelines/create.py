@@ -14,7 +14,7 @@ from omokage.avatar.run import TrainingConfig
 from omokage.avatar.train import TrainingResult, train_avatar
 from omokage.capture.check import check_recording
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InputError, MediaError, MissingDependencyError, OutputError
+from omokage.errors import InputError, MediaError, MissingDependencyError, OutputError, WeightsError
 from omokage.files import file_digest
 from omokage.media.decode import probe
 from omokage.pipelines.candidate import Candidate
@@ -23,6 +23,7 @@ from omokage.pipelines.evaluate import evaluate_recording, summary_of
 from omokage.pipelines.learn_speech import learned_speech
 from omokage.pipelines.predict import predict_create
 from omokage.pipelines.recording import Recording
+from omokage.pipelines.speech_encoder import installed_encoder
 from omokage.pipelines.work import SUFFIX, Work
 from omokage.speaking.personal_training import LearningConfig
 from omokage.threads import one_blas_thread
@@ -172,10 +173,9 @@ def _with_speech(
 ) -> Avatar:
     """The avatar with what the recording tells of the person's speech; a sound of no use is told, and no error."""
     try:
-        learned = learned_speech(
-            video, FaceTrack.load(work.track), config, folder=work.folder, on_progress=on_progress
-        )
-    except (MediaError, MissingDependencyError) as error:
+        track, encoder = FaceTrack.load(work.track), installed_encoder()
+        learned = learned_speech(video, track, config, encoder, folder=work.folder, on_progress=on_progress)
+    except (MediaError, MissingDependencyError, WeightsError) as error:
         on_progress(Progress("speech", 1, 1, f"{error}; the avatar speaks in the general way"))
         return avatar
     on_progress(Progress("speech", 1, 1, "; ".join(learned.sentences)))

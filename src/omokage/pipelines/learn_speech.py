@@ -19,12 +19,14 @@ from omokage.metrics.talking import INNER_LIPS, lag_curve, mouth_opening
 from omokage.pipelines.carry import save_avatar
 from omokage.pipelines.recording import MAX_SIDE_PX, tracked
 from omokage.pipelines.speak import reach_scale, speaker_rest, speaking_rest
+from omokage.pipelines.speech_encoder import InstalledEncoder, installed_encoder
 from omokage.pipelines.speech_track import SpeechTrack, read_speech
 from omokage.pipelines.work import Work
 from omokage.render.retarget import JAW, SCALE_LIMITS, Rest, relative_expression
 from omokage.speaking.driver import REST, Articulation, driven_by_voice
+from omokage.speaking.encoded import Reduction, encode
 from omokage.speaking.hearing import HOPS_PER_S
-from omokage.speaking.personal import CHANNELS
+from omokage.speaking.personal import CHANNELS, Ear, PersonalDriver
 from omokage.speaking.personal_training import (
     LEAST_SPEECH_S,
     LEAST_TAIL_S,
@@ -95,15 +97,13 @@ def learn_speech(
     person, digest = Avatar.load(avatar), file_digest(recording)
     guard = Guard(permit(Use(digest, act="create"), name=str(recording)))
     on_progress = guard.progress(on_progress)
-    place, data, settings = (
-        avatar.with_name(f"{avatar.name}.speech"),
-        {"recording": digest},
-        config.learning.to_json(),
-    )
+    encoder = installed_encoder()
+    place, settings = avatar.with_name(f"{avatar.name}.speech"), config.learning.to_json()
+    data = {"recording": digest, "encoder": "" if encoder is None else encoder.digest}
     with Work.open(place, data=data, settings=settings, is_resumed=config.resume) as work:
         track = _track(recording, work, on_progress)
         learned = learned_speech(
-            recording, track, config.learning, folder=work.folder, on_progress=on_progress
+            recording, track, config.learning, encoder, folder=work.folder, on_progress=on_progress
         )
         if learned.part is None:
             raise InputError(" ".join(learned.sentences))
@@ -116,13 +116,14 @@ def learned_speech(
     recording: Path,
     track: FaceTrack,
     config: LearningConfig | None = None,
+    encoder: InstalledEncoder | None = None,
     *,
     folder: Path | None = None,
     on_progress: ProgressCallback = ignore_progress,
 ) -> LearnedSpeech:
     """Learn from a recording that is tracked, all but its last fifth, on which the result is measured.
 
-    folder: for checkpoints. Raises MediaError for a sound that cannot be read.
+    encoder: listens too, if it helps.  folder: for checkpoints. Raises MediaError for a sound that cannot be read.
     """
     config, started = config or LearningConfig(), time.monotonic()
     if not probe(recording).has_audio:
@@ -130,7 +131,7 @@ def learned_speech(
     speech = read_speech(recording)
     if speech.is_silent:
         return _nothing(f"the sound of {recording.name} is silent")
-    material, lag_s = material_of(*near_the_border(speech, track))
+    material, lag_s = material_of(*near_the_border(speech, track), encoder)
     said, said_in_tail = speech_seconds(material)
     if said < LEAST_SPEECH_S or said_in_tail < LEAST_TAIL_S:
         return _nothing(
@@ -149,7 +150,7 @@ def learned_speech(
         "seconds": round(seconds, 1),
     }
     part = SpeechPart({"driver": driver.settings(), "report": report}, driver.arrays())
-    sentences = (_lag_sentence(lag_s), _verdict_sentence(verdict))
+    sentences = (_lag_sentence(lag_s), _encoder_sentence(material, driver), _verdict_sentence(verdict))
     return LearnedSpeech(part, tuple(filter(None, sentences)), verdict, lag_s, seconds)
 
 
@@ -167,13 +168,19 @@ def near_the_border(speech: SpeechTrack, track: FaceTrack) -> tuple[SpeechTrack,
     return replace(speech, voice=voice), replace(part, time_s=part.time_s - start_s)
 
 
-def material_of(speech: SpeechTrack, track: FaceTrack) -> tuple[Material, float]:
+def material_of(
+    speech: SpeechTrack, track: FaceTrack, encoder: InstalledEncoder | None = None
+) -> tuple[Material, float]:
     """What there is to learn from, and by how many seconds the picture comes after its sound: they are put together."""
     seen = track.select(track.is_tracked)
     border_s = float(seen.time_s[round((1 - HELD_OUT_SHARE) * (len(seen) - 1))])
     before = seen.select(seen.time_s < border_s)
     rest = speaking_rest(Rest.of(before), before)
-    articulation = driven_by_voice(speech.voice)
+    articulation, ear = driven_by_voice(speech.voice), None
+    if encoder is not None:
+        encoded = encode(encoder.network, speech.voice)
+        ear = Ear(encoder.digest, Reduction.of(encoded[: max(1, round(border_s * HOPS_PER_S))]))
+        articulation = replace(articulation, encoded=ear.reduction(encoded))
     times = np.arange(0, min(float(seen.time_s[-1]), len(speech.voice) / SAMPLE_RATE), 1 / FRAME_RATE)
     opening = mouth_opening(seen.landmarks.astype(np.float64))
     lag_s = picture_lag(articulation, before, mouth_opening(before.landmarks.astype(np.float64)))
@@ -191,6 +198,7 @@ def material_of(speech: SpeechTrack, track: FaceTrack) -> tuple[Material, float]
         border=int(np.searchsorted(times, border_s)),
         reach=reach_scale(rest)[list(CHANNELS)],
         opened=lambda way: lip_gap(seen, relative_expression(way.astype(np.float32), rest, speaker_rest())),
+        ear=ear,
     )
     return material, lag_s
 
@@ -225,6 +233,7 @@ def shifted(articulation: Articulation, by_s: float) -> Articulation:
         moved(articulation.level, 0.0),
         moved(articulation.bands, -1.0),
         moved(articulation.voicing, 0.0),
+        moved(articulation.encoded, 0.0),
     )
 
 
@@ -271,6 +280,14 @@ def _lag_sentence(lag_s: float) -> str:
         f"the picture of this recording comes {abs(lag_s):.2f} seconds {order} its sound; that was put right for "
         "learning, and the avatar speaks on time"
     )
+
+
+def _encoder_sentence(material: Material, driver: PersonalDriver) -> str:
+    if material.ear is None:
+        return ""
+    if driver.ear is None:
+        return "the installed speech encoder did not help with this person, and is not needed"
+    return "the installed speech encoder helped; the avatar needs it wherever it speaks in this person's way"
 
 
 def _verdict_sentence(verdict: Verdict) -> str:

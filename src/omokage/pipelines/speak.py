@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from omokage.avatar.bundle import Avatar, SpeechPart
 from omokage.avatar.paper.bundle import PaperAvatar
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import InputError
+from omokage.errors import InputError, WeightsError
 from omokage.files import saving
 from omokage.media.clip import Audio
 from omokage.metrics.talking import INNER_LIPS
 from omokage.pipelines.reenact import Driver, ReenactConfig, Reenactment, check_output, perform, performer_of
+from omokage.pipelines.speech_encoder import InstalledEncoder, installed_encoder
 from omokage.pipelines.speech_track import read_speech, resampled
 from omokage.render.retarget import MOUTH, Rest, tracked
 from omokage.speaking.cues import Cue, course, read_cues
@@ -32,6 +33,7 @@ from omokage.speaking.driver import (
     fullest,
     motion,
 )
+from omokage.speaking.encoded import encode
 from omokage.speaking.liveliness import Life
 from omokage.speaking.personal import PersonalDriver, offsets
 from omokage.speaking.sound_frames import FRAME_RATE
@@ -48,6 +50,10 @@ LEAST_FULL = 0.2  # what is never moved as far as this is left as it is
 REACH_LIMITS = (0.25, 1.2)  # how much less or more than usual a person may move
 LEAST_SAID = 0.02  # mean share of speech below which the sound is taken for no voice
 DEFAULT_VOICE = "en-us"
+NO_ENCODER = (
+    "what was learned of this person's speech needs the speech encoder that it was learned with, which is not "
+    "installed here; install it with 'omokage weights add speech FOLDER'"
+)
 
 
 @dataclass(frozen=True)
@@ -98,9 +104,10 @@ class SpeakConfig(Config):
 
 @dataclass(frozen=True)
 class Speech:
-    """What is said: its sound, what the mouth does, and sentences on what may spoil it."""
+    """What is said: its sound, what the mouth does, and sentences on what may spoil it. voice (S,): mono at 16 kHz."""
 
     sound: Audio
+    voice: NDArray[np.float32]
     articulation: Articulation
     notes: tuple[str, ...]
 
@@ -148,10 +155,11 @@ def speak(
     if edited is not None:
         track = fitted(edited, track)
     else:
-        personal = personal_driver(performer.speech, config.driver)
-        on_progress(Progress("driver", 1, 1, _named(personal, performer.speech, config.driver)))
+        personal, encoder, told = own_driver(performer.speech, config.driver)
+        on_progress(Progress("driver", 1, 1, told))
         if personal is not None:
-            track = in_own_way(track, personal, speech.articulation, config, listed)
+            articulation = heard_as_learned(speech, personal, encoder)
+            track = in_own_way(track, personal, articulation, config, listed)
     if curves_output is not None:
         with saving(curves_output) as part:
             part.write_text(write_arkit_csv(track, frame_rate=config.frame_rate), encoding="utf-8")
@@ -183,6 +191,37 @@ def personal_driver(part: SpeechPart | None, wish: str) -> PersonalDriver | None
     return PersonalDriver.of(part.settings["driver"], part.arrays)
 
 
+def own_driver(
+    part: SpeechPart | None, wish: str
+) -> tuple[PersonalDriver | None, InstalledEncoder | None, str]:
+    """The personal driver, the encoder that it needs, and a sentence on what speaks. Raises as `personal_driver`, and
+    WeightsError when the personal one is wished and its encoder is not there."""
+    personal = personal_driver(part, wish)
+    if personal is None or part is None:
+        is_worse = part is not None and wish != "general"
+        return (
+            None,
+            None,
+            "general" + ", which is better here than what was learned of this person" * is_worse,
+        )
+    encoder = installed_encoder(personal.ear.digest) if personal.ear is not None else None
+    if personal.ear is not None and encoder is None:
+        if wish == "personal":
+            raise WeightsError(NO_ENCODER)
+        return None, None, f"general; {NO_ENCODER}"
+    return personal, encoder, f"personal, learned from {part.settings['report']['recording']}"
+
+
+def heard_as_learned(
+    speech: Speech, personal: PersonalDriver, encoder: InstalledEncoder | None
+) -> Articulation:
+    """What is said, heard by the encoder with which the driver learned, if it did with one."""
+    if personal.ear is None or encoder is None:
+        return speech.articulation
+    encoded = encode(encoder.network, speech.voice, personal.ear.reduction)
+    return replace(speech.articulation, encoded=encoded.astype(np.float64))
+
+
 def in_own_way(
     track: FaceTrack,
     personal: PersonalDriver,
@@ -198,14 +237,6 @@ def in_own_way(
     between = np.stack([np.interp(track.time_s, times, column, right=0.0) for column in added.T], axis=1)
     expression = np.clip(track.expression + energy * between, 0, 1)
     return replace(track, expression=expression.astype(np.float32))
-
-
-def _named(personal: PersonalDriver | None, part: SpeechPart | None, wish: str) -> str:
-    if personal is not None and part is not None:
-        return f"personal, learned from {part.settings['report']['recording']}"
-    if part is None or wish == "general":
-        return "general"
-    return "general, which is better here than what was learned of this person"
 
 
 def voices_report() -> str:
@@ -224,12 +255,12 @@ def hear_or_read(audio: Path | None, text: str | None, voice: str) -> Speech:
         heard = read_speech(Path(audio))
         articulation = driven_by_voice(heard.voice)
         notes = heard.notes if heard.is_silent else heard.notes + _no_voice(heard.name, articulation)
-        return Speech(heard.sound, articulation, notes)
+        return Speech(heard.sound, heard.voice, articulation, notes)
     assert text is not None
     spoken = speak_text(text, voice)
     mono = resampled(spoken.sound, SAMPLE_RATE)[:, 0]
     driven = driven_by_text(spoken.phonemes, mono) if spoken.phonemes else driven_by_voice(mono)
-    return Speech(spoken.sound, driven, misread(text, voice))
+    return Speech(spoken.sound, mono, driven, misread(text, voice))
 
 
 def speaking_rest(rest: Rest, track: FaceTrack) -> Rest:

@@ -33,7 +33,7 @@ from omokage.talking.folder import (
 )
 from omokage.talking.model import FACE_FILE, skeletons
 from omokage.talking.vae import VAE_PREFIX, vae_keys
-from omokage.weights.registry import FACE, HALLO3, find_spec
+from omokage.weights.registry import FACE, HALLO3, SPEECH, find_spec
 from omokage.weights.store import (
     FileRecord,
     Manifest,
@@ -76,8 +76,8 @@ def add_weights(
 ) -> Path:
     """Install a model from official files on this machine, without any network; its folder.
 
-    `source`: the official folder of Hallo3, or the file of a smaller model. Raises WeightsError or InputError when
-    files are missing or of another model, OutputError when there is no room or no permission.
+    `source`: the official folder of Hallo3, the folder or the file of a smaller model. Raises WeightsError or
+    InputError when files are missing or of another model, OutputError when there is no room or no permission.
     """
     spec, folder = find_spec(name), folder_of(name)
     refuse_installed(name)
@@ -85,6 +85,8 @@ def add_weights(
         (folder / spec.manifest_name).unlink(missing_ok=True)
         if spec.name == HALLO3.name:
             records = _install_hallo3(source, folder, config or AddConfig(official_architecture()), progress)
+        elif spec.name == SPEECH.name:
+            records = _install_speech(source, folder, progress)
         else:
             records = _install_file(source, folder, FACE_FILE, progress)
         _write_text(folder / spec.notice_name, spec.notice)
@@ -242,11 +244,24 @@ def _copy_encoder(source: Path, folder: Path, name: str, progress: ProgressCallb
     files = _wanted(source)
     total, done, records = float(sum(path.stat().st_size for path in files)), 0.0, {}
     for path in files:
-        progress(Progress(f"copying {name}", done, total, path.name))
-        records[f"{name}/{path.name}"] = _copy(path, folder / name / path.name)
+        progress(Progress(f"copying {name}".strip(), done, total, path.name))
+        records[f"{name}/{path.name}".lstrip("/")] = _copy(path, folder / name / path.name)
         done += path.stat().st_size
-    progress(Progress(f"copying {name}", total, total))
+    progress(Progress(f"copying {name}".strip(), total, total))
     return records
+
+
+def _install_speech(source: Path, folder: Path, progress: ProgressCallback) -> dict[str, FileRecord]:
+    """An encoder by itself, of any size."""
+    encoder = _encoder_folder(source, "wav2vec2") or _encoder_folder(source, "hubert")
+    if encoder is None:
+        raise WeightsError(
+            f"there is no speech encoder in {source}; give a folder of wav2vec2 or hubert with config.json and "
+            "safetensors"
+        )
+    _check_encoder(encoder, {})
+    check_room(folder, sum(path.stat().st_size for path in _wanted(encoder)), folder_bytes(folder))
+    return _copy_encoder(encoder, folder, "", progress)
 
 
 def _copy(source: Path, target: Path) -> FileRecord:

@@ -69,12 +69,18 @@ class Style(Config):
 @dataclass(frozen=True)
 class Articulation:
     """visemes: (N, 10) weights for every hop of 10 ms.  level: (N,) loudness in [0, 1], 0 outside speech.
-    bands (N, `hearing.BANDS`), voicing (N,): of the sound itself, as in `Heard`."""
+    bands (N, `hearing.BANDS`), voicing (N,): of the sound itself, as in `Heard`.  encoded (N, M): what a speech encoder
+    hears, see `encoded`; M is 0 where none listened."""
 
     visemes: Float
     level: Float
     bands: Float
     voicing: Float
+    encoded: Float = field(default_factory=lambda: np.zeros((0, 0)))
+
+    def __post_init__(self) -> None:
+        if not self.encoded.size:
+            object.__setattr__(self, "encoded", np.zeros((len(self.level), self.encoded.shape[1])))
 
     def cut(self, start: int, stop: int) -> Articulation:
         """The hops from `start` to before `stop`."""

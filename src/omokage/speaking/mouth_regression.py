@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from omokage.speaking.hearing import BANDS
-from omokage.speaking.sound_frames import FUTURE, PAST, silence
+from omokage.speaking.sound_frames import COLUMNS, FUTURE, PAST, silence
 
 Float = NDArray[np.float64]
 
@@ -40,8 +40,8 @@ class MouthRegression:
 
     @classmethod
     def fit(cls, frames: Float, known: NDArray[np.int64], modes: Float, noise: float) -> Self:
-        """From sound frames (T, `COLUMNS`) and the mouth (T, K) in the frames `known`. noise: variance beside that of
-        the kernel, 1."""
+        """From sound frames (T, `COLUMNS` + M) and the mouth (T, K) in the frames `known`. noise: variance beside that
+        of the kernel, 1."""
         known = known[:: -(-len(known) // MAX_ROWS)]
         mean = frames[known, :BANDS].mean(axis=0)
         _, _, axes = np.linalg.svd(frames[known, :BANDS] - mean, full_matrices=False)
@@ -58,7 +58,7 @@ class MouthRegression:
         return cls(mean, basis, center, scale, rows, weights, bias, np.array([usual]))
 
     def predict(self, frames: Float) -> tuple[Float, Float]:
-        """The expected mouth (T - `PAST` - `FUTURE`, K) of sound frames (T, `COLUMNS`), without those at the ends,
+        """The expected mouth (T - `PAST` - `FUTURE`, K) of sound frames (T, `COLUMNS` + M), without those at the ends,
         which are context; and how well each sound is known, in [0, 1]."""
         inputs = (
             windows(frames, self.mean, self.basis)[PAST : len(frames) - FUTURE] - self.center
@@ -75,9 +75,10 @@ class MouthRegression:
 
 def windows(frames: Float, mean: Float, basis: Float) -> Float:
     """Each frame with its neighbors, silence before and after: (T, D)."""
-    padded = np.concatenate([np.tile(silence(), (PAST, 1)), frames, np.tile(silence(), (FUTURE, 1))])
+    nothing = silence(frames.shape[1] - COLUMNS)
+    padded = np.concatenate([np.tile(nothing, (PAST, 1)), frames, np.tile(nothing, (FUTURE, 1))])
     # Visemes are left out: what they tell is of voices in general (docs/research/speaking.md).
-    reduced = np.concatenate([(padded[:, :BANDS] - mean) @ basis, padded[:, -1:]], axis=1)
+    reduced = np.concatenate([(padded[:, :BANDS] - mean) @ basis, padded[:, COLUMNS - 1 :]], axis=1)
     view = np.lib.stride_tricks.sliding_window_view(reduced, PAST + 1 + FUTURE, axis=0)
     return np.ascontiguousarray(view.transpose(0, 2, 1)).reshape(len(frames), -1)
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from omokage.errors import BundleError
 from omokage.speaking.driver import REST, Articulation
+from omokage.speaking.encoded import Reduction
 from omokage.speaking.motion_transformer import (
     MotionConditions,
     MotionTransformer,
@@ -26,7 +27,7 @@ from omokage.speaking.motion_transformer import (
     sample,
 )
 from omokage.speaking.mouth_regression import MouthRegression
-from omokage.speaking.sound_frames import FUTURE, PAST, SoundFrames, silence
+from omokage.speaking.sound_frames import COLUMNS, FUTURE, PAST, SoundFrames, silence
 from omokage.tracking.face_track import BLENDSHAPES
 from omokage.tracking.visemes import NAMES, shapes
 
@@ -66,10 +67,19 @@ class SoundScale:
 
 
 @dataclass(frozen=True)
+class Ear:
+    """A speech encoder that listens too. digest: of its weights.  reduction: what is kept of its channels."""
+
+    digest: str
+    reduction: Reduction
+
+
+@dataclass(frozen=True)
 class PersonalDriver:
     """Everything that was learned of one person; `networks`: each draws samples, and the mean of all is taken.
 
     strength: of what the networks add to the regression.  share: of the way from the general driver's mouth.
+    ear: the encoder whose `Articulation.encoded` the regression needs, None when it needs none.
     """
 
     config: TransformerConfig
@@ -80,6 +90,7 @@ class PersonalDriver:
     networks: tuple[MotionTransformer, ...]
     strength: float
     share: float
+    ear: Ear | None = None
 
     def settings(self) -> dict[str, Any]:
         """What is no array, as JSON values."""
@@ -89,14 +100,22 @@ class PersonalDriver:
             "networks": len(self.networks),
             "strength": self.strength,
             "share": self.share,
+            "encoder": None if self.ear is None else self.ear.digest,
         }
 
     def arrays(self) -> dict[str, Tensor]:
         """All numbers by name, float32."""
+        parts: dict[str, MouthModes | SoundScale | MouthRegression | Reduction] = {
+            "modes": self.modes,
+            "sound": self.sound,
+            "regression": self.regression,
+        }
+        if self.ear is not None:
+            parts["encoder"] = self.ear.reduction
         arrays = {
-            f"{part}.{f.name}": torch.from_numpy(np.asarray(getattr(getattr(self, part), f.name), np.float32))
-            for part in ("modes", "sound", "regression")
-            for f in fields(getattr(self, part))
+            f"{name}.{f.name}": torch.from_numpy(np.asarray(getattr(part, f.name), np.float32))
+            for name, part in parts.items()
+            for f in fields(part)
         }
         for number, network in enumerate(self.networks):
             arrays |= {f"network.{number}.{name}": value for name, value in network.state_dict().items()}
@@ -119,6 +138,7 @@ class PersonalDriver:
                 network = MotionTransformer(config)
                 network.load_state_dict(part(f"network.{number}"))
                 networks.append(network.eval().requires_grad_(False))
+            digest = settings.get("encoder")
             return cls(
                 config,
                 SamplerConfig.from_json(settings["sampler"]),
@@ -128,6 +148,7 @@ class PersonalDriver:
                 tuple(networks),
                 float(settings["strength"]),
                 float(settings["share"]),
+                None if digest is None else Ear(str(digest), Reduction(**numbers("encoder"))),
             )
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise BundleError(
@@ -146,9 +167,9 @@ class PersonalStream:
     def __init__(self, driver: PersonalDriver, seed: int = 0) -> None:
         config = driver.config
         self._driver, self._seed = driver, seed
-        self._frames = SoundFrames()
-        before = PAST + config.previous
-        self._sound = np.tile(silence(), (before, 1))
+        encoded = 0 if driver.ear is None else driver.ear.reduction.axes.shape[1]
+        self._frames, self._silence = SoundFrames(encoded), silence(encoded)
+        self._sound = np.tile(self._silence, (PAST + config.previous, 1))
         self._visemes = np.zeros((0, len(NAMES)))
         self._previous = [
             torch.zeros(driver.sampler.samples, config.previous, config.modes) for _ in driver.networks
@@ -165,7 +186,7 @@ class PersonalStream:
         self._sound = np.concatenate([self._sound, sound])
         self._visemes = np.concatenate([self._visemes, visemes])
         if is_end:
-            missing = np.tile(silence(), (config.window + FUTURE, 1))
+            missing = np.tile(self._silence, (config.window + FUTURE, 1))
             self._sound = np.concatenate([self._sound, missing])
         pieces = [np.zeros((0, len(BLENDSHAPES)))]
         while len(self._visemes) and len(self._sound) >= config.heard:
@@ -193,7 +214,7 @@ class PersonalStream:
         """What the networks add in this window (W, K), in deviations."""
         driver, config = self._driver, self._driver.config
         random = torch.Generator().manual_seed(1_000_003 * self._seed + self._window)
-        heard = torch.from_numpy((sound - driver.sound.center) / driver.sound.scale).float()
+        heard = torch.from_numpy((sound[:, :COLUMNS] - driver.sound.center) / driver.sound.scale).float()
         around = torch.from_numpy(expected / driver.modes.deviations).float()
         count = driver.sampler.samples
         known = torch.full((count,), float(self._window > 0))

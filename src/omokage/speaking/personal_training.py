@@ -19,9 +19,17 @@ from omokage.metrics.talking import pearson
 from omokage.speaking.driver import Articulation
 from omokage.speaking.motion_transformer import MotionTransformer, SamplerConfig, TransformerConfig
 from omokage.speaking.mouth_regression import MouthRegression
-from omokage.speaking.personal import CHANNELS, MouthModes, PersonalDriver, SoundScale, offsets, speaking
+from omokage.speaking.personal import (
+    CHANNELS,
+    Ear,
+    MouthModes,
+    PersonalDriver,
+    SoundScale,
+    offsets,
+    speaking,
+)
 from omokage.speaking.personal_networks import Motions, NetworkTrainingConfig, train_network
-from omokage.speaking.sound_frames import FRAME_RATE, FUTURE, HOPS, PAST, silence, sound_frames
+from omokage.speaking.sound_frames import COLUMNS, FRAME_RATE, FUTURE, HOPS, PAST, silence, sound_frames
 from omokage.tracking.face_track import BLENDSHAPES
 
 Float = NDArray[np.float64]
@@ -57,6 +65,7 @@ class Material:
     articulation: of its sound, shifted onto the picture.  mouth (T, C): expressions `CHANNELS` as ways from rest.
     is_known (T,): where a face was seen.  opening (T,): measured between the lips.  border: the first frame that is
     held out.  reach (C,): see `MouthModes`.  opened: expressions (T, 52), ways from rest -> opening (T,).
+    ear: the encoder that listened, if one did; whether it helps is found out.
     """
 
     articulation: Articulation
@@ -66,6 +75,7 @@ class Material:
     border: int
     reach: Float
     opened: Callable[[Float], Float]
+    ear: Ear | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +154,7 @@ def learn(
     )
     driver = replace(learning.driver, networks=networks, strength=chosen.strength, share=chosen.share)
     tail = np.arange(material.border, len(material.mouth))
-    added = offsets(driver, material.articulation, config.seed)[: len(material.mouth)]
+    added = offsets(driver, learning.articulation, config.seed)[: len(material.mouth)]
     verdict = Verdict(
         personal=learning.agreement(added, tail),
         general=learning.agreement(np.zeros_like(added), tail),
@@ -161,16 +171,25 @@ class _Learning:
         self._material, self._config = material, config
         length = len(material.mouth)
         sound, visemes = sound_frames(material.articulation)
-        self.sound, self._visemes = sound[:length], visemes[:length]
+        sound, self._visemes = sound[:length], visemes[:length]
         seen = np.flatnonzero(material.is_known)
         self.known: Rows = seen[seen < material.border]
         self.folds: list[Rows] = np.array_split(self.known, FOLDS)
         middle, axes, modes = _modes(material, self.known, config.transformer.modes)
         self.modes = modes
-        noise, self._expected, self._regressions = min(
-            (self._cross_fitted(noise) for noise in NOISES),
+        # Whether the encoder helps with this person is found out as everything else is.
+        (ear, noise), self._expected, self._regressions = min(
+            (
+                ((ear, noise), *self._cross_fitted(heard_with(ear, sound), noise))
+                for ear in ((None,) if material.ear is None else (None, material.ear))
+                for noise in NOISES
+            ),
             key=lambda fit: float(np.square(fit[1] - modes)[self.known].sum()),
         )
+        self.articulation = material.articulation
+        if ear is None:
+            self.articulation = replace(self.articulation, encoded=np.zeros((0, 0)))
+        self.sound = sound[:, :COLUMNS]
         left = modes - self._expected
         deviations = np.maximum(left[self.known].std(axis=0), 1e-6)
         self._left = left / deviations
@@ -183,10 +202,11 @@ class _Learning:
             config.sampler,
             MouthModes(middle, axes, deviations, material.reach),
             self._scale,
-            regression=MouthRegression.fit(self.sound, self.known, modes, noise),
+            regression=MouthRegression.fit(heard_with(ear, sound), self.known, modes, noise),
             networks=(),
             strength=1.0,
             share=1.0,
+            ear=ear,
         )
 
     def _outside(self, fold: Rows) -> Rows:
@@ -194,16 +214,17 @@ class _Learning:
         is_far = (self.known < fold[0] - GAP) | (self.known > fold[-1] + GAP)
         return np.asarray(self.known[is_far])
 
-    def _cross_fitted(self, noise: float) -> tuple[float, Float, list[MouthRegression]]:
-        """The noise; the modes (T, K) that each fold is expected to have by a regression that did not see it; those."""
-        context = np.concatenate([np.tile(silence(), (PAST, 1)), self.sound, np.tile(silence(), (FUTURE, 1))])
+    def _cross_fitted(self, sound: Float, noise: float) -> tuple[Float, list[MouthRegression]]:
+        """The modes (T, K) that each fold is expected to have by a regression that did not see it; those."""
+        nothing = silence(sound.shape[1] - COLUMNS)
+        context = np.concatenate([np.tile(nothing, (PAST, 1)), sound, np.tile(nothing, (FUTURE, 1))])
         expected, regressions = np.zeros_like(self.modes), []
         for fold in self.folds:
-            regression = MouthRegression.fit(self.sound, self._outside(fold), self.modes, noise)
+            regression = MouthRegression.fit(sound, self._outside(fold), self.modes, noise)
             rows = slice(fold[0], fold[-1] + 1)
             expected[rows] = regression.predict(context)[0][rows]
             regressions.append(regression)
-        return noise, expected, regressions
+        return expected, regressions
 
     def has_windows(self) -> bool:
         """Whether the face was seen for long enough at a time, in every fold and beside it."""
@@ -252,7 +273,7 @@ class _Learning:
                     strength=strength,
                 )
                 first, stop = max(0, int(fold[0]) - WARM_UP), int(fold[-1]) + 1
-                heard = self._material.articulation.cut(first * HOPS, (stop + FUTURE + 1) * HOPS)
+                heard = self.articulation.cut(first * HOPS, (stop + FUTURE + 1) * HOPS)
                 added[fold[0] : stop] = offsets(one, heard)[fold[0] - first : stop - first]
             found += [Choice(strength, share, self.agreement(share * added, self.known)) for share in SHARES]
         return tuple(found)
@@ -269,6 +290,11 @@ class _Learning:
             _finite(pearson(opening[rows], true[rows])),
             _finite(pearson(opening[rows][is_said], true[rows][is_said])),
         )
+
+
+def heard_with(ear: Ear | None, sound: Float) -> Float:
+    """Sound frames (T, `COLUMNS` + M) as far as they are heard."""
+    return sound if ear is not None else sound[:, :COLUMNS]
 
 
 def _modes(material: Material, known: Rows, count: int) -> tuple[Float, Float, Float]:

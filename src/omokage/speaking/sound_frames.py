@@ -1,7 +1,7 @@
 """What the personal driver is told of a sound: one row of numbers a frame of 25 a second, whole or as it comes.
 
 A row is the mean of the four hops about the frame's time: log-mel bands, logarithms of the general driver's viseme
-weights, voicing.
+weights, voicing; behind these `COLUMNS` what a speech encoder hears, where one listened.
 """
 
 from __future__ import annotations
@@ -24,10 +24,14 @@ LEAST_WEIGHT = 0.02  # of a viseme, before its logarithm
 
 
 class SoundFrames:
-    """Rows (T, `COLUMNS`) of a sound that comes in pieces, and the viseme weights (T, 10) at the same times."""
+    """Rows (T, `COLUMNS` + M) of a sound that comes in pieces, and the viseme weights (T, 10) at the same times.
 
-    def __init__(self) -> None:
-        self._hops = np.tile(_silence(), (HOPS // 2, 1))  # before the first
+    encoded: M, the columns of a speech encoder.
+    """
+
+    def __init__(self, encoded: int = 0) -> None:
+        self._silence = _silence(encoded)
+        self._hops = np.tile(self._silence, (HOPS // 2, 1))  # before the first
 
     def push(self, articulation: Articulation, *, is_end: bool = False) -> tuple[Float, Float]:
         """The rows that are complete with these hops. is_end: silence follows, and all that is left comes out."""
@@ -35,8 +39,8 @@ class SoundFrames:
         count = len(hops) // HOPS
         if is_end:
             count = -(-(len(hops) - HOPS // 2) // HOPS)
-            hops = np.concatenate([hops, np.tile(_silence(), (HOPS, 1))])
-        blocks = hops[: count * HOPS].reshape(count, HOPS, COLUMNS).mean(axis=1)
+            hops = np.concatenate([hops, np.tile(self._silence, (HOPS, 1))])
+        blocks = hops[: count * HOPS].reshape(count, HOPS, hops.shape[1]).mean(axis=1)
         self._hops = hops[count * HOPS :]
         rows, visemes = blocks.copy(), blocks[:, BANDS : BANDS + VISEMES]
         rows[:, BANDS : BANDS + VISEMES] = np.log(visemes + LEAST_WEIGHT)
@@ -44,23 +48,24 @@ class SoundFrames:
 
 
 def sound_frames(articulation: Articulation) -> tuple[Float, Float]:
-    """All rows (T, `COLUMNS`) and viseme weights (T, 10) of a sound."""
-    return SoundFrames().push(articulation, is_end=True)
+    """All rows (T, `COLUMNS` + M) and viseme weights (T, 10) of a sound."""
+    return SoundFrames(articulation.encoded.shape[1]).push(articulation, is_end=True)
 
 
-def silence() -> Float:
-    """The row (`COLUMNS`,) of a frame in which nothing is heard."""
-    row = _silence()
+def silence(encoded: int = 0) -> Float:
+    """The row (`COLUMNS` + M,) of a frame in which nothing is heard."""
+    row = _silence(encoded)
     row[BANDS : BANDS + VISEMES] = np.log(row[BANDS : BANDS + VISEMES] + LEAST_WEIGHT)
     return row
 
 
 def _hops(articulation: Articulation) -> Float:
-    return np.concatenate([articulation.bands, articulation.visemes, articulation.voicing[:, None]], axis=1)
+    one = articulation
+    return np.concatenate([one.bands, one.visemes, one.voicing[:, None], one.encoded], axis=1)
 
 
-def _silence() -> Float:
-    hop = np.zeros(COLUMNS)
+def _silence(encoded: int) -> Float:
+    hop = np.zeros(COLUMNS + encoded)
     hop[:BANDS] = -1
     hop[BANDS + REST] = 1
     return hop

@@ -151,7 +151,16 @@ FACE = WeightsSpec(
     installed_bytes=261_000_000,
     within="hallo3",
 )
-REGISTRY: Mapping[str, WeightsSpec] = {spec.name: spec for spec in (HALLO3, FACE)}
+SPEECH = WeightsSpec(
+    name="speech",
+    title="Speech encoder (wav2vec 2.0 base 960h, Baevski et al. 2020)",
+    used_for="an avatar may learn its person's way of speaking better with it; hallo3 brings it, too",
+    parts=(ModelPart("wav2vec 2.0 base 960h speech encoder", APACHE),),
+    files=tuple(PublishedFile(f"wav2vec/wav2vec2-base-960h/{name}") for name in _SPEECH_FILES),
+    download_bytes=378_000_000,
+    installed_bytes=378_000_000,
+)
+REGISTRY: Mapping[str, WeightsSpec] = {spec.name: spec for spec in (HALLO3, FACE, SPEECH)}
 
 
 def find_spec(name: str) -> WeightsSpec:

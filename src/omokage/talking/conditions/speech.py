@@ -1,8 +1,9 @@
 """Speech -> features a video frame, and which of them each window of the video hears.
 
-The encoder is wav2vec 2.0 (Baevski et al. 2020) as `transformers` builds it; all its hidden states are kept. Its
-convolutions give 50 features a second, which are brought to the 25 frames a second of the video before its transformer,
-as the released pipeline does. The whole clip is one sequence, padded with silence to whole windows.
+The encoder is wav2vec 2.0 (Baevski et al. 2020), or HuBERT (Hsu et al. 2021), which is built alike, as `transformers`
+has them; all hidden states are kept. Its convolutions give 50 features a second, which are brought to the 25 frames a
+second of the video before its transformer, as the released pipeline does. The whole clip is one sequence, padded with
+silence to whole windows.
 
 Shapes: B batch, S samples, T frames, N features at 50 Hz, L hidden states, C channels, X frames of a context.
 """
@@ -126,10 +127,21 @@ class SpeechFeatures:
 
 
 class SpeechEncoder:
-    """wav2vec 2.0 without its masking: a waveform to the hidden states of every layer, one for each video frame."""
+    """wav2vec 2.0 or HuBERT without its masking: a waveform to the hidden states of every layer, one for each video
+    frame."""
 
     def __init__(self, network: nn.Module) -> None:
         self._network: Any = network.eval().requires_grad_(False)
+
+    @property
+    def depth(self) -> int:
+        """How many layers it has."""
+        return len(self._network.encoder.layers)
+
+    @property
+    def width(self) -> int:
+        """How many channels each of them gives."""
+        return int(self._network.config.hidden_size)
 
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
@@ -138,7 +150,7 @@ class SpeechEncoder:
         Raises InputError when the folder holds no such encoder, MissingDependencyError without `transformers`.
         """
         try:
-            from transformers import Wav2Vec2Model
+            from transformers import AutoConfig, HubertModel, Wav2Vec2Model
             from transformers.utils import logging as transformers_logging
         except ImportError as error:
             raise MissingDependencyError(
@@ -147,11 +159,13 @@ class SpeechEncoder:
             ) from error
         try:
             transformers_logging.disable_progress_bar()
-            network = Wav2Vec2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            kinds = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel}
+            kind = kinds[AutoConfig.from_pretrained(folder, local_files_only=True).model_type]
+            network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
-                f"{folder} holds no speech encoder: a wav2vec2 folder with config.json and safetensors is needed; "
-                "fetch it with 'omokage weights pull hallo3'"
+                f"{folder} holds no speech encoder: a folder of wav2vec2 or hubert with config.json and safetensors is "
+                "needed; fetch it with 'omokage weights pull hallo3'"
             ) from error
         return cls(network.to(device))
 
@@ -163,13 +177,14 @@ class SpeechEncoder:
     def hidden(self, waveform: Tensor, frames: int) -> Tensor:
         """Hidden states (T, L, C) of one normalised waveform (S,) at 16 kHz, of layers 1 to L, at `frames`."""
         encoder = self._network.encoder
-        state, _ = self._network.feature_projection(to_frames(self.convolved(waveform[None]), frames))
-        state = encoder.layer_norm(state + encoder.pos_conv_embed(state))
+        state = _first(self._network.feature_projection(to_frames(self.convolved(waveform[None]), frames)))
+        state = state + encoder.pos_conv_embed(state)
+        if not getattr(self._network.config, "do_stable_layer_norm", False):  # else each layer brings its own
+            state = encoder.layer_norm(state)
         # Layer by layer, since releases of transformers differ in whether the encoder hands out what is between them.
         states = []
         for layer in encoder.layers:
-            result = layer(state)
-            state = result if isinstance(result, Tensor) else result[0]
+            state = _first(layer(state))
             states.append(state)
         return torch.cat(states, dim=0).transpose(0, 1)
 
@@ -202,6 +217,12 @@ class SpeechEncoder:
                 hidden = self.hidden(piece, last - first)[start - first : stop - first]
                 parts.append(hidden.to("cpu", dtype))
         return SpeechFeatures(torch.cat(parts), length)
+
+
+def _first(result: Any) -> Tensor:
+    """What a module gives, alone or before what else it tells."""
+    tensor: Tensor = result if isinstance(result, Tensor) else result[0]
+    return tensor
 
 
 def normalized(speech: NDArray[np.float32]) -> NDArray[np.float32]:
