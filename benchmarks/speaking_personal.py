@@ -4,7 +4,10 @@ were never learned from.
     python benchmarks/speaking_personal.py CLIP... --output benchmarks/results/speaking-personal.json
 
 Each CLIP is a recording of one person who speaks. It is tracked, all but the last fifth is learned from, and on that
-the opening of the drawn person's lips is compared with the recorded one.
+the opening of the drawn person's lips is compared with the recorded one. With --lengths instead of clips, people are
+made up who speak for so many seconds, each with a way of their own:
+
+    python benchmarks/speaking_personal.py --lengths 10 20 40 60 --output speaking-personal-lengths.json
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from reports import command
+from scipy.ndimage import gaussian_filter1d
 from speaking import _round, against
 
 from omokage.media.decode import read_frames
@@ -42,19 +46,24 @@ from omokage.speaking.personal_training import (
     learn,
     speech_seconds,
 )
-from omokage.speaking.phonemes import visemes_of
+from omokage.speaking.phonemes import Phoneme, viseme_weights, visemes_of
 from omokage.speaking.sound_frames import FRAME_RATE, FUTURE, PAST, sound_frames
 from omokage.speaking.voices import speak_text
+from omokage.talking.conditions.speech import SAMPLE_RATE
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack
 from omokage.tracking.tracker import track_clip
+from omokage.tracking.visemes import shapes
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from learn_voice_reader import EXAM
+from learn_voice_reader import EXAM, said_by_flite, text
 
 Float = NDArray[np.float64]
 SHUT = 0.05  # of the way from rest to the fullest opening: lips that look shut
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 SILENT = 0.05  # of `speaking`
+# Of made-up people: how unlike everybody's their visemes are (deviation of a logarithm), how late and slurred; motion
+# that has nothing to do with speech, against that of speech.
+OWN_WAY, OWN_LAG_S, OWN_BLUR_S, WANDER = 0.5, 0.03, 0.04, 0.4
 
 
 def measured(clip: Path, tracks: Path | None) -> dict[str, Any]:
@@ -247,9 +256,86 @@ def spoken_text(material: Material, driver: PersonalDriver) -> dict[str, Any]:
     return numbers
 
 
+def of_length(seconds: float, seed: int) -> dict[str, Any]:
+    """A made-up person who speaks so long: what is learned of them, and how much could be."""
+    material, without_noise = made_up(seconds, np.random.default_rng(seed))
+    start = time.perf_counter()
+    learned = learn(material)
+    verdict = learned.verdict
+    _, visemes = sound_frames(material.articulation)
+    tail = np.arange(material.border, len(material.mouth))
+    tail = tail[speaking(visemes[tail]) > 0.5]
+    return {
+        "seconds": seconds,
+        "seed": seed,
+        "speech_learned_s": _round(speech_seconds(material)[0]),
+        "training_minutes": _round((time.perf_counter() - start) / 60),
+        "kept": "personal" if verdict.is_better else "general",
+        "held_out": {
+            "general": _round(verdict.general.speaking),
+            "personal": _round(verdict.personal.speaking),
+        },
+        "cross_validated": {
+            "general": _round(verdict.cross_general.speaking),
+            "personal": _round(verdict.cross.speaking),
+        },
+        "best_possible": _round(pearson(without_noise[tail], material.opening[tail])),
+    }
+
+
+def made_up(seconds: float, rng: np.random.Generator) -> tuple[Material, Float]:
+    """Words that nobody has said, by a voice that no reader has learned from, and lips that make each viseme in their
+    own way, late, slurred, and with motion that has nothing to do with speech; the opening (T,) without the latter."""
+    voice, phonemes, pause = np.zeros(0, np.float32), [], np.zeros(round(0.4 * SAMPLE_RATE), np.float32)
+    while len(voice) < seconds * SAMPLE_RATE:
+        said, known = said_by_flite("slt", text(rng, "words"))
+        begin = len(voice) / SAMPLE_RATE
+        phonemes += [Phoneme(p.symbol, p.start_s + begin, p.end_s + begin) for p in known]
+        voice = np.concatenate([voice, said, pause])
+    voice = voice[: round(seconds * SAMPLE_RATE)]
+    times = np.arange(0, len(voice) / SAMPLE_RATE, 1 / FRAME_RATE)
+    true = gaussian_filter1d(viseme_weights(phonemes, times - OWN_LAG_S), OWN_BLUR_S * FRAME_RATE, axis=0)
+    own = shapes() * np.exp(rng.normal(0, OWN_WAY, shapes().shape))
+    own[:, CHANNELS] += 0.15 * rng.uniform(size=(len(own), len(CHANNELS))) * (own[:, CHANNELS] > 0)
+    mouth = np.clip(true @ own, 0, 1)[:, CHANNELS]
+    wander = gaussian_filter1d(rng.normal(size=mouth.shape), 3, axis=0)
+    noisy = np.clip(mouth + WANDER * wander / wander.std(axis=0) * mouth.std(axis=0), 0, 1)
+
+    def opened(way: Float) -> Float:
+        return np.asarray(way @ _opening())
+
+    def drawn(values: Float) -> Float:
+        way = np.zeros((len(values), len(BLENDSHAPES)))
+        way[:, CHANNELS] = values
+        return opened(way)
+
+    count = len(times)
+    material = Material(
+        driven_by_voice(voice), noisy, np.ones(count, dtype=bool), drawn(noisy), round(0.8 * count),
+        np.ones(len(CHANNELS)), opened,
+    )  # fmt: skip
+    return material, drawn(mouth)
+
+
+def _opening() -> Float:
+    """How far each expression (52,) moves the inner lips apart, roughly, in jaws."""
+    parts = {
+        "jawOpen": 1.0,
+        "mouthLowerDown": 0.25,
+        "mouthUpperUp": 0.25,
+        "mouthClose": -1.0,
+        "mouthPucker": -0.2,
+    }
+    return np.array([sum(v for part, v in parts.items() if name.startswith(part)) for name in BLENDSHAPES])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("clips", type=Path, nargs="+")
+    parser.add_argument("clips", type=Path, nargs="*")
+    parser.add_argument(
+        "--lengths", type=float, nargs="*", default=[], help="seconds that made-up people speak"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a made-up person each")
     parser.add_argument("--tracks", type=Path, help="a folder in which tracks are kept between runs")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
@@ -262,8 +348,14 @@ def main() -> None:
         "command": command(),
         "date": date.today().isoformat(),
         "machine": machine(),
-        "clips": [measured(clip, given.tracks) for clip in given.clips],
     }
+    if given.clips:
+        result["clips"] = [measured(clip, given.tracks) for clip in given.clips]
+    if given.lengths:
+        result["made_up"] = {
+            "way": OWN_WAY, "lag_s": OWN_LAG_S, "blur_s": OWN_BLUR_S, "wander": WANDER, "voice": "flite slt"
+        }  # fmt: skip
+        result["lengths"] = [of_length(length, seed) for length in given.lengths for seed in given.seeds]
     given.output.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result, indent=1))
 
