@@ -35,7 +35,7 @@ from omokage.pipelines.speak import SpeakConfig
 from omokage.pipelines.speech_track import resampled
 from omokage.pipelines.stand_in import agree_for_nobody, stand_in
 from omokage.render.retarget import JAW
-from omokage.speaking.live import look_ahead_frames
+from omokage.speaking.live import LiveConfig, look_ahead_frames
 from omokage.speaking.voices import speak_text
 from omokage.trust.consent import Medium
 from omokage.trust.release import release_live
@@ -81,7 +81,7 @@ def run(
 ) -> tuple[LiveSpeaker, list[SpokenFrame]]:
     """A speaker whose voice follows a script, encoded as a stream. Frames come back without their pictures."""
     frames: list[SpokenFrame] = []
-    with LiveSpeaker(performer) as speaker:
+    with LiveSpeaker(performer, live=LiveConfig(catches_up=True)) as speaker:
         thread = threading.Thread(
             target=lambda: (script(speaker, Talker(speaker, voice)), speaker.end()), daemon=True
         )
@@ -137,6 +137,7 @@ def steady(performer: Performer, voice: NDArray[np.float32], seconds: float) -> 
     samples = sum(len(frame.samples) for frame in frames)
     said = np.concatenate([frame.samples for frame in frames])[:, 0]
     stages = [round(1000 * float(np.median(times)), 1) for times in speaker.stage_times]
+    skipped_s = speaker.statistics().skipped_s
     return {
         "seconds": seconds,
         "fps": round((len(left_s) - 1) / (left_s[-1] - left_s[0]), 3),
@@ -151,7 +152,9 @@ def steady(performer: Performer, voice: NDArray[np.float32], seconds: float) -> 
         "sound_against_picture_at_the_end_ms": round(
             1000 * abs(samples / RATE - len(frames) / FRAMES_PER_S), 3
         ),
-        "samples_lost": int(seconds * RATE) - int(np.count_nonzero(_spoken(said))),
+        "samples_lost": int(seconds * RATE) - int(np.count_nonzero(_spoken(said))) - round(skipped_s * RATE),
+        "pauses_shortened_s": round(skipped_s, 3),
+        "latency_last_tenth_ms": spread(latencies[-len(latencies) // 10 :]),
         "stalls": speaker.statistics().stalls,
         "stages_ms": dict(zip(("carry, draw", "network", "compose"), stages, strict=False)),
     }

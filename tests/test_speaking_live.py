@@ -355,6 +355,55 @@ def test_what_is_no_sound_is_refused(samples: NDArray[Any], part: str) -> None:
     assert part in str(refused.value)
 
 
+def words(seconds: float, quiet: float) -> Float32:
+    """Noise, 0.3 s loud and 0.2 s as loud as `quiet`, again and again."""
+    loud = np.arange(round(seconds * 16000)) % 8000 < 4800
+    noise = np.random.default_rng(0).uniform(0.5, 1.0, len(loud)) * np.where(np.arange(len(loud)) % 2, 1, -1)
+    return np.asarray(noise * np.where(loud, 0.3, quiet), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("catches_up", "quiet", "behind"), [(True, 0.001, 1), (False, 0.001, 4), (True, 0.1, 4), (True, 0.0, 1)]
+)
+def test_a_voice_that_fell_behind_catches_up_between_words(
+    catches_up: bool, quiet: float, behind: int
+) -> None:
+    """It comes frame by frame; once nothing comes for four frames, and then all of it at once."""
+    voice, live = words(12.0, quiet), LiveVoice(LiveConfig(catches_up=catches_up))
+    frames, told = voice.reshape(-1, 640), []
+    late: list[Float32] = []
+    for number, frame in enumerate(frames):
+        late.append(frame)
+        if not 50 <= number < 54:
+            for each in late:
+                assert live.put(each, wait=False) == 640
+            late = []
+        told += live.step()
+    left = round(live.waiting_s * 25)
+    assert left == behind
+    live.end()
+    told += rest_of(live)
+    said = np.concatenate([moment.samples for moment in told])[:, 0]
+    # What is loud was said to the last sample, in order; what is left out is told.
+    np.testing.assert_array_equal(said[np.abs(said) > 0.12], voice[np.abs(voice) > 0.12])
+    assert live.skipped_s == pytest.approx(0.04 * (4 - behind))
+    assert [moment.index for moment in told] == list(range(len(told)))
+
+
+def test_a_voice_that_comes_evenly_loses_nothing() -> None:
+    voice = words(12.0, 0.0001)
+    live, told = LiveVoice(LiveConfig(catches_up=True)), []
+    for start in range(0, len(voice), 320):
+        live.put(voice[start : start + 320])
+        if start % 640:
+            told += live.step()
+    live.end()
+    told += rest_of(live)
+    assert live.skipped_s == 0
+    said = np.concatenate([moment.samples for moment in told])[:, 0]
+    np.testing.assert_array_equal(said[said != 0], voice)
+
+
 @pytest.mark.parametrize(
     "wish", [{"sample_rate": 100}, {"channels": 0}, {"cushion_s": -1.0}, {"room_s": 0.1}, {"room_s": 100.0}]
 )

@@ -4,7 +4,8 @@
          -> [newest] -> retarget, draw -> [newest] -> network -> [newest] -> compose -> Outlet -> the caller
 
 Every place is bounded. Too much voice waits at `hear`; what is drawn too slowly is dropped and its frame shows the
-picture before; a caller that takes no frames stops the clock. The sound is never dropped but by `interrupt`.
+picture before; a caller that takes no frames stops the clock. The sound is never dropped but by `interrupt`, and pauses
+of a voice that is to catch up.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ class SpokenFrame:
 @dataclass(frozen=True, kw_only=True)
 class SpeakerStatistics:
     """frames: that left; repeated: those of them that show the picture of an earlier one; stalls: times at which the
-    clock stood still for more than `STALL_S`, because nobody took frames or the machine slept.
+    clock stood still for more than `STALL_S`, because nobody took frames or the machine slept; skipped_s: how much of
+    the voice's pauses was left out to catch up (`LiveConfig.catches_up`).
 
     latency_p50_ms, latency_p95_ms: from hearing a sound to its frame, of the last `RECENT` frames that speak.
     """
@@ -93,6 +95,7 @@ class SpeakerStatistics:
     frames: int
     repeated: int
     stalls: int
+    skipped_s: float
     latency_p50_ms: float
     latency_p95_ms: float
 
@@ -245,6 +248,7 @@ class LiveSpeaker:
             frames=self._frames,
             repeated=self._repeated,
             stalls=self._pacer.stalls if self._pacer else 0,
+            skipped_s=self._voice.skipped_s,
             latency_p50_ms=float(p50),
             latency_p95_ms=float(p95),
         )

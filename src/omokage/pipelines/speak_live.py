@@ -59,7 +59,8 @@ def speak_live(
 
     source: a file, which is played; or gives the bytes of a stream as `media.pcm.read_pcm` wants them.  output: a
     video; or takes the bytes of one as `trust.release.release_live` has it.  raw: of a stream without a header.
-    is_microphone: the stream never waits; what came before all was ready, and what there is no room for, is left out.
+    is_microphone: the stream never waits; what came before all was ready, and what there is no room for, is left out,
+    and pauses are shortened where it fell behind.
     on_ready: gets the speaker, to interrupt or end it.
     Raises InputError and its kinds, OutputError, and what the taker of the bytes raises.
     """
@@ -73,7 +74,8 @@ def speak_live(
     sound = voice.format()
     live = replace(live or LiveConfig(), sample_rate=sound.sample_rate, channels=sound.channels)
     if is_microphone:
-        live = replace(live, room_s=min(live.room_s, live.cushion_s + MICROPHONE_ROOM_S))
+        room_s = min(live.room_s, live.cushion_s + MICROPHONE_ROOM_S)
+        live = replace(live, room_s=room_s, catches_up=True)
     is_transparent = config.background == "transparent"
 
     with LiveSpeaker(performer, config, live, cues=listed) as speaker:

@@ -30,6 +30,10 @@ from omokage.tracking.face_track import FaceTrack
 Float32 = NDArray[np.float32]
 
 WAITS = 2  # frames after which a voice begins to be said, however little of it has come
+SPARE_S = 2.0  # what was never needed for so long is too much
+QUIET = 10 ** (-30 / 20)  # of the loudest lately: between two words
+SILENT = 10 ** (-60 / 20)  # of full scale
+FORGOTTEN_PER_S = 10 ** (-1.5 / 20)  # of the loudest
 
 
 @dataclass(frozen=True)
@@ -38,13 +42,16 @@ class LiveConfig(Config):
 
     cushion_s: what is awaited, beside one frame, before a silent avatar begins to say it, so that a voice that comes
     unevenly is not torn apart; as long as your pieces, if those are longer and come no sooner than they are said.
-    room_s: what may wait to be said; more is not taken before there is room.
+    room_s: what may wait to be said; more is not taken before there is room.  catches_up: for a voice that comes as it
+    is spoken, as from a microphone: where a hiccup has let it fall behind, the pauses between its words are shortened
+    until it is not.
     """
 
     sample_rate: int = SAMPLE_RATE
     channels: int = 1
     cushion_s: float = 0.02
     room_s: float = 0.5
+    catches_up: bool = False
 
     def __post_init__(self) -> None:
         if not 4000 <= self.sample_rate <= 192_000:
@@ -121,6 +128,16 @@ class _Waiting:
             self.count -= len(part)
         return taken
 
+    def loudness(self, count: int) -> float:
+        """The effective value of the first `count` samples."""
+        power, left = 0.0, count
+        for piece in self._pieces:
+            power += float(np.square(piece.samples[:left]).mean(axis=1).sum())
+            left -= len(piece.samples[:left])
+            if not left:
+                break
+        return float(np.sqrt(power / max(1, count - left)))
+
     def clear(self) -> int:
         """Forget all; how many samples that were."""
         forgotten, self.count = self.count, 0
@@ -153,6 +170,10 @@ class LiveVoice:
         self._last: int | None = None  # how many frames there are in all, once that is known
         self._is_ended = self._is_closed = self._is_saying = False
         self._waits = 0  # frames for which a voice that has not begun has waited
+        # What was left over lately after each frame, samples; and how loud the voice lately was.
+        self._spare: deque[int] = deque(maxlen=max(1, round(SPARE_S * frame_rate)))
+        self._loudest = 0.0
+        self._skipped = 0
 
     def put(self, samples: NDArray[Any], now: Callable[[], float] = lambda: 0.0, *, wait: bool = True) -> int:
         """Take more of the voice, float32 in [-1, 1] or int16, (S,) or (S, channels); returns how many were taken.
@@ -235,10 +256,17 @@ class LiveVoice:
         """What came and is not on its way yet, s; never more than `LiveConfig.room_s`."""
         return self._waiting.count / self._config.sample_rate
 
+    @property
+    def skipped_s(self) -> float:
+        """How much of the pauses was left out to catch up, s."""
+        return self._skipped / self._config.sample_rate
+
     def _next_piece(self) -> _Piece:
         """The sound of the next frame; silence where nothing came."""
         sound = self._config.sound
         count = sound.samples_until(self._next + 1, self._rate) - sound.samples_until(self._next, self._rate)
+        if self._config.catches_up and self._is_saying:
+            self._catch_up(count)
         held = self._waiting.count
         if held and not self._is_saying:
             is_enough = held >= count + self._cushion or self._is_ended
@@ -253,6 +281,16 @@ class LiveVoice:
             np.concatenate([*(piece.samples for piece in taken), silence]),
             taken[0].heard_s if taken else None,
         )
+
+    def _catch_up(self, count: int) -> None:
+        """Leave out the next frame's samples when so many were to spare for long, and nothing is said in them."""
+        loudness = self._waiting.loudness(count)
+        self._loudest = max(self._loudest * FORGOTTEN_PER_S ** float(1 / self._rate), loudness)
+        self._spare.append(self._waiting.count - count - self._cushion)
+        is_too_much = len(self._spare) == self._spare.maxlen and min(self._spare) >= count
+        if is_too_much and loudness <= max(QUIET * self._loudest, SILENT):
+            self._skipped += sum(len(piece.samples) for piece in self._waiting.take(count))
+            self._spare.extend([spare - count for spare in self._spare])
 
     def _hear(self, samples: Float32) -> None:
         mono = self._resampler.step(samples.mean(axis=1, dtype=np.float32))
