@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from clips import make_clip
 from omokage.cli import app as cli
@@ -125,8 +127,6 @@ class _Backdated(StampAuthority):
 def test_a_stamp_by_a_stranger_is_not_released(tmp_path: Path) -> None:
     now = datetime.now(UTC)
     root = make_root("Somebody else", now, now + DAY)
-    from cryptography.x509.oid import ExtendedKeyUsageOID
-
     stranger = issue(root, "time", now, now + DAY, (ExtendedKeyUsageOID.TIME_STAMPING,), is_critical=True)
     path = picture(tmp_path / "a.jpg")
     content = path.read_bytes()
@@ -279,6 +279,61 @@ def test_an_authority_elsewhere_is_asked_only_when_its_address_was_given(tmp_pat
         server.shutdown()
     assert len(asked) == 1 and len(asked[0]) < 200  # a hash, and nothing of the picture
     assert [p.name for p in tmp_path.iterdir() if p.name != "home"] == ["a.jpg"]
+
+
+@pytest.mark.usefixtures("signed")
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the stranger's stamps are made by openssl")
+def test_an_authority_elsewhere_stamps_and_is_believed_by_whoever_trusts_its_root(tmp_path: Path) -> None:
+    """An authority that is none of ours: OpenSSL's, behind an address."""
+    now, folder = datetime.now(UTC), tmp_path / "elsewhere"
+    folder.mkdir()
+    root = make_root("Stamps and Sons", now, now + 9 * DAY)
+    stamper = issue(root, "time", now, now + DAY, (ExtendedKeyUsageOID.TIME_STAMPING,), is_critical=True)
+    for name, content in (
+        ("root.pem", root.pem), ("stamper.pem", stamper.pem), ("stamper.key", stamper.key_pem), ("serial", b"01"),
+    ):  # fmt: skip
+        (folder / name).write_bytes(content)
+    (folder / "settings").write_text(
+        "[tsa]\ndefault_tsa = one\n[one]\nserial = serial\ncrypto_device = builtin\nsigner_cert = stamper.pem\n"
+        "certs = root.pem\nsigner_key = stamper.key\nsigner_digest = sha256\ndefault_policy = 1.2.3.4.1\n"
+        "digests = sha256, sha384, sha512\naccuracy = secs:1\n"
+    )
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            (folder / "query").write_bytes(self.rfile.read(int(self.headers["content-length"])))
+            command = [
+                "openssl",
+                "ts",
+                "-reply",
+                "-config",
+                "settings",
+                "-queryfile",
+                "query",
+                "-out",
+                "reply",
+            ]
+            subprocess.run(command, cwd=folder, check=True, capture_output=True)
+            self.send_response(200)
+            self.send_header("content-type", "application/timestamp-reply")
+            self.end_headers()
+            self.wfile.write((folder / "reply").read_bytes())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        choose(f"http://127.0.0.1:{server.server_port}/")
+        release_image(PICTURE, tmp_path / "a.jpg")
+    finally:
+        server.shutdown()
+    before = read_origin(tmp_path / "a.jpg")
+    assert (before.state, before.stamped) == ("trusted", "")  # stamped by somebody whom nobody here knows
+    assert cli.run(["identity", "trust", str(folder / "root.pem")]) == 0
+    after = read_origin(tmp_path / "a.jpg")
+    assert after.state == "trusted"
+    assert age(datetime.fromisoformat(after.stamped)) < 60
 
 
 # keys elsewhere
