@@ -53,9 +53,9 @@ PUBLIC_SHARE: Final = 0.35  # of the energy; the private message is almost twice
 _BUSY, _EVENER = 0.5, 0.2  # the power of a place's busyness that the strength follows
 _MASK_RANGE = (0.5, 1.9)
 _COARSE_QUALITY = 40  # of a JPEG that takes about as much as H.264 at CRF 28
-_SURVIVES = (
-    13.0  # score of the private message in that, of one frame, from which on all of it was read at CRF 28
-)
+# Score of the private message in that, in one frame, from which on it was read after what its profile is made for:
+# CRF 28, or 33.
+_SURVIVES: Final[dict[Profile, float]] = {"standard": 13.0, "high assurance": 14.4}
 _CANCELLED = 0.5  # of what the picture says against the mark
 _WEIGHT_RANGE = (0.1, 3.0)
 _GAIN_RANGE = (0.6, 1.0)  # a flat first frame is not marked more than a busy one
@@ -82,7 +82,7 @@ class Marker:
     def __init__(self, mark: Mark, first: NDArray[np.uint8]) -> None:
         """`first`: uint8 (H, W, 3), or (H, W, 4) with straight alpha."""
         level = 255 * 10 ** (-PEAK_TO_NOISE_DB[mark.profile] / 20)
-        start, layers = _start(mark), _layers(mark)
+        start, layers, enough = _start(mark), _layers(mark), _SURVIVES[mark.profile]
         for following in (_BUSY, _EVENER):
             self._following, mask = following, _mask(luma(first), following)
             self._pattern = _pattern([layer.sent() for layer in layers], start, mask, level)
@@ -90,7 +90,7 @@ class Marker:
             self._pattern = _pattern(informed, start, mask, level)
             # A picture that is flat all over would only be marked more.
             is_shared_out = _rms(mask * self._pattern) > 0.99 * level
-            if not is_shared_out or _score(_coarse(self.apply(first)), layers[0], start) >= _SURVIVES:
+            if not is_shared_out or _score(_coarse(self.apply(first)), layers[0], start) >= enough:
                 break
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
