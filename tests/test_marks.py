@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from omokage.errors import InternalError
-from omokage.trust import mark_code, mark_pattern, mark_search
+from omokage.trust import mark_code, mark_pattern, mark_search, video_mark
 from omokage.trust.label import draw_label
 from omokage.trust.mark_pattern import (
     PRIVATE_BITS,
@@ -76,6 +76,15 @@ def busy(width: int, height: int) -> Picture:
     coarse = np.random.default_rng(2).normal(128, 30, (height // 6 + 1, width // 6 + 1, 3)).astype(np.float32)
     large = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return np.clip(large, 20, 235).astype(np.uint8)
+
+
+def half_busy(side: int) -> Picture:
+    """Soft clouds under railings: what is busy takes most of the mark, and coarse encoding most of that."""
+    random = np.random.default_rng(2)
+    clouds = 130 + 900 * cv2.GaussianBlur(random.normal(size=(side, side, 3)).astype(np.float32), (0, 0), 30)
+    bars = random.normal(0, 70, (side // 10 + 1, side // 5 + 1)).astype(np.float32)
+    clouds[: side // 2] += cv2.resize(bars, (side, side // 2), interpolation=cv2.INTER_NEAREST)[..., None]
+    return np.clip(clouds, 20, 235).astype(np.uint8)
 
 
 def encoded(pictures: Sequence[Picture], crf: int) -> list[Picture]:
@@ -312,6 +321,23 @@ def test_what_a_clip_goes_through(attack: Callable[[Picture], Picture], crf: int
     leaving = encoded([marker.apply(frame) for frame in frames], 18)
     public, own = found(encoded([attack(frame) for frame in leaving], crf))
     assert (public.payload, own.payload) == (PUBLIC_PAYLOAD, 0xABCDEF012345)
+
+
+def test_where_busy_parts_would_not_keep_a_mark_it_is_laid_more_evenly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    picture, mark = half_busy(448), Mark(77, SECRET)
+    marked = Marker(mark, picture).apply(picture)
+    assert peak_to_noise(marked, picture) > 44.5
+    assert [one.payload for one in found(encoded([marked] * 12, 28))] == [PUBLIC_PAYLOAD, 77]
+    monkeypatch.setitem(video_mark._SURVIVES, "standard", 0.0)  # as it was before
+    in_busy_parts = Marker(mark, picture).apply(picture)
+    assert found(encoded([in_busy_parts] * 12, 28))[1].payload is None
+    # Where it is kept, nothing changes.
+    easy = texture(448, 448)
+    as_before = Marker(mark, easy).apply(easy)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(Marker(mark, easy).apply(easy), as_before)
 
 
 def test_a_label_and_a_mark_do_not_disturb_each_other() -> None:

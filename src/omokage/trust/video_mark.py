@@ -3,7 +3,8 @@
 Spread-spectrum marking (Cox, Kilian, Leighton, Shamoon 1997) on a grid of chips: each chip is a soft dot, 1/96 of the
 picture's short side wide, a little brighter or darker than the picture, as the keyed pattern of `mark_pattern` says.
 The same value is added to red, green and blue, so that only the luma changes. Where the picture is busy the dots are
-stronger, in flat, black and white parts weaker. The strength is measured on the first frame. docs/marks.md has more.
+stronger, in flat, black and white parts weaker. The strength is measured on the first frame, and where coarse encoding
+would take a mark that lies in the busy parts, it is laid over the picture more evenly. docs/marks.md has more.
 
 The mask of a pixel depends only on the picture within 20 pixels around it: where nothing moves, the mark is still.
 """
@@ -32,14 +33,29 @@ from omokage.trust.mark_pattern import (
     Chips,
     chips_of,
 )
-from omokage.trust.mark_signal import SAMPLES, chip_px, folded, luma, reduced, soft_bits, upsampled, whitened
+from omokage.trust.mark_signal import (
+    SAMPLES,
+    chip_px,
+    evened,
+    folded,
+    luma,
+    reduced,
+    soft_bits,
+    upsampled,
+    whitened,
+)
 
 Profile = Literal["standard", "high assurance"]
 PEAK_TO_NOISE_DB: Final[dict[Profile, float]] = {"standard": 45.0, "high assurance": 42.0}
 LEAST_SIDE_PX: Final = 256  # of smaller ones, not every message survived its own encoding (docs/marks.md)
 PUBLIC_SHARE: Final = 0.35  # of the energy; the private message is almost twice as long
 
+_BUSY, _EVENER = 0.5, 0.2  # the power of a place's busyness that the strength follows
 _MASK_RANGE = (0.5, 1.9)
+_COARSE_QUALITY = 40  # of a JPEG that takes about as much as H.264 at CRF 28
+# Score of the private message in that, in one frame, from which on it was read after what its profile is made for:
+# CRF 28, or 33.
+_SURVIVES: Final[dict[Profile, float]] = {"standard": 13.0, "high assurance": 14.4}
 _CANCELLED = 0.5  # of what the picture says against the mark
 _WEIGHT_RANGE = (0.1, 3.0)
 _GAIN_RANGE = (0.6, 1.0)  # a flat first frame is not marked more than a busy one
@@ -66,17 +82,23 @@ class Marker:
     def __init__(self, mark: Mark, first: NDArray[np.uint8]) -> None:
         """`first`: uint8 (H, W, 3), or (H, W, 4) with straight alpha."""
         level = 255 * 10 ** (-PEAK_TO_NOISE_DB[mark.profile] / 20)
-        start, layers, mask = _start(mark), _layers(mark), _mask(luma(first))
-        self._pattern = _pattern([layer.sent() for layer in layers], start, mask, level)
-        informed = _informed(layers, start, first, self.apply(first))
-        self._pattern = _pattern(informed, start, mask, level)
+        start, layers, enough = _start(mark), _layers(mark), _SURVIVES[mark.profile]
+        for following in (_BUSY, _EVENER):
+            self._following, mask = following, _mask(luma(first), following)
+            self._pattern = _pattern([layer.sent() for layer in layers], start, mask, level)
+            informed = _informed(layers, start, first, self.apply(first))
+            self._pattern = _pattern(informed, start, mask, level)
+            # A picture that is flat all over would only be marked more.
+            is_shared_out = _rms(mask * self._pattern) > 0.99 * level
+            if not is_shared_out or _score(_coarse(self.apply(first)), layers[0], start) >= enough:
+                break
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A marked copy of a frame; transparent parts stay as they are. Raises InternalError for another size."""
         if image.shape[:2] != self._pattern.shape:
             raise InternalError(f"a frame of {image.shape} came to a clip of {self._pattern.shape}")
         marked = np.empty_like(image)
-        _add(image, _mask(luma(image)), self._pattern, marked)
+        _add(image, _mask(luma(image), self._following), self._pattern, marked)
         return marked
 
 
@@ -115,10 +137,14 @@ def _pattern(
         for first, side in zip(start, (height, width), strict=True)
     )
     dots = upsampled(np.sum(sent, axis=0)[np.ix_(rows, columns)], chip, width, height)
-    dots /= np.sqrt(np.mean(dots**2))
-    rms = float(np.sqrt(np.mean((mask * dots) ** 2)))
+    dots /= _rms(dots)
+    rms = _rms(mask * dots)
     # A first frame that is black or all texture does not decide for the others.
     return np.asarray(dots * (level * np.clip(1 / max(rms, 1e-6), *_GAIN_RANGE)), np.float32)
+
+
+def _rms(values: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(values**2)))
 
 
 def _informed(
@@ -129,19 +155,39 @@ def _informed(
     Improved spread spectrum (Malvar and Florencio 2003): the embedder knows the picture that hides the mark, and what
     the detector sees of each bit in it.
     """
-    spectra = []
-    for image in (plain, marked):
-        plane = reduced(over_black(image) if image.shape[2] == 4 else image)  # as readers show it
-        chip = chip_px(image.shape[1], image.shape[0]) * min(plane.shape) / min(image.shape[:2])
-        spectra.append(whitened(folded(plane, chip, chip)))
-    at = (-SAMPLES * start[0], -SAMPLES * start[1])
+    planes = [_as_read(image) for image in (plain, marked)]
     sent = []
     for layer in layers:
-        word = encode(layer.payload, layer.chips.payload_bits)
-        hidden, seen = (soft_bits(spectrum, layer.chips, *at) * word for spectrum in spectra)
+        hidden, seen = (_towards(plane, layer, start) for plane in planes)
         gained = max(float(np.mean(seen - hidden)), 1e-9)
         sent.append(layer.sent(np.clip(1 - _CANCELLED * hidden / gained, *_WEIGHT_RANGE)))
     return sent
+
+
+def _score(picture: NDArray[np.uint8], layer: _Layer, start: tuple[int, int]) -> float:
+    """Of a message in one picture, where it is known to be; as `mark_search` has it, 0 for noise."""
+    towards = _towards(evened(_as_read(picture)), layer, start)
+    return float(towards.sum() / max(float(np.linalg.norm(towards)), 1e-9))
+
+
+def _towards(plane: NDArray[np.float32], layer: _Layer, start: tuple[int, int]) -> NDArray[np.float64]:
+    """What a picture, as it is read, says of each bit of the code word: above 0 for what was sent."""
+    chip = chip_px(plane.shape[1], plane.shape[0])
+    at = (-SAMPLES * start[0], -SAMPLES * start[1])
+    word = encode(layer.payload, layer.chips.payload_bits)
+    return soft_bits(whitened(folded(plane, chip, chip)), layer.chips, *at) * word
+
+
+def _as_read(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """A picture as readers show it, transparent parts over black, without its own structure."""
+    return reduced(over_black(image) if image.shape[2] == 4 else image)
+
+
+def _coarse(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A picture after coarse encoding, grey."""
+    grey = luma(over_black(image) if image.shape[2] == 4 else image)
+    data = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, _COARSE_QUALITY])[1]
+    return np.asarray(cv2.imdecode(data, cv2.IMREAD_COLOR), np.uint8)
 
 
 def _start(mark: Mark) -> tuple[int, int]:
@@ -155,8 +201,11 @@ def _start(mark: Mark) -> tuple[int, int]:
     return int(row), int(column)
 
 
-def _mask(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """How much each pixel may change, float32 (H, W) around 1, computed at a quarter of the resolution."""
+def _mask(grey: NDArray[np.uint8], following: float) -> NDArray[np.float32]:
+    """How much each pixel may change, float32 (H, W) around 1, computed at a quarter of the resolution.
+
+    following: the power of a place's busyness by which it may.
+    """
     height, width = grey.shape
     small = cv2.resize(grey, (-(-width // 4), -(-height // 4)), interpolation=cv2.INTER_AREA).astype(
         np.float32
@@ -164,7 +213,7 @@ def _mask(grey: NDArray[np.uint8]) -> NDArray[np.float32]:
     mean = cv2.blur(small, (3, 3))
     spread = cv2.blur(small * small, (3, 3)) - mean * mean
     activity = np.sqrt(np.maximum(spread, 0))  # rounding makes flat parts slightly negative
-    strength = np.clip(np.sqrt((activity + 0.5) / _REFERENCE_ACTIVITY), *_MASK_RANGE)
+    strength = np.clip(((activity + 0.5) / _REFERENCE_ACTIVITY) ** following, *_MASK_RANGE)
     # Eyes see more in the dark; black and white would be clipped, which leaves only half of the pattern.
     strength *= np.clip(0.25 + mean / 80, 0.25, 1) * np.clip((263 - mean) / 20, 0.4, 1)
     return np.asarray(cv2.resize(strength, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
