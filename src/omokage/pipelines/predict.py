@@ -34,12 +34,13 @@ METHODS = 5  # scored at the end: the avatar, three baselines, the recording its
 # Not measured, since it depends on the file: decoding a 512 x 512 H.264 picture.
 DECODING_S = 0.003
 # Training a recording after half a minute of other work takes so much of the time that the first steps of a new process
-# say: 0.53 to 0.70 were measured; why is not known.
-SETTLED = 0.75
+# say: 0.53 to 0.78 were measured; why is not known.
+SETTLED = 0.68
 # Not measured, since it hardly depends on anything: identity, skin, reports, files.
 FIXED_S = 20.0
-# Nor what learning speech takes: a fixed number of steps, and reading the voice (benchmarks/results/speaking.json).
-SPEECH_S, SPEECH_SHARE = 30.0, 0.5
+# Nor what learning speech takes: a fixed number of steps, and reading the voice
+# (benchmarks/results/speaking-personal-lengths.json).
+SPEECH_S, SPEECH_SHARE = 20.0, 0.25
 # Memory while a clip is tracked: the program without training, GB, and the track, bytes a frame.
 TRACKING_GB = 0.9
 BYTES_PER_TRACKED_FRAME = 8_000
