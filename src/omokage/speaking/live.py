@@ -23,7 +23,7 @@ from omokage.media.clip import SoundFormat
 from omokage.media.pcm import Resampler
 from omokage.speaking.cues import Cue
 from omokage.speaking.driver import MotionStream, Style, VoiceDriver
-from omokage.speaking.hearing import HOPS_PER_S
+from omokage.speaking.hearing import DECAY_DB_PER_S, HOPS_PER_S
 from omokage.talking.conditions.speech import SAMPLE_RATE
 from omokage.tracking.face_track import FaceTrack
 
@@ -33,7 +33,7 @@ WAITS = 2  # frames after which a voice begins to be said, however little of it 
 SPARE_S = 2.0  # what was never needed for so long is too much
 QUIET = 10 ** (-30 / 20)  # of the loudest lately: between two words
 SILENT = 10 ** (-60 / 20)  # of full scale
-FORGOTTEN_PER_S = 10 ** (-1.5 / 20)  # of the loudest
+FORGOTTEN_PER_S = 10 ** (-DECAY_DB_PER_S / 20)  # of the loudest
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ class _Waiting:
         return taken
 
     def loudness(self, count: int) -> float:
-        """The effective value of the first `count` samples."""
+        """Root mean square of the first `count` samples, full scale 1."""
         power, left = 0.0, count
         for piece in self._pieces:
             power += float(np.square(piece.samples[:left]).mean(axis=1).sum())

@@ -35,6 +35,7 @@ from omokage.trust.mark_pattern import (
 )
 from omokage.trust.mark_signal import (
     SAMPLES,
+    Spectrum,
     chip_px,
     evened,
     folded,
@@ -155,10 +156,10 @@ def _informed(
     Improved spread spectrum (Malvar and Florencio 2003): the embedder knows the picture that hides the mark, and what
     the detector sees of each bit in it.
     """
-    planes = [_as_read(image) for image in (plain, marked)]
+    spectra = [_spectrum(_as_read(image)) for image in (plain, marked)]
     sent = []
     for layer in layers:
-        hidden, seen = (_towards(plane, layer, start) for plane in planes)
+        hidden, seen = (_towards(spectrum, layer, start) for spectrum in spectra)
         gained = max(float(np.mean(seen - hidden)), 1e-9)
         sent.append(layer.sent(np.clip(1 - _CANCELLED * hidden / gained, *_WEIGHT_RANGE)))
     return sent
@@ -166,16 +167,21 @@ def _informed(
 
 def _score(picture: NDArray[np.uint8], layer: _Layer, start: tuple[int, int]) -> float:
     """Of a message in one picture, where it is known to be; as `mark_search` has it, 0 for noise."""
-    towards = _towards(evened(_as_read(picture)), layer, start)
+    towards = _towards(_spectrum(evened(_as_read(picture))), layer, start)
     return float(towards.sum() / max(float(np.linalg.norm(towards)), 1e-9))
 
 
-def _towards(plane: NDArray[np.float32], layer: _Layer, start: tuple[int, int]) -> NDArray[np.float64]:
-    """What a picture, as it is read, says of each bit of the code word: above 0 for what was sent."""
+def _spectrum(plane: NDArray[np.float32]) -> Spectrum:
+    """Of a picture, as it is read, on the torus."""
     chip = chip_px(plane.shape[1], plane.shape[0])
+    return whitened(folded(plane, chip, chip))
+
+
+def _towards(spectrum: Spectrum, layer: _Layer, start: tuple[int, int]) -> NDArray[np.float64]:
+    """What a picture's spectrum says of each bit of the code word (N,): above 0 for what was sent."""
     at = (-SAMPLES * start[0], -SAMPLES * start[1])
     word = encode(layer.payload, layer.chips.payload_bits)
-    return soft_bits(whitened(folded(plane, chip, chip)), layer.chips, *at) * word
+    return soft_bits(spectrum, layer.chips, *at) * word
 
 
 def _as_read(image: NDArray[np.uint8]) -> NDArray[np.float32]:
