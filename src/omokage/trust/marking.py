@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from omokage.errors import InputError
 from omokage.trust.mark_key import derived, installation_key
 from omokage.trust.mark_pattern import PRIVATE_BITS
-from omokage.trust.video_mark import PEAK_TO_NOISE_DB, Mark, Profile
+from omokage.trust.video_mark import PROFILES, Mark, Profile
 
 PROFILE_VARIABLE: Final = "OMOKAGE_MARK_PROFILE"
 
@@ -51,7 +51,7 @@ def id_text(render_id: int) -> str:
 def chosen_profile() -> Profile:
     """As `OMOKAGE_MARK_PROFILE` says, else 'standard'. Raises InputError."""
     wish = os.environ.get(PROFILE_VARIABLE) or "standard"
-    for profile in PEAK_TO_NOISE_DB:
+    for profile in PROFILES:
         if wish == profile:
             return profile
-    raise InputError(f"{PROFILE_VARIABLE} is '{wish}'; use {' or '.join(PEAK_TO_NOISE_DB)}")
+    raise InputError(f"{PROFILE_VARIABLE} is '{wish}'; use {' or '.join(PROFILES)}")

@@ -47,16 +47,20 @@ from omokage.trust.mark_signal import (
 )
 
 Profile = Literal["standard", "high assurance"]
-PEAK_TO_NOISE_DB: Final[dict[Profile, float]] = {"standard": 45.0, "high assurance": 42.0}
 LEAST_SIDE_PX: Final = 256  # of smaller ones, not every message survived its own encoding (docs/marks.md)
 PUBLIC_SHARE: Final = 0.35  # of the energy; the private message is almost twice as long
 
 _BUSY, _EVENER = 0.5, 0.2  # the power of a place's busyness that the strength follows
+# Of each profile: peak to noise in dB, what the strength follows, and the score of the private message, in the first
+# frame after a coarse JPEG, from which on it was read after what the profile is made for: CRF 28, or 33. The first way
+# that survives is taken, else the last.
+_WAYS: Final[dict[Profile, tuple[tuple[float, float, float], ...]]] = {
+    "standard": ((46.5, _BUSY, 13.0), (46.0, _EVENER, 13.9), (45.0, _EVENER, 0.0)),
+    "high assurance": ((42.0, _BUSY, 14.4), (42.0, _EVENER, 0.0)),
+}
+PROFILES: Final = tuple(_WAYS)
 _MASK_RANGE = (0.5, 1.9)
 _COARSE_QUALITY = 40  # of a JPEG that takes about as much as H.264 at CRF 28
-# Score of the private message in that, in one frame, from which on it was read after what its profile is made for:
-# CRF 28, or 33.
-_SURVIVES: Final[dict[Profile, float]] = {"standard": 13.0, "high assurance": 14.4}
 _CANCELLED = 0.5  # of what the picture says against the mark
 _WEIGHT_RANGE = (0.1, 3.0)
 _GAIN_RANGE = (0.6, 1.0)  # a flat first frame is not marked more than a busy one
@@ -82,12 +86,13 @@ class Marker:
 
     def __init__(self, mark: Mark, first: NDArray[np.uint8]) -> None:
         """`first`: uint8 (H, W, 3), or (H, W, 4) with straight alpha."""
-        level = 255 * 10 ** (-PEAK_TO_NOISE_DB[mark.profile] / 20)
-        start, layers, enough = _start(mark), _layers(mark), _SURVIVES[mark.profile]
-        for following in (_BUSY, _EVENER):
+        start, layers = _start(mark), _layers(mark)
+        hidden = _told(first, layers, start)
+        for db, following, enough in _WAYS[mark.profile]:
+            level = 255 * 10 ** (-db / 20)
             self._following, mask = following, _mask(luma(first), following)
             self._pattern = _pattern([layer.sent() for layer in layers], start, mask, level)
-            informed = _informed(layers, start, first, self.apply(first))
+            informed = _informed(layers, hidden, _told(self.apply(first), layers, start))
             self._pattern = _pattern(informed, start, mask, level)
             # A picture that is flat all over would only be marked more.
             is_shared_out = _rms(mask * self._pattern) > 0.99 * level
@@ -149,20 +154,26 @@ def _rms(values: NDArray[np.float32]) -> float:
 
 
 def _informed(
-    layers: Sequence[_Layer], start: tuple[int, int], plain: NDArray[np.uint8], marked: NDArray[np.uint8]
+    layers: Sequence[_Layer], hidden: Sequence[NDArray[np.float64]], seen: Sequence[NDArray[np.float64]]
 ) -> list[NDArray[np.float32]]:
     """The chips again, stronger for bits against which the first frame speaks, weaker for those that it happens to say.
 
     Improved spread spectrum (Malvar and Florencio 2003): the embedder knows the picture that hides the mark, and what
-    the detector sees of each bit in it.
+    the detector sees of each bit in it, `hidden` before and `seen` after marking.
     """
-    spectra = [_spectrum(_as_read(image)) for image in (plain, marked)]
     sent = []
-    for layer in layers:
-        hidden, seen = (_towards(spectrum, layer, start) for spectrum in spectra)
-        gained = max(float(np.mean(seen - hidden)), 1e-9)
-        sent.append(layer.sent(np.clip(1 - _CANCELLED * hidden / gained, *_WEIGHT_RANGE)))
+    for layer, before, after in zip(layers, hidden, seen, strict=True):
+        gained = max(float(np.mean(after - before)), 1e-9)
+        sent.append(layer.sent(np.clip(1 - _CANCELLED * before / gained, *_WEIGHT_RANGE)))
     return sent
+
+
+def _told(
+    picture: NDArray[np.uint8], layers: Sequence[_Layer], start: tuple[int, int]
+) -> list[NDArray[np.float64]]:
+    """What a picture says of each bit of each layer's code word."""
+    spectrum = _spectrum(_as_read(picture))
+    return [_towards(spectrum, layer, start) for layer in layers]
 
 
 def _score(picture: NDArray[np.uint8], layer: _Layer, start: tuple[int, int]) -> float:
