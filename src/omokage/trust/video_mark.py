@@ -59,6 +59,7 @@ _WAYS: Final[dict[Profile, tuple[tuple[float, float, float], ...]]] = {
     "high assurance": ((42.0, _BUSY, 14.4), (42.0, _EVENER, 0.0)),
 }
 PROFILES: Final = tuple(_WAYS)
+_FLAT_SURVIVES = 11.0  # the same score of a picture without busy parts to swallow the mark
 _MASK_RANGE = (0.5, 1.9)
 _COARSE_QUALITY = 40  # of a JPEG that takes about as much as H.264 at CRF 28
 _CANCELLED = 0.5  # of what the picture says against the mark
@@ -88,15 +89,18 @@ class Marker:
         """`first`: uint8 (H, W, 3), or (H, W, 4) with straight alpha."""
         start, layers = _start(mark), _layers(mark)
         hidden = _told(first, layers, start)
+        is_flat = False
         for db, following, enough in _WAYS[mark.profile]:
             level = 255 * 10 ** (-db / 20)
-            self._following, mask = following, _mask(luma(first), following)
+            # Laid more evenly, a picture that is flat all over would only be marked more.
+            self._following = _BUSY if is_flat else following
+            mask = _mask(luma(first), self._following)
             self._pattern = _pattern([layer.sent() for layer in layers], start, mask, level)
             informed = _informed(layers, hidden, _told(self.apply(first), layers, start))
             self._pattern = _pattern(informed, start, mask, level)
-            # A picture that is flat all over would only be marked more.
-            is_shared_out = _rms(mask * self._pattern) > 0.99 * level
-            if not is_shared_out or _score(_coarse(self.apply(first)), layers[0], start) >= enough:
+            is_flat = is_flat or _rms(mask * self._pattern) < 0.99 * level
+            least = min(enough, _FLAT_SURVIVES) if is_flat else enough
+            if _score(_coarse(self.apply(first)), layers[0], start) >= least:
                 break
 
     def apply(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
