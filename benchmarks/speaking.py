@@ -31,8 +31,9 @@ from omokage.pipelines.speak import speak
 from omokage.pipelines.speech_track import read_speech, resampled
 from omokage.pipelines.stand_in import agree_for_nobody, stand_in
 from omokage.render.retarget import JAW
-from omokage.speaking.driver import driven_by_voice, motion
+from omokage.speaking.driver import motion
 from omokage.speaking.hearing import HOPS_PER_S
+from omokage.speaking.phone_reader import driven_by_whole_voice
 from omokage.speaking.phonemes import viseme_weights
 from omokage.speaking.voices import speak_text
 from omokage.tracking.tracker import track_clip
@@ -68,7 +69,7 @@ def unseen_voices() -> list[dict[str, Any]]:
     rows = []
     for name in FLITE:
         said = [said_by_flite(name, sentence) for sentence in EXAM]
-        found = np.concatenate([driven_by_voice(voice).visemes for voice, _ in said])
+        found = np.concatenate([driven_by_whole_voice(voice).visemes for voice, _ in said])
         known = np.concatenate([_known(voice, phonemes) for voice, phonemes in said])
         jaw = [(weights @ shapes())[:, JAW] for weights in (found, known)]
         lips = NAMES.index("closed")
@@ -93,7 +94,7 @@ def real_mouth(clip: Path) -> dict[str, Any]:
     speech, info = read_speech(clip), probe(clip)
     track = track_clip(read_frames(clip, max_side=MAX_SIDE_PX))
     rate = float(info.frame_rate)
-    articulation = driven_by_voice(speech.voice)
+    articulation = driven_by_whole_voice(speech.voice)
     made = motion(articulation, len(track) / rate, rate).expression[: len(track), JAW].astype(np.float64)
     opening = mouth_opening(track.landmarks.astype(np.float64))
     is_speech = articulation.visemes[:, 0] < 0.5
@@ -116,7 +117,7 @@ def speed() -> dict[str, Any]:
     motions, videos = [], []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        motion(driven_by_voice(voice), seconds, 25.0)
+        motion(driven_by_whole_voice(voice), seconds, 25.0)
         motions.append((time.perf_counter() - start) / seconds)
     with tempfile.TemporaryDirectory() as folder:
         for repeat in range(VIDEO_REPEATS):

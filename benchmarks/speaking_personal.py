@@ -34,9 +34,9 @@ from omokage.pipelines.learn_speech import material_of
 from omokage.pipelines.recording import MAX_SIDE_PX
 from omokage.pipelines.speech_encoder import installed_encoder
 from omokage.pipelines.speech_track import read_speech, resampled
-from omokage.speaking.driver import driven_by_text, driven_by_voice
+from omokage.speaking.driver import driven_by_text, speaking
 from omokage.speaking.hearing import BANDS
-from omokage.speaking.personal import CHANNELS, PersonalDriver, offsets, speaking
+from omokage.speaking.personal import CHANNELS, PersonalDriver, offsets
 from omokage.speaking.personal_training import (
     FOLDS,
     LEAST_SPEECH_S,
@@ -46,6 +46,7 @@ from omokage.speaking.personal_training import (
     learn,
     speech_seconds,
 )
+from omokage.speaking.phone_reader import driven_by_whole_voice
 from omokage.speaking.phonemes import Phoneme, viseme_weights, visemes_of
 from omokage.speaking.sound_frames import FRAME_RATE, FUTURE, PAST, sound_frames
 from omokage.speaking.voices import speak_text
@@ -231,7 +232,7 @@ def motion_numbers(opening: Float) -> dict[str, float]:
 
 def moved_by_silence(driver: PersonalDriver) -> float:
     """The most that is added when nothing is heard."""
-    return float(np.abs(offsets(driver, driven_by_voice(np.zeros(3 * 16000, np.float32)))).max())
+    return float(np.abs(offsets(driver, driven_by_whole_voice(np.zeros(3 * 16000, np.float32)))).max())
 
 
 def spoken_text(material: Material, driver: PersonalDriver) -> dict[str, Any]:
@@ -311,7 +312,7 @@ def made_up(seconds: float, rng: np.random.Generator) -> tuple[Material, Float]:
 
     count = len(times)
     material = Material(
-        driven_by_voice(voice), noisy, np.ones(count, dtype=bool), drawn(noisy), round(0.8 * count),
+        driven_by_whole_voice(voice), noisy, np.ones(count, dtype=bool), drawn(noisy), round(0.8 * count),
         np.ones(len(CHANNELS)), opened,
     )  # fmt: skip
     return material, drawn(mouth)

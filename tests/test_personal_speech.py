@@ -153,16 +153,17 @@ def test_a_picture_that_is_late_is_found_out() -> None:
     jaw = np.interp(times, (np.arange(len(visemes)) + 0.5) / 100, (visemes @ shapes())[:, JAW])
     noise = np.random.default_rng(0)
 
-    def lag(by_frames: int, share: float) -> float:
-        moved = np.roll(jaw, by_frames) + share * noise.normal(size=len(jaw))
+    def lag(by_frames: float, share: float) -> float:
+        late = np.interp(times - by_frames / 30, times, jaw, period=len(times) / 30)
+        moved = late + share * noise.normal(size=len(jaw))
         expression = np.zeros((len(times), len(BLENDSHAPES)))
         expression[:, JAW] = moved
         zero = np.zeros((len(times), 3))
         track = bare_track(times, rotation=zero, expression=expression, gaze=np.zeros((len(times), 2, 2)))
         return picture_lag(articulation(), track, moved)
 
-    for by_frames in (0, 1, 8, -7):
-        assert lag(by_frames, 0.05) == pytest.approx(by_frames / 30)
+    for by_frames in (0, 1, 8, -7, 0.5, -1.7):  # a sound is moved by whole hundredths of a second
+        assert lag(by_frames, 0.05) == pytest.approx(by_frames / 30, abs=0.005)
     assert lag(8, 2.0) == 0  # noise tells nothing
     assert lag(13, 0.05) == 0  # farther than is looked: its rise has no peak
 

@@ -23,7 +23,7 @@ from omokage.pipelines.speech_encoder import InstalledEncoder, installed_encoder
 from omokage.pipelines.speech_track import SpeechTrack, read_speech
 from omokage.pipelines.work import Work
 from omokage.render.retarget import JAW, SCALE_LIMITS, Rest, relative_expression
-from omokage.speaking.driver import REST, Articulation, driven_by_voice
+from omokage.speaking.driver import REST, Articulation
 from omokage.speaking.encoded import Reduction, encode
 from omokage.speaking.hearing import HOPS_PER_S
 from omokage.speaking.personal import CHANNELS, Ear, PersonalDriver
@@ -36,6 +36,7 @@ from omokage.speaking.personal_training import (
     learn,
     speech_seconds,
 )
+from omokage.speaking.phone_reader import driven_by_whole_voice
 from omokage.speaking.sound_frames import FRAME_RATE
 from omokage.talking.conditions.speech import SAMPLE_RATE
 from omokage.threads import one_blas_thread
@@ -176,7 +177,7 @@ def material_of(
     border_s = float(seen.time_s[round((1 - HELD_OUT_SHARE) * (len(seen) - 1))])
     before = seen.select(seen.time_s < border_s)
     rest = speaking_rest(Rest.of(before), before)
-    articulation, ear = driven_by_voice(speech.voice), None
+    articulation, ear = driven_by_whole_voice(speech.voice), None
     if encoder is not None:
         encoded = encode(encoder.network, speech.voice)
         ear = Ear(encoder.digest, Reduction.of(encoded[: max(1, round(border_s * HOPS_PER_S))]))
@@ -252,7 +253,12 @@ def picture_lag(articulation: Articulation, track: FaceTrack, opening: Float) ->
     lag_s = float(curves[0].lag_s[best])
     is_clear = r[best] >= LEAST_LAG_R and (abs(lag_s) < APART_S or r[best] - r[len(r) // 2] >= LEAST_GAIN)
     is_inside = 0 < best < len(r) - 1  # a curve that still rises at the end has no peak
-    return lag_s if is_clear and is_inside else 0.0
+    if not (is_clear and is_inside):
+        return 0.0
+    # Lags are whole frames apart, hops a hundredth of a second: the top of a parabola through the three highest.
+    before, top, after = r[best - 1 : best + 2]
+    bend = 2 * top - before - after
+    return lag_s + (0.5 * float((after - before) / bend) / rate if bend > 0 else 0.0)
 
 
 def _track(recording: Path, work: Work, on_progress: ProgressCallback) -> FaceTrack:

@@ -29,13 +29,13 @@ from omokage.speaking.driver import (
     Mood,
     Style,
     driven_by_text,
-    driven_by_voice,
     fullest,
     motion,
 )
 from omokage.speaking.encoded import encode
 from omokage.speaking.liveliness import Life
 from omokage.speaking.personal import PersonalDriver, offsets
+from omokage.speaking.phone_reader import driven_by_whole_voice
 from omokage.speaking.sound_frames import FRAME_RATE
 from omokage.speaking.voices import HOW_TO_INSTALL, installed_voices, misread, speak_text
 from omokage.talking.conditions.speech import SAMPLE_RATE
@@ -253,13 +253,13 @@ def hear_or_read(audio: Path | None, text: str | None, voice: str) -> Speech:
         raise InputError("give either a recording to say (--audio) or a text (--text), one of the two")
     if audio is not None:
         heard = read_speech(Path(audio))
-        articulation = driven_by_voice(heard.voice)
+        articulation = driven_by_whole_voice(heard.voice)
         notes = heard.notes if heard.is_silent else heard.notes + _no_voice(heard.name, articulation)
         return Speech(heard.sound, heard.voice, articulation, notes)
     assert text is not None
     spoken = speak_text(text, voice)
     mono = resampled(spoken.sound, SAMPLE_RATE)[:, 0]
-    driven = driven_by_text(spoken.phonemes, mono) if spoken.phonemes else driven_by_voice(mono)
+    driven = driven_by_text(spoken.phonemes, mono) if spoken.phonemes else driven_by_whole_voice(mono)
     return Speech(spoken.sound, mono, driven, misread(text, voice))
 
 

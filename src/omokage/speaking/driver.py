@@ -40,6 +40,10 @@ SMOOTHING_REACH = 5  # hops to either side: two deviations
 HUSH_S = 0.08  # in which a mouth closes when the voice breaks off
 QUIET_DB = -35.0  # below the voice's level: no more part of a phrase
 REST = NAMES.index("rest")
+REST_FROM, REST_FULL = (
+    0.8,
+    0.95,
+)  # the weight of rest from which it is less, and at which it is no more, of speech
 Mood = Literal["neutral", "friendly", "serious"]
 _MOODS: dict[str, dict[str, float]] = {
     "neutral": {},
@@ -149,6 +153,11 @@ def joined(pieces: Sequence[Articulation]) -> Articulation:
     return Articulation(
         *(np.concatenate([getattr(piece, f.name) for piece in (nothing, *pieces)]) for f in fields(nothing))
     )
+
+
+def speaking(visemes: Float) -> Float:
+    """How much (T,) viseme weights (T, 10) are of speech, in [0, 1]; 0 is silence."""
+    return np.asarray(1 - np.clip((visemes[:, REST] - REST_FROM) / (REST_FULL - REST_FROM), 0, 1))
 
 
 def loudness(heard: Heard) -> Float:

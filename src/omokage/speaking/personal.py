@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omokage.errors import BundleError
-from omokage.speaking.driver import REST, Articulation
+from omokage.speaking.driver import Articulation, speaking
 from omokage.speaking.encoded import Reduction
 from omokage.speaking.motion_transformer import (
     MotionConditions,
@@ -35,8 +35,7 @@ Float = NDArray[np.float64]
 
 CHANNELS = tuple(i for i, name in enumerate(BLENDSHAPES) if name.startswith(("mouth", "jaw")))
 CLOSED = NAMES.index("closed")
-# Weights of rest and of closed lips from which, and at which, the general driver decides alone.
-REST_FROM, REST_FULL = 0.8, 0.95
+# The weight of closed lips from which, and at which, the general driver decides alone.
 CLOSED_FROM, CLOSED_FULL = 0.25, 0.55
 
 
@@ -243,8 +242,3 @@ def openness(visemes: Float) -> Float:
     """How far (T,) the personal driver may move the lips: not in silence, and not while they must meet."""
     closed = np.clip((visemes[:, CLOSED] - CLOSED_FROM) / (CLOSED_FULL - CLOSED_FROM), 0, 1)
     return np.asarray(speaking(visemes) * (1 - closed))
-
-
-def speaking(visemes: Float) -> Float:
-    """How much (T,) viseme weights (T, 10) are of speech, in [0, 1]; 0 is silence."""
-    return np.asarray(1 - np.clip((visemes[:, REST] - REST_FROM) / (REST_FULL - REST_FROM), 0, 1))

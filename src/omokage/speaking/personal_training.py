@@ -16,7 +16,7 @@ from scipy.ndimage import gaussian_filter1d
 
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
 from omokage.metrics.talking import pearson
-from omokage.speaking.driver import Articulation
+from omokage.speaking.driver import Articulation, speaking
 from omokage.speaking.motion_transformer import MotionTransformer, SamplerConfig, TransformerConfig
 from omokage.speaking.mouth_regression import MouthRegression
 from omokage.speaking.personal import (
@@ -26,7 +26,6 @@ from omokage.speaking.personal import (
     PersonalDriver,
     SoundScale,
     offsets,
-    speaking,
 )
 from omokage.speaking.personal_networks import Motions, NetworkTrainingConfig, train_network
 from omokage.speaking.sound_frames import COLUMNS, FRAME_RATE, FUTURE, HOPS, PAST, silence, sound_frames

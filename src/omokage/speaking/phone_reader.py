@@ -1,0 +1,108 @@
+"""Reads the sounds of a whole voice, which somebody's recording is: `read_phones`, MAIN: `driven_by_whole_voice`.
+
+PocketSphinx (Huggins-Daines et al. 2006) finds the likeliest sequence of English phones and when each is said. Its
+acoustic model, which is in its wheel, has learned from thousands of real voices; the `reader` from synthetic ones. Each
+sees what the other misses (docs/research/speaking.md), so the mouth takes the middle of both. The likeliest sequence is
+known at the end only, so a live voice is left to the reader alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from omokage.errors import MissingDependencyError
+from omokage.speaking.driver import REST, Articulation, driven_by_voice, speaking
+from omokage.speaking.hearing import HOPS_PER_S
+from omokage.speaking.phonemes import Phoneme, viseme_weights
+from omokage.talking.conditions.log_mel import HOP_SAMPLES
+from omokage.talking.conditions.speech import SAMPLE_RATE
+
+Float = NDArray[np.float64]
+Float32 = NDArray[np.float32]
+
+PHONES_SHARE = 0.5  # of the mouth; the rest is the reader's
+# A stretch ends at the first pause after so many seconds, and at the latest after so many: memory stays small.
+STRETCH_S, LONGEST_S = 10.0, 30.0
+PAUSE_HOPS = 20
+MARGIN_HOPS = 15  # of what is around a stretch
+# Of the search: weight of which phone follows which, and how unlikely a path may become beside the best.
+_SEARCH = {"lw": 2.0, "beam": 1e-20, "pbeam": 1e-20}
+# ARPABET -> IPA
+_IPA = {
+    "AA": "ɑ", "AE": "æ", "AH": "ə", "AO": "ɔ", "AW": "aʊ", "AY": "aɪ", "B": "b", "CH": "tʃ", "D": "d", "DH": "ð",
+    "EH": "ɛ", "ER": "ɝ", "EY": "eɪ", "F": "f", "G": "g", "HH": "h", "IH": "ɪ", "IY": "i", "JH": "dʒ", "K": "k",
+    "L": "l", "M": "m", "N": "n", "NG": "ŋ", "OW": "oʊ", "OY": "ɔɪ", "P": "p", "R": "r", "S": "s", "SH": "ʃ",
+    "T": "t", "TH": "θ", "UH": "ʊ", "UW": "u", "V": "v", "W": "w", "Y": "j", "Z": "z", "ZH": "ʒ",
+}  # fmt: skip
+
+
+def driven_by_whole_voice(voice: Float32) -> Articulation:
+    """What a voice (S,) mono at 16 kHz lets the mouth do, where all of it is there before anything is said.
+
+    Raises MissingDependencyError.
+    """
+    heard = driven_by_voice(voice)
+    is_speech = speaking(heard.visemes)
+    middles = (np.arange(len(is_speech)) + 0.5) / HOPS_PER_S
+    weights = viseme_weights(read_phones(voice, is_speech > 0), middles)
+    # Whatever noise sounds like: where nobody speaks, nothing is read.
+    weights *= is_speech[:, None]
+    weights[:, REST] += 1 - is_speech
+    return replace(heard, visemes=PHONES_SHARE * weights + (1 - PHONES_SHARE) * heard.visemes)
+
+
+def read_phones(voice: Float32, is_speech: NDArray[np.bool_]) -> list[Phoneme]:
+    """The phones of a voice (S,) mono at 16 kHz, in order; is_speech (N,): the hops of 10 ms that are looked at."""
+    found: list[Phoneme] = []
+    decoder: Any = None
+    for first, stop in stretches(is_speech):
+        decoder = decoder or _decoder()
+        samples = voice[first * HOP_SAMPLES : stop * HOP_SAMPLES]
+        decoder.start_utt()
+        decoder.process_raw(_pcm(samples), full_utt=True)
+        decoder.end_utt()
+        found += [
+            Phoneme(_IPA[part.word], (first + part.start_frame) / HOPS_PER_S, (first + part.end_frame + 1) / HOPS_PER_S)
+            for part in decoder.seg() or ()
+            if part.word in _IPA  # the others are silence and noises
+        ]  # fmt: skip
+    return found
+
+
+def stretches(is_speech: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """First hop, and the one behind the last, of the parts of a voice (N,) that are read at once, in order."""
+    spoken = np.flatnonzero(is_speech)
+    while len(spoken):
+        pauses = np.flatnonzero(np.diff(spoken, append=spoken[-1] + PAUSE_HOPS + 1) > PAUSE_HOPS)
+        ends = spoken[pauses]
+        end = int(ends[np.searchsorted(ends, min(spoken[0] + STRETCH_S * HOPS_PER_S, ends[-1]))])
+        end = min(end, int(spoken[0] + LONGEST_S * HOPS_PER_S)) + 1
+        yield max(0, int(spoken[0]) - MARGIN_HOPS), min(len(is_speech), end + MARGIN_HOPS)
+        spoken = spoken[spoken >= end]
+
+
+def _pcm(samples: Float32) -> bytes:
+    """16 bits, as loud as they can be."""
+    loudest = float(np.abs(samples).max(initial=0)) or 1.0
+    return np.round(samples / loudest * 32000).astype("<i2").tobytes()
+
+
+def _decoder() -> Any:
+    try:
+        from pocketsphinx import Decoder, get_model_path
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading a voice needs a package that is not installed; run 'pip install pocketsphinx'"
+        ) from error
+    return Decoder(
+        hmm=get_model_path("en-us/en-us"),
+        allphone=get_model_path("en-us/en-us-phone.lm.bin"),
+        samprate=SAMPLE_RATE,
+        loglevel="FATAL",
+        **_SEARCH,
+    )

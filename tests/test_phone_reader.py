@@ -1,0 +1,144 @@
+"""The phones of a whole voice: what is read at once, where it lies in time, and what it adds to the reader."""
+
+from __future__ import annotations
+
+import builtins
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from omokage.errors import MissingDependencyError
+from omokage.metrics.talking import lag_curve, pearson
+from omokage.pipelines.speech_track import resampled
+from omokage.render.retarget import JAW
+from omokage.speaking import phone_reader
+from omokage.speaking.driver import REST, driven_by_text, driven_by_voice
+from omokage.speaking.hearing import HOPS_PER_S
+from omokage.speaking.phone_reader import (
+    LONGEST_S,
+    MARGIN_HOPS,
+    PHONES_SHARE,
+    driven_by_whole_voice,
+    read_phones,
+    stretches,
+)
+from omokage.speaking.phonemes import visemes_of
+from omokage.speaking.voices import SpokenText, speak_text
+from omokage.tracking.visemes import shapes
+
+Float32 = NDArray[np.float32]
+SENTENCE = "My mother brings a big blue umbrella. Happy people move to bigger towns, far away from the sea."
+
+
+@pytest.fixture(scope="module")
+def spoken() -> SpokenText:
+    return speak_text(SENTENCE, "en-us")
+
+
+@pytest.fixture(scope="module")
+def voice(spoken: SpokenText) -> Float32:
+    return resampled(spoken.sound, 16000)[:, 0]
+
+
+def hops(*parts: tuple[float, bool]) -> NDArray[np.bool_]:
+    return np.concatenate([np.full(round(seconds * HOPS_PER_S), said) for seconds, said in parts])
+
+
+def test_nothing_is_read_where_nobody_speaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(phone_reader, "_decoder", lambda: pytest.fail("nothing to decode"))
+    silence = np.zeros(32000, np.float32)
+    assert read_phones(silence, hops((2, False))) == []
+    assert driven_by_whole_voice(silence).visemes[:, REST].min() > 0.99
+    assert len(driven_by_whole_voice(silence[:0]).level) == 0
+
+
+@pytest.mark.parametrize("kind", ["noise", "music"])
+def test_noise_and_music_move_no_mouth(kind: str) -> None:
+    time_s = np.arange(4 * 16000) / 16000
+    chord = sum(np.sin(2 * np.pi * tone * time_s) for tone in (220, 277, 330)) * np.exp(-2 * (time_s % 0.5))
+    noise = np.random.default_rng(1).normal(size=len(time_s))
+    sound = (0.1 * noise if kind == "noise" else 0.2 * chord).astype(np.float32)
+    assert driven_by_whole_voice(sound).visemes[:, REST].min() > 0.95
+
+
+def test_a_stretch_ends_in_a_pause() -> None:
+    is_speech = hops(
+        (1, False), (6, True), (0.5, False), (6, True), (1, False), (4, True), (3, False), (1, True)
+    )
+    found = list(stretches(is_speech))
+    assert found == [(100 - MARGIN_HOPS, 1350 + MARGIN_HOPS), (1450 - MARGIN_HOPS, 2250)]
+    assert list(stretches(np.zeros(500, bool))) == []
+    assert list(stretches(hops((0.05, True)))) == [(0, 5)]
+
+
+def test_a_voice_without_a_pause_is_cut_all_the_same() -> None:
+    """Memory does not grow with the length: no stretch is longer, and every hop of speech is in one."""
+    is_speech = hops((100, True))
+    found = list(stretches(is_speech))
+    assert max(stop - first for first, stop in found) <= LONGEST_S * HOPS_PER_S + 2 * MARGIN_HOPS + 1
+    inside = np.zeros(len(is_speech), bool)
+    for first, stop in found:
+        inside[first:stop] = True
+    assert inside.all()
+
+
+def test_phones_lie_where_their_stretch_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[int] = []
+
+    class Decoder:
+        def start_utt(self) -> None: ...
+        def end_utt(self) -> None: ...
+
+        def process_raw(self, data: bytes, *, full_utt: bool) -> None:
+            samples = np.frombuffer(data, "<i2")
+            given.extend((len(samples), int(np.abs(samples).max())))
+
+        def seg(self) -> Any:
+            words = (("SIL", 0, 14), ("M", 15, 20), ("+NSN+", 21, 25), ("AY", 26, 40))
+            return [SimpleNamespace(word=w, start_frame=a, end_frame=b) for w, a, b in words]
+
+    monkeypatch.setattr(phone_reader, "_decoder", Decoder)
+    voice = np.full(3 * 16000, 0.01, np.float32)
+    phones = read_phones(voice, hops((1, False), (1, True), (1, False)))
+    assert given == [(100 + 2 * MARGIN_HOPS) * 160, 32000]  # a quiet voice is made loud
+    assert [(p.symbol, p.start_s, p.end_s) for p in phones] == [("m", 1.0, 1.06), ("aɪ", 1.11, 1.26)]
+
+
+def test_a_real_decoder_reads_phones_in_order(voice: Float32) -> None:
+    is_speech = np.ones(len(voice) // 160, bool)
+    phones = read_phones(voice, is_speech)
+    assert phones == read_phones(voice, is_speech)
+    assert 25 < len(phones) < 120
+    edges = np.array([(p.start_s, p.end_s) for p in phones])
+    assert (edges[:, 1] > edges[:, 0]).all() and (edges[1:, 0] >= edges[:-1, 1] - 1e-9).all()
+    assert edges.min() >= 0 and edges.max() <= len(voice) / 16000 + 0.01
+    assert all(visemes_of(symbol) for symbol in "mbpfvaiuslo")
+
+
+def test_the_mouth_is_the_middle_of_both_readings(voice: Float32, spoken: SpokenText) -> None:
+    both, reader = driven_by_whole_voice(voice), driven_by_voice(voice)
+    np.testing.assert_allclose(both.visemes.sum(axis=1), 1)
+    np.testing.assert_array_equal(both.bands, reader.bands)
+    assert (both.visemes >= (1 - PHONES_SHARE) * reader.visemes - 1e-9).all()
+    known = (driven_by_text(spoken.phonemes, voice).visemes @ shapes())[:, JAW]
+    found = (both.visemes @ shapes())[:, JAW]
+    assert pearson(found, known) > 0.5
+    assert abs(lag_curve(found, known, HOPS_PER_S, 0.3).peak_s) <= 0.04
+    for shift in (-20, 20):
+        assert pearson(np.roll(found, shift), known) < 0.35
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, voice: Float32) -> None:
+    imported = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "pocketsphinx":
+            raise ImportError(name)
+        return imported(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(MissingDependencyError, match="pip install pocketsphinx"):
+        driven_by_whole_voice(voice)
