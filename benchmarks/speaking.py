@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import wave
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from omokage.pipelines.speak import speak
 from omokage.pipelines.speech_track import read_speech, resampled
 from omokage.pipelines.stand_in import agree_for_nobody, stand_in
 from omokage.render.retarget import JAW
-from omokage.speaking.driver import motion
+from omokage.speaking.driver import driven_by_voice, motion
 from omokage.speaking.hearing import HOPS_PER_S
 from omokage.speaking.phone_reader import driven_by_whole_voice
 from omokage.speaking.phonemes import viseme_weights
@@ -47,6 +48,7 @@ TEXT = " ".join(EXAM)
 REPEATS = 5
 VIDEO_REPEATS = 3
 OFF_S = 0.2
+WAYS = {"live": driven_by_voice, "whole": driven_by_whole_voice}
 
 
 def against(found: Track, known: Track, rate: float) -> dict[str, Any]:
@@ -65,24 +67,28 @@ def against(found: Track, known: Track, rate: float) -> dict[str, Any]:
 
 
 def unseen_voices() -> list[dict[str, Any]]:
-    """Flite's voices: the jaw from the sound against the jaw from the phonemes."""
+    """Flite's voices: the jaw from the sound against the jaw from the phonemes; live, by the reader alone, and of a
+    whole voice, by phones too."""
     rows = []
     for name in FLITE:
         said = [said_by_flite(name, sentence) for sentence in EXAM]
-        found = np.concatenate([driven_by_whole_voice(voice).visemes for voice, _ in said])
         known = np.concatenate([_known(voice, phonemes) for voice, phonemes in said])
-        jaw = [(weights @ shapes())[:, JAW] for weights in (found, known)]
-        lips = NAMES.index("closed")
-        closed, pause = _round(pearson(found[:, lips], known[:, lips])), known[:, NAMES.index("rest")] > 0.95
-        rows.append(
-            {
-                "voice": name,
-                "jaw": against(*jaw, HOPS_PER_S),
-                "closed_r": closed,
-                "shut_in_pauses": _round(float((jaw[0][pause] < 0.05).mean())),
-            }
-        )
+        row: dict[str, Any] = {"voice": name}
+        for way, read in WAYS.items():
+            row[way] = _read_lips(np.concatenate([read(voice).visemes for voice, _ in said]), known)
+        rows.append(row)
     return rows
+
+
+def _read_lips(found: NDArray[np.float64], known: NDArray[np.float64]) -> dict[str, Any]:
+    """Viseme weights (N, 10) against those that are known."""
+    jaw = [(weights @ shapes())[:, JAW] for weights in (found, known)]
+    lips, pause = NAMES.index("closed"), known[:, NAMES.index("rest")] > 0.95
+    return {
+        "jaw": against(*jaw, HOPS_PER_S),
+        "closed_r": _round(pearson(found[:, lips], known[:, lips])),
+        "shut_in_pauses": _round(float((jaw[0][pause] < 0.05).mean())),
+    }
 
 
 def _known(voice: NDArray[np.float32], phonemes: Any) -> NDArray[np.float64]:
@@ -94,17 +100,17 @@ def real_mouth(clip: Path) -> dict[str, Any]:
     speech, info = read_speech(clip), probe(clip)
     track = track_clip(read_frames(clip, max_side=MAX_SIDE_PX))
     rate = float(info.frame_rate)
-    articulation = driven_by_whole_voice(speech.voice)
-    made = motion(articulation, len(track) / rate, rate).expression[: len(track), JAW].astype(np.float64)
     opening = mouth_opening(track.landmarks.astype(np.float64))
-    is_speech = articulation.visemes[:, 0] < 0.5
-    return {
-        "clip": clip.name,
-        "seconds": _round(len(track) / rate),
-        "share_of_speech": _round(float(is_speech.mean())),
-        "opening": against(made, opening, rate),
-        "jaw": against(made, track.expression[:, JAW].astype(np.float64), rate),
-    }
+    row: dict[str, Any] = {"clip": clip.name, "seconds": _round(len(track) / rate)}
+    for way, read in WAYS.items():
+        articulation = read(speech.voice)
+        made = motion(articulation, len(track) / rate, rate).expression[: len(track), JAW].astype(np.float64)
+        row["share_of_speech"] = _round(float((articulation.visemes[:, 0] < 0.5).mean()))
+        row[way] = {
+            "opening": against(made, opening, rate),
+            "jaw": against(made, track.expression[:, JAW].astype(np.float64), rate),
+        }
+    return row
 
 
 def speed() -> dict[str, Any]:
@@ -120,9 +126,15 @@ def speed() -> dict[str, Any]:
         motion(driven_by_whole_voice(voice), seconds, 25.0)
         motions.append((time.perf_counter() - start) / seconds)
     with tempfile.TemporaryDirectory() as folder:
+        sound = Path(folder) / "voice.wav"
+        with wave.open(str(sound), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16000)
+            file.writeframes(np.round(voice * 32767).astype("<i2").tobytes())
         for repeat in range(VIDEO_REPEATS):
             start = time.perf_counter()
-            speak(person, output=Path(folder) / f"{repeat}.mp4", text=TEXT)
+            speak(person, output=Path(folder) / f"{repeat}.mp4", audio=sound)
             videos.append((time.perf_counter() - start) / seconds)
     return {"seconds_of_speech": _round(seconds), "motion": _spread(motions), "video_256": _spread(videos)}
 

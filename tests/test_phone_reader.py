@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from omokage.config import Progress
 from omokage.errors import MissingDependencyError
 from omokage.metrics.talking import lag_curve, pearson
 from omokage.pipelines.speech_track import resampled
@@ -102,7 +103,9 @@ def test_phones_lie_where_their_stretch_lies(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(phone_reader, "_decoder", Decoder)
     voice = np.full(3 * 16000, 0.01, np.float32)
-    phones = read_phones(voice, hops((1, False), (1, True), (1, False)))
+    told: list[Progress] = []
+    phones = read_phones(voice, hops((1, False), (1, True), (1, False)), told.append)
+    assert told == [Progress("hearing", 2 + MARGIN_HOPS / 100, 3)]
     assert given == [(100 + 2 * MARGIN_HOPS) * 160, 32000]  # a quiet voice is made loud
     assert [(p.symbol, p.start_s, p.end_s) for p in phones] == [("m", 1.0, 1.06), ("aɪ", 1.11, 1.26)]
 

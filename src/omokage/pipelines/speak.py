@@ -143,7 +143,7 @@ def speak(
     if curves_output is not None:
         check_writable(curves_output, (".csv",), inputs=given)
     listed = read_cues(cues, MOODS) if cues is not None else ()
-    speech = hear_or_read(audio, text, voice)
+    speech = hear_or_read(audio, text, voice, on_progress)
     edited = None
     if curves is not None:
         # Two seconds of time code tell the rate by themselves.
@@ -247,19 +247,24 @@ def voices_report() -> str:
     )
 
 
-def hear_or_read(audio: Path | None, text: str | None, voice: str) -> Speech:
+def hear_or_read(
+    audio: Path | None, text: str | None, voice: str, on_progress: ProgressCallback = ignore_progress
+) -> Speech:
     """What is to be said. Raises InputError unless one of the two is given."""
     if (audio is None) == (text is None):
         raise InputError("give either a recording to say (--audio) or a text (--text), one of the two")
     if audio is not None:
         heard = read_speech(Path(audio))
-        articulation = driven_by_whole_voice(heard.voice)
+        articulation = driven_by_whole_voice(heard.voice, on_progress)
         notes = heard.notes if heard.is_silent else heard.notes + _no_voice(heard.name, articulation)
         return Speech(heard.sound, heard.voice, articulation, notes)
     assert text is not None
     spoken = speak_text(text, voice)
     mono = resampled(spoken.sound, SAMPLE_RATE)[:, 0]
-    driven = driven_by_text(spoken.phonemes, mono) if spoken.phonemes else driven_by_whole_voice(mono)
+    if spoken.phonemes:
+        driven = driven_by_text(spoken.phonemes, mono)
+    else:
+        driven = driven_by_whole_voice(mono, on_progress)
     return Speech(spoken.sound, mono, driven, misread(text, voice))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import MissingDependencyError
 from omokage.speaking.driver import REST, Articulation, driven_by_voice, speaking
 from omokage.speaking.hearing import HOPS_PER_S
@@ -41,22 +42,24 @@ _IPA = {
 }  # fmt: skip
 
 
-def driven_by_whole_voice(voice: Float32) -> Articulation:
+def driven_by_whole_voice(voice: Float32, on_progress: ProgressCallback = ignore_progress) -> Articulation:
     """What a voice (S,) mono at 16 kHz lets the mouth do, where all of it is there before anything is said.
 
-    Raises MissingDependencyError.
+    on_progress: of every stretch, in seconds. Raises MissingDependencyError.
     """
     heard = driven_by_voice(voice)
     is_speech = speaking(heard.visemes)
     middles = (np.arange(len(is_speech)) + 0.5) / HOPS_PER_S
-    weights = viseme_weights(read_phones(voice, is_speech > 0), middles)
+    weights = viseme_weights(read_phones(voice, is_speech > 0, on_progress), middles)
     # Whatever noise sounds like: where nobody speaks, nothing is read.
     weights *= is_speech[:, None]
     weights[:, REST] += 1 - is_speech
     return replace(heard, visemes=PHONES_SHARE * weights + (1 - PHONES_SHARE) * heard.visemes)
 
 
-def read_phones(voice: Float32, is_speech: NDArray[np.bool_]) -> list[Phoneme]:
+def read_phones(
+    voice: Float32, is_speech: NDArray[np.bool_], on_progress: ProgressCallback = ignore_progress
+) -> list[Phoneme]:
     """The phones of a voice (S,) mono at 16 kHz, in order; is_speech (N,): the hops of 10 ms that are looked at."""
     found: list[Phoneme] = []
     decoder: Any = None
@@ -71,6 +74,7 @@ def read_phones(voice: Float32, is_speech: NDArray[np.bool_]) -> list[Phoneme]:
             for part in decoder.seg() or ()
             if part.word in _IPA  # the others are silence and noises
         ]  # fmt: skip
+        on_progress(Progress("hearing", stop / HOPS_PER_S, len(is_speech) / HOPS_PER_S))
     return found
 
 
