@@ -348,6 +348,21 @@ def test_where_busy_parts_would_not_keep_a_mark_it_is_laid_more_evenly(
     np.testing.assert_array_equal(Marker(mark, easy).apply(easy), as_before)
 
 
+def test_no_mark_is_stronger_than_it_has_to_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a weaker one survives it is taken, in flat pictures sooner; where not, the stronger one."""
+    random, mark = np.random.default_rng(3), Mark(77, SECRET)
+    stars = np.where(random.random((448, 448, 1)) < 0.02, 200, 3).astype(np.uint8).repeat(3, axis=2)
+    wall = np.clip(random.normal(150, 1, (448, 448, 3)), 0, 255).astype(np.uint8)
+    strengths = {}
+    for name, picture in (("stars", stars), ("wall", wall), ("clouds", texture(448, 448))):
+        strengths[name] = peak_to_noise(Marker(mark, picture).apply(picture), picture)
+        with monkeypatch.context() as patch:
+            patch.setitem(video_mark._WAYS, "standard", ((45.0, 0.5, 0.0),))
+            strengths[name] -= peak_to_noise(Marker(mark, picture).apply(picture), picture)
+    assert strengths["stars"] == pytest.approx(0, abs=0.1)
+    assert min(strengths["wall"], strengths["clouds"]) > 0.9
+
+
 def test_a_label_and_a_mark_do_not_disturb_each_other() -> None:
     labeled = draw_label(texture(320, 320, seed=3), "AI-generated")
     marked = Marker(Mark(5, SECRET), labeled).apply(labeled)
