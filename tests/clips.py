@@ -71,6 +71,21 @@ def onset_s(audio: Audio) -> float:
     return float(np.argmax(np.abs(audio.samples).max(axis=1) > 0.1)) / audio.sample_rate
 
 
+def make_sound(path: Path, sound: Audio) -> Path:
+    """Write a sound of one channel and return its path: AAC in .m4a, 16 bits in .wav."""
+    codec, kind = {".m4a": ("aac", "fltp"), ".wav": ("pcm_s16le", "s16")}[path.suffix]
+    samples = sound.samples[:, :1].T.astype(np.float32)
+    if kind == "s16":
+        samples = np.round(samples * 32767).astype(np.int16)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=sound.sample_rate, layout="mono")
+        frame = av.AudioFrame.from_ndarray(samples, format=kind, layout="mono")
+        frame.sample_rate = sound.sample_rate
+        for piece in (frame, None):
+            container.mux(stream.encode(piece))
+    return path
+
+
 def make_clip(
     path: Path,
     *,

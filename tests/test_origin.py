@@ -20,7 +20,7 @@ import PIL.Image
 import pytest
 import skimage.data
 
-from clips import make_clip
+from clips import beep, make_clip, make_sound
 from omokage.cli import app as cli
 from omokage.errors import InputError, OutputError
 from omokage.media import metadata, sandbox
@@ -57,6 +57,13 @@ def clip(tmp_path: Path) -> Path:
     return path
 
 
+def _made(path: Path) -> Path:
+    """A file of the kind that its name says."""
+    if path.suffix in (".m4a", ".wav"):
+        return make_sound(path, beep(0.1, 0.4))
+    return make_clip(path, seconds=0.4) if path.suffix in (".mp4", ".mov") else _picture(path)
+
+
 def _picture(path: Path) -> Path:
     pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)
     PIL.Image.fromarray(pixels).save(path)
@@ -66,7 +73,7 @@ def _picture(path: Path) -> Path:
 @pytest.mark.parametrize("suffix", sorted(MEDIA_TYPES))
 def test_what_is_signed_here_is_trusted_here(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    path = make_clip(path, seconds=0.4) if suffix in (".mp4", ".mov") else _picture(path)
+    path = _made(path)
     assert read_origin(path).state == "none"
     before = path.stat().st_size
     assert sign_origin(path, CLAIM, identity())

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from clips import make_clip
+from clips import beep, make_clip, make_sound
 from omokage.cli import app as cli
 from omokage.errors import AuditError, InputError, OutputError
 from omokage.pipelines.verify import verify
@@ -72,7 +72,10 @@ def age(made: datetime) -> float:
 @pytest.mark.parametrize("suffix", sorted(MEDIA_TYPES))
 def test_a_stamp_by_this_installation_is_trusted_here(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    path = make_clip(path, seconds=0.4) if suffix in (".mp4", ".mov") else picture(path)
+    if suffix in (".m4a", ".wav"):
+        path = make_sound(path, beep(0.1, 0.4))
+    else:
+        path = make_clip(path, seconds=0.4) if suffix in (".mp4", ".mov") else picture(path)
     authority = own_authority()
     size = path.stat().st_size
     assert sign_origin(path, CLAIM, identity(), stamps=authority)

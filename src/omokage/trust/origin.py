@@ -23,6 +23,8 @@ from omokage.trust.time_stamp import StampAuthority
 MEDIA_TYPES: Final = {
     ".mp4": "video/mp4",
     ".mov": "video/quicktime",
+    ".m4a": "audio/mp4",
+    ".wav": "audio/wav",
     ".png": "image/png",
     ".jpg": "image/jpeg",
     ".jpeg": "image/jpeg",
