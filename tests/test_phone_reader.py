@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d
 
 from omokage.config import Progress
 from omokage.errors import MissingDependencyError
@@ -26,7 +27,7 @@ from omokage.speaking.phone_reader import (
     read_phones,
     stretches,
 )
-from omokage.speaking.phonemes import visemes_of
+from omokage.speaking.phonemes import Phoneme, visemes_of
 from omokage.speaking.voices import SpokenText, speak_text
 from omokage.tracking.visemes import shapes
 
@@ -145,3 +146,14 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, voice: Floa
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingDependencyError, match="pip install pocketsphinx"):
         driven_by_whole_voice(voice)
+
+
+def test_a_phone_that_lasts_into_the_silence_moves_no_mouth(
+    monkeypatch: pytest.MonkeyPatch, voice: Float32
+) -> None:
+    """The last phone of a phrase often takes the breath behind it along."""
+    monkeypatch.setattr(phone_reader, "read_phones", lambda *_: [Phoneme("a", 0.0, len(voice) / 16000 + 1)])
+    found, reader = driven_by_whole_voice(voice), driven_by_voice(voice)
+    jaw = (found.visemes @ shapes())[:, JAW]
+    is_quiet = maximum_filter1d(reader.level, 21) == 0
+    assert is_quiet.sum() > 10 and jaw[is_quiet].max() < 0.05 < jaw.max()

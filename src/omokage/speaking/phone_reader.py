@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import maximum_filter1d
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import MissingDependencyError
@@ -30,6 +31,8 @@ PHONES_SHARE = 0.5  # of the mouth; the rest is the reader's
 # A stretch ends at the first pause after so many seconds, and at the latest after so many: memory stays small.
 STRETCH_S, LONGEST_S = 10.0, 30.0
 PAUSE_HOPS = 20
+NEAR_HOPS = 6  # to either side; the closure of a p is as silent as a pause, but shorter
+LOUD = 0.2  # of `Articulation.level`, from which on phones are believed
 MARGIN_HOPS = 15  # of what is around a stretch
 # Of the search: weight of which phone follows which, and how unlikely a path may become beside the best.
 _SEARCH = {"lw": 2.0, "beam": 1e-20, "pbeam": 1e-20}
@@ -51,9 +54,10 @@ def driven_by_whole_voice(voice: Float32, on_progress: ProgressCallback = ignore
     is_speech = speaking(heard.visemes)
     middles = (np.arange(len(is_speech)) + 0.5) / HOPS_PER_S
     weights = viseme_weights(read_phones(voice, is_speech > 0, on_progress), middles)
-    # Whatever noise sounds like: where nobody speaks, nothing is read.
-    weights *= is_speech[:, None]
-    weights[:, REST] += 1 - is_speech
+    # Whatever noise or the end of a breath sounds like: where nobody speaks, or nothing near is loud, nothing is read.
+    share = is_speech * np.clip(maximum_filter1d(heard.level, 2 * NEAR_HOPS + 1) / LOUD, 0, 1)
+    weights *= share[:, None]
+    weights[:, REST] += 1 - share
     return replace(heard, visemes=PHONES_SHARE * weights + (1 - PHONES_SHARE) * heard.visemes)
 
 
