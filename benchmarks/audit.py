@@ -10,14 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import tempfile
-import time
 from datetime import date
 from pathlib import Path
-from typing import Any
 
-from reports import command
+from reports import command, timed
 
 from omokage.pipelines.bench import machine
 from omokage.trust import audit
@@ -42,25 +39,6 @@ def filled(folder: Path, count: int) -> None:
             rows.write(last.line + b"\n")
             kept.write(beside.line + b"\n")
     (folder / audit.HEAD).write_bytes(last.line + b"\n")
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-    }
-
-
-def timed(work: Any, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds on the clock, and of this process's computing."""
-    walls, processors = [], []
-    for _ in range(repeats):
-        begun, before = time.perf_counter(), time.process_time()
-        work()
-        walls.append(time.perf_counter() - begun)
-        processors.append(time.process_time() - before)
-    return spread(walls), spread(processors)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -50,3 +51,22 @@ def measure_parts(
         partial.write_text(json.dumps(result, indent=1) + "\n")
         partial.replace(path)
         print(name, "done after", seconds, "s", flush=True)
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
+
+
+def timed(work: Any, repeats: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Seconds on the clock, and of this process's computing."""
+    walls, processors = [], []
+    for _ in range(repeats):
+        begun, before = time.perf_counter(), time.process_time()
+        work()
+        walls.append(time.perf_counter() - begun)
+        processors.append(time.process_time() - before)
+    return spread(walls), spread(processors)
