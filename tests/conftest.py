@@ -20,7 +20,11 @@ from omokage.trust.keys import signing_key
 from omokage.trust.origin import sign_origin
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from omokage.avatar.paper.frames import FrameStore
+    from omokage.speaking.voices import SpokenText
 
 # `make test` runs two files at a time: each keeps to its own core, or they wait for each other at every step.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -106,3 +110,22 @@ def stores(toy_folder: Path) -> list[FrameStore]:
     from omokage.avatar.paper.frames import FrameStore
 
     return [FrameStore.open(toy_folder / f"store-{seed}") for seed in range(2)]
+
+
+@pytest.fixture(scope="session")
+def spoken() -> SpokenText:
+    """Two sentences with many lips that meet, in a synthetic voice whose phonemes are known."""
+    from omokage.speaking.voices import speak_text
+
+    sentences = (
+        "My mother brings a big blue umbrella. Happy people move to bigger towns, far away from the sea."
+    )
+    return speak_text(sentences, "en-us")
+
+
+@pytest.fixture(scope="session")
+def voice(spoken: SpokenText) -> NDArray[np.float32]:
+    """Its sound (S,), mono at 16 kHz."""
+    from omokage.pipelines.speech_track import resampled
+
+    return resampled(spoken.sound, 16000)[:, 0]

@@ -14,7 +14,6 @@ from scipy.ndimage import maximum_filter1d
 from omokage.config import Progress
 from omokage.errors import MissingDependencyError
 from omokage.metrics.talking import lag_curve, pearson
-from omokage.pipelines.speech_track import resampled
 from omokage.render.retarget import JAW
 from omokage.speaking import phone_reader
 from omokage.speaking.driver import REST, driven_by_text, driven_by_voice
@@ -28,21 +27,10 @@ from omokage.speaking.phone_reader import (
     stretches,
 )
 from omokage.speaking.phonemes import Phoneme, visemes_of
-from omokage.speaking.voices import SpokenText, speak_text
+from omokage.speaking.voices import SpokenText
 from omokage.tracking.visemes import shapes
 
 Float32 = NDArray[np.float32]
-SENTENCE = "My mother brings a big blue umbrella. Happy people move to bigger towns, far away from the sea."
-
-
-@pytest.fixture(scope="module")
-def spoken() -> SpokenText:
-    return speak_text(SENTENCE, "en-us")
-
-
-@pytest.fixture(scope="module")
-def voice(spoken: SpokenText) -> Float32:
-    return resampled(spoken.sound, 16000)[:, 0]
 
 
 def hops(*parts: tuple[float, bool]) -> NDArray[np.bool_]:

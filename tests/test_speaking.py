@@ -39,17 +39,6 @@ from omokage.trust.release import release_clip
 
 Float32 = NDArray[np.float32]
 REST, CLOSED = NAMES.index("rest"), NAMES.index("closed")
-SENTENCE = "My mother brings a big blue umbrella. Happy people move to bigger towns, far away from the sea."
-
-
-@pytest.fixture(scope="module")
-def spoken() -> SpokenText:
-    return speak_text(SENTENCE, "en-us")
-
-
-@pytest.fixture(scope="module")
-def voice(spoken: SpokenText) -> Float32:
-    return resampled(spoken.sound, 16000)[:, 0]
 
 
 @pytest.fixture(scope="module")
