@@ -143,12 +143,14 @@ def speak(
     if curves_output is not None:
         check_writable(curves_output, (".csv",), inputs=given)
     listed = read_cues(cues, MOODS) if cues is not None else ()
+    performer = performer_of(
+        avatar, drawing
+    )  # before what takes long: who may not be shown need not be heard
     speech = hear_or_read(audio, text, voice, on_progress)
     edited = None
     if curves is not None:
         # Two seconds of time code tell the rate by themselves.
         edited = read_arkit_csv(curves, frame_rate=config.frame_rate if speech.duration_s < 2 else None)
-    performer = performer_of(avatar, drawing)
     performer = replace(performer, rest=speaking_rest(performer.rest, performer.track))
     track = motion(speech.articulation, speech.duration_s, config.frame_rate, config.style(), listed)
     track = within_reach(track, performer.rest)

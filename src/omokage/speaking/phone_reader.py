@@ -83,15 +83,16 @@ def read_phones(
 
 
 def stretches(is_speech: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """First hop, and the one behind the last, of the parts of a voice (N,) that are read at once, in order."""
-    spoken = np.flatnonzero(is_speech)
+    """First hop, and the one behind the last, of each part of a voice (N,) that is read at once, in order."""
+    spoken, stop = np.flatnonzero(is_speech), 0
     while len(spoken):
         pauses = np.flatnonzero(np.diff(spoken, append=spoken[-1] + PAUSE_HOPS + 1) > PAUSE_HOPS)
         ends = spoken[pauses]
         end = int(ends[np.searchsorted(ends, min(spoken[0] + STRETCH_S * HOPS_PER_S, ends[-1]))])
         end = min(end, int(spoken[0] + LONGEST_S * HOPS_PER_S)) + 1
-        yield max(0, int(spoken[0]) - MARGIN_HOPS), min(len(is_speech), end + MARGIN_HOPS)
-        spoken = spoken[spoken >= end]
+        first, stop = max(stop, int(spoken[0]) - MARGIN_HOPS), min(len(is_speech), end + MARGIN_HOPS)
+        yield first, stop
+        spoken = spoken[spoken >= stop]
 
 
 def _pcm(samples: Float32) -> bytes:
