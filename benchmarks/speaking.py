@@ -87,6 +87,7 @@ def _read_lips(found: NDArray[np.float64], known: NDArray[np.float64]) -> dict[s
     return {
         "jaw": against(*jaw, HOPS_PER_S),
         "closed_r": _round(pearson(found[:, lips], known[:, lips])),
+        "shut_on_bilabials": _round(float((found[known[:, lips] > 0.75, lips] > 0.5).mean())),
         "shut_in_pauses": _round(float((jaw[0][pause] < 0.05).mean())),
     }
 
@@ -105,8 +106,8 @@ def real_mouth(clip: Path) -> dict[str, Any]:
     for way, read in WAYS.items():
         articulation = read(speech.voice)
         made = motion(articulation, len(track) / rate, rate).expression[: len(track), JAW].astype(np.float64)
-        row["share_of_speech"] = _round(float((articulation.visemes[:, 0] < 0.5).mean()))
         row[way] = {
+            "share_of_speech": _round(float((articulation.visemes[:, 0] < 0.5).mean())),
             "opening": against(made, opening, rate),
             "jaw": against(made, track.expression[:, JAW].astype(np.float64), rate),
         }

@@ -360,7 +360,9 @@ def test_no_mark_is_stronger_than_it_has_to_be(monkeypatch: pytest.MonkeyPatch) 
             patch.setitem(video_mark._WAYS, "standard", ((45.0, 0.5, 0.0),))
             strengths[name] -= peak_to_noise(Marker(mark, picture).apply(picture), picture)
     assert strengths["stars"] == pytest.approx(0, abs=0.1)
-    assert min(strengths["wall"], strengths["clouds"]) > 0.9
+    assert strengths["clouds"] == pytest.approx(1.5, abs=0.1) and strengths["wall"] == pytest.approx(
+        1.1, abs=0.15
+    )
 
 
 def test_a_label_and_a_mark_do_not_disturb_each_other() -> None:
@@ -429,3 +431,13 @@ def test_flat_and_tiny_pictures_are_no_trouble() -> None:
         assert [one.payload for one in found([picture])] == [None, None]
     with pytest.raises(ValueError, match="no frames"):
         Evidence().plane()
+
+
+def test_a_busy_part_before_an_even_wall_is_marked_more_evenly_and_no_more() -> None:
+    """What is flat is decided by where the busy parts are, not by what is left when the mark is laid more evenly."""
+    picture, mark = np.full((512, 512, 3), 128, np.uint8), Mark(77, SECRET)
+    picture[:, :180] = half_busy(512)[:256, :180].repeat(2, axis=0)
+    marked = Marker(mark, picture).apply(picture)
+    change = np.abs(marked.astype(int) - picture).mean(axis=(0, 2))
+    assert peak_to_noise(marked, picture) > 44.9
+    assert change[200:].mean() > 0.4 * change[:170].mean()  # in busy parts alone: 0.25

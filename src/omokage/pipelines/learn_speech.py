@@ -132,7 +132,7 @@ def learned_speech(
     speech = read_speech(recording)
     if speech.is_silent:
         return _nothing(f"the sound of {recording.name} is silent")
-    material, lag_s = material_of(*near_the_border(speech, track), encoder)
+    material, lag_s = material_of(*near_the_border(speech, track), encoder, on_progress)
     said, said_in_tail = speech_seconds(material)
     if said < LEAST_SPEECH_S or said_in_tail < LEAST_TAIL_S:
         return _nothing(
@@ -170,14 +170,17 @@ def near_the_border(speech: SpeechTrack, track: FaceTrack) -> tuple[SpeechTrack,
 
 
 def material_of(
-    speech: SpeechTrack, track: FaceTrack, encoder: InstalledEncoder | None = None
+    speech: SpeechTrack,
+    track: FaceTrack,
+    encoder: InstalledEncoder | None = None,
+    on_progress: ProgressCallback = ignore_progress,
 ) -> tuple[Material, float]:
     """What there is to learn from, and by how many seconds the picture comes after its sound: they are put together."""
     seen = track.select(track.is_tracked)
     border_s = float(seen.time_s[round((1 - HELD_OUT_SHARE) * (len(seen) - 1))])
     before = seen.select(seen.time_s < border_s)
     rest = speaking_rest(Rest.of(before), before)
-    articulation, ear = driven_by_whole_voice(speech.voice), None
+    articulation, ear = driven_by_whole_voice(speech.voice, on_progress), None
     if encoder is not None:
         encoded = encode(encoder.network, speech.voice)
         ear = Ear(encoder.digest, Reduction.of(encoded[: max(1, round(border_s * HOPS_PER_S))]))

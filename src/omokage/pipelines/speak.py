@@ -143,9 +143,8 @@ def speak(
     if curves_output is not None:
         check_writable(curves_output, (".csv",), inputs=given)
     listed = read_cues(cues, MOODS) if cues is not None else ()
-    performer = performer_of(
-        avatar, drawing
-    )  # before what takes long: who may not be shown need not be heard
+    # Before what takes long: who may not be shown need not be heard.
+    performer = performer_of(avatar, drawing)
     speech = hear_or_read(audio, text, voice, on_progress)
     edited = None
     if curves is not None:

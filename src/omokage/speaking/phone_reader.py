@@ -1,7 +1,7 @@
 """Reads the sounds of a whole voice, which somebody's recording is: `read_phones`, MAIN: `driven_by_whole_voice`.
 
 PocketSphinx (Huggins-Daines et al. 2006) finds the likeliest sequence of English phones and when each is said. Its
-acoustic model, which is in its wheel, has learned from thousands of real voices; the `reader` from synthetic ones. Each
+acoustic model, which is in its wheel, has learned from real voices; the `reader` from synthetic ones. Each
 sees what the other misses (docs/research/speaking.md), so the mouth takes the middle of both. The likeliest sequence is
 known at the end only, so a live voice is left to the reader alone.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import as_file, files
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,9 @@ Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
 PHONES_SHARE = 0.5  # of the mouth; the rest is the reader's
-# A stretch ends at the first pause after so many seconds, and at the latest after so many: memory stays small.
+# A stretch is at least so long, unless a long pause ends it, and at most: memory stays small.
 STRETCH_S, LONGEST_S = 10.0, 30.0
-PAUSE_HOPS = 20
+PAUSE_HOPS, LONG_PAUSE_HOPS = 20, 100
 NEAR_HOPS = 6  # to either side; the closure of a p is as silent as a pause, but shorter
 LOUD = 0.2  # of `Articulation.level`, from which on phones are believed
 MARGIN_HOPS = 15  # of what is around a stretch
@@ -48,7 +49,7 @@ _IPA = {
 def driven_by_whole_voice(voice: Float32, on_progress: ProgressCallback = ignore_progress) -> Articulation:
     """What a voice (S,) mono at 16 kHz lets the mouth do, where all of it is there before anything is said.
 
-    on_progress: of every stretch, in seconds. Raises MissingDependencyError.
+    on_progress: of every stretch, in seconds, once the network has read all of it. Raises MissingDependencyError.
     """
     heard = driven_by_voice(voice)
     is_speech = speaking(heard.visemes)
@@ -66,7 +67,7 @@ def read_phones(
 ) -> list[Phoneme]:
     """The phones of a voice (S,) mono at 16 kHz, in order; is_speech (N,): the hops of 10 ms that are looked at."""
     found: list[Phoneme] = []
-    decoder: Any = None
+    seconds, decoder = len(is_speech) / HOPS_PER_S, None
     for first, stop in stretches(is_speech):
         decoder = decoder or _decoder()
         samples = voice[first * HOP_SAMPLES : stop * HOP_SAMPLES]
@@ -78,21 +79,28 @@ def read_phones(
             for part in decoder.seg() or ()
             if part.word in _IPA  # the others are silence and noises
         ]  # fmt: skip
-        on_progress(Progress("hearing", stop / HOPS_PER_S, len(is_speech) / HOPS_PER_S))
+        on_progress(Progress("hearing", stop / HOPS_PER_S, seconds))
+    on_progress(Progress("hearing", seconds, seconds))
     return found
 
 
 def stretches(is_speech: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
-    """First hop, and the one behind the last, of each part of a voice (N,) that is read at once, in order."""
-    spoken, stop = np.flatnonzero(is_speech), 0
-    while len(spoken):
-        pauses = np.flatnonzero(np.diff(spoken, append=spoken[-1] + PAUSE_HOPS + 1) > PAUSE_HOPS)
-        ends = spoken[pauses]
-        end = int(ends[np.searchsorted(ends, min(spoken[0] + STRETCH_S * HOPS_PER_S, ends[-1]))])
-        end = min(end, int(spoken[0] + LONGEST_S * HOPS_PER_S)) + 1
-        first, stop = max(stop, int(spoken[0]) - MARGIN_HOPS), min(len(is_speech), end + MARGIN_HOPS)
-        yield first, stop
-        spoken = spoken[spoken >= stop]
+    """First hop, and the one behind the last, of each part of a voice (N,) that is read at once, in order.
+
+    A part ends at a long pause, at the first one after `STRETCH_S`, or, where that is too late, at the last before.
+    """
+    spoken = np.flatnonzero(is_speech)
+    silent = np.diff(spoken, append=len(is_speech) + LONG_PAUSE_HOPS)
+    ends, is_long = spoken[silent > PAUSE_HOPS], silent[silent > PAUSE_HOPS] > LONG_PAUSE_HOPS
+    at, stop = 0, 0
+    while at < len(spoken):
+        first, latest = int(spoken[at]), int(spoken[at] + LONGEST_S * HOPS_PER_S)
+        near = slice(np.searchsorted(ends, first), np.searchsorted(ends, latest))
+        fits = ends[near][is_long[near] | (ends[near] >= first + STRETCH_S * HOPS_PER_S)]
+        end = int(fits[0] if len(fits) else ends[near][-1] if len(ends[near]) else latest) + 1
+        begin, stop = max(stop, first - MARGIN_HOPS), min(len(is_speech), end + MARGIN_HOPS)
+        yield begin, stop
+        at = int(np.searchsorted(spoken, stop))
 
 
 def _pcm(samples: Float32) -> bytes:
@@ -103,15 +111,19 @@ def _pcm(samples: Float32) -> bytes:
 
 def _decoder() -> Any:
     try:
-        from pocketsphinx import Decoder, get_model_path
+        from pocketsphinx import Decoder
     except ImportError as error:
         raise MissingDependencyError(
             "reading a voice needs a package that is not installed; run 'pip install pocketsphinx'"
         ) from error
-    return Decoder(
-        hmm=get_model_path("en-us/en-us"),
-        allphone=get_model_path("en-us/en-us-phone.lm.bin"),
-        samprate=SAMPLE_RATE,
-        loglevel="FATAL",
-        **_SEARCH,
-    )
+    # Of the wheel, whatever else the system or POCKETSPHINX_PATH has.
+    with as_file(files("pocketsphinx") / "model" / "en-us") as model:
+        return Decoder(
+            hmm=str(model / "en-us"),
+            allphone=str(model / "en-us-phone.lm.bin"),
+            dict=None,
+            lm=None,
+            samprate=SAMPLE_RATE,
+            loglevel="FATAL",
+            **_SEARCH,
+        )

@@ -1,8 +1,8 @@
 """The signed origin of a file: a C2PA manifest that says what made it, of what, under whose consent.
 
-MAIN: `sign_origin`, `read_origin`. C2PA 2.2 for .mp4, .mov, .png and .jpg; the .webm container has no place for it, so
-such a clip carries its notice instead. Nothing is fetched while reading, whatever a file says, nor while signing,
-unless the address of a time-stamp authority was given. No thumbnail of anybody is stored.
+MAIN: `sign_origin`, `read_origin`. C2PA 2.2 for .mp4, .mov, .m4a, .wav, .png and .jpg; the .webm container has no place
+for it, so such a clip carries its notice instead. Nothing is fetched while reading, whatever a file says, nor while
+signing, unless the address of a time-stamp authority was given. No thumbnail of anybody is stored.
 """
 
 from __future__ import annotations

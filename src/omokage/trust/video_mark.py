@@ -3,8 +3,9 @@
 Spread-spectrum marking (Cox, Kilian, Leighton, Shamoon 1997) on a grid of chips: each chip is a soft dot, 1/96 of the
 picture's short side wide, a little brighter or darker than the picture, as the keyed pattern of `mark_pattern` says.
 The same value is added to red, green and blue, so that only the luma changes. Where the picture is busy the dots are
-stronger, in flat, black and white parts weaker. The strength is measured on the first frame, and where coarse encoding
-would take a mark that lies in the busy parts, it is laid over the picture more evenly. docs/marks.md has more.
+stronger, in flat, black and white parts weaker. The strength is measured on the first frame: as weak as coarse encoding
+lets it be, and where that would take a mark that lies in the busy parts, laid over the picture more evenly.
+docs/marks.md has more.
 
 The mask of a pixel depends only on the picture within 20 pixels around it: where nothing moves, the mark is still.
 """
@@ -90,7 +91,7 @@ class Marker:
         start, layers = _start(mark), _layers(mark)
         hidden = _told(first, layers, start)
         is_flat = False
-        for db, following, enough in _WAYS[mark.profile]:
+        for number, (db, following, enough) in enumerate(_WAYS[mark.profile]):
             level = 255 * 10 ** (-db / 20)
             # Laid more evenly, a picture that is flat all over would only be marked more.
             self._following = _BUSY if is_flat else following
@@ -98,7 +99,8 @@ class Marker:
             self._pattern = _pattern([layer.sent() for layer in layers], start, mask, level)
             informed = _informed(layers, hidden, _told(self.apply(first), layers, start))
             self._pattern = _pattern(informed, start, mask, level)
-            is_flat = is_flat or _rms(mask * self._pattern) < 0.99 * level
+            if number == 0:
+                is_flat = _rms(mask * self._pattern) < 0.99 * level
             least = min(enough, _FLAT_SURVIVES) if is_flat else enough
             if _score(_coarse(self.apply(first)), layers[0], start) >= least:
                 break
