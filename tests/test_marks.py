@@ -433,11 +433,11 @@ def test_flat_and_tiny_pictures_are_no_trouble() -> None:
         Evidence().plane()
 
 
-def test_a_busy_part_before_an_even_wall_is_marked_more_evenly_and_no_more() -> None:
+def test_a_busy_part_before_an_even_wall_is_marked_more_evenly() -> None:
     """What is flat is decided by where the busy parts are, not by what is left when the mark is laid more evenly."""
     picture, mark = np.full((512, 512, 3), 128, np.uint8), Mark(77, SECRET)
-    picture[:, :180] = half_busy(512)[:256, :180].repeat(2, axis=0)
+    picture[:, :180] = busy(180, 512)
     marked = Marker(mark, picture).apply(picture)
     change = np.abs(marked.astype(int) - picture).mean(axis=(0, 2))
-    assert peak_to_noise(marked, picture) > 44.9
-    assert change[200:].mean() > 0.4 * change[:170].mean()  # in busy parts alone: 0.25
+    assert peak_to_noise(marked, picture) > 45.5
+    assert change[200:].mean() > 0.4 * change[:170].mean()
