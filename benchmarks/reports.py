@@ -54,6 +54,7 @@ def measure_parts(
 
 
 def spread(values: list[float]) -> dict[str, float]:
+    """Median, least and most."""
     return {
         "median": round(statistics.median(values), 4),
         "min": round(min(values), 4),

@@ -3,7 +3,8 @@
     python benchmarks/speaking.py CLIP... --output benchmarks/results/speaking.json
 
 Each CLIP is a recording of one person who speaks; its mouth is tracked and compared with what the general driver makes
-of its sound. Voices of flite (from the distribution's packages), which the reader never heard, have known phonemes.
+of its sound, live and as a whole. Voices of flite (from the distribution's packages), which the reader never heard,
+have known phonemes.
 """
 
 from __future__ import annotations

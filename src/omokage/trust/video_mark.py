@@ -48,7 +48,7 @@ from omokage.trust.mark_signal import (
 )
 
 Profile = Literal["standard", "high assurance"]
-LEAST_SIDE_PX: Final = 256  # of smaller ones, not every message survived its own encoding (docs/marks.md)
+LEAST_SIDE_PX: Final = 256  # of smaller ones, a third is lost when they are encoded again (docs/marks.md)
 PUBLIC_SHARE: Final = 0.35  # of the energy; the private message is almost twice as long
 
 _BUSY, _EVENER = 0.5, 0.2  # the power of a place's busyness that the strength follows
