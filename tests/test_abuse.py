@@ -124,7 +124,12 @@ def anna() -> Avatar:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nobody_speaks_without_their_consent(name: str, anna: Avatar, tmp_path: Path) -> None:
+def test_nobody_speaks_without_their_consent(
+    name: str, anna: Avatar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is told before a long sound is heard."""
+    assert len(CASES) == 20
+    monkeypatch.setattr("omokage.pipelines.speak.hear_or_read", lambda *_: pytest.fail("it was heard first"))
     prepare, words, purpose = CASES[name]
     prepare()
     sound = save_sound(tmp_path / "hello.wav", beep(0.2, 0.4))
@@ -152,4 +157,3 @@ def test_an_avatar_of_another_recording_than_the_consents(anna: Avatar, tmp_path
     with pytest.raises(ConsentError, match="nobody's consent is recorded"):
         speak(swapped, audio=sound, output=tmp_path / "swapped.mp4", config=config)
     assert not (tmp_path / "swapped.mp4").exists()
-    assert len(CASES) == 20
