@@ -337,11 +337,12 @@ def test_where_busy_parts_would_not_keep_a_mark_it_is_laid_more_evenly(
     marked = Marker(mark, picture).apply(picture)
     assert peak_to_noise(marked, picture) > 44.5
     assert [one.payload for one in found(encoded([marked] * 12, 28))] == [PUBLIC_PAYLOAD, 77]
-    busy_only = video_mark._WAYS["standard"][:1]
-    monkeypatch.setitem(video_mark._WAYS, "standard", busy_only)
+    monkeypatch.setitem(video_mark._WAYS, "standard", ((45.0, 0.5, 0.0),))  # as it was before
     in_busy_parts = Marker(mark, picture).apply(picture)
     assert found(encoded([in_busy_parts] * 12, 28))[1].payload is None
     # Where it is kept, nothing changes.
+    monkeypatch.undo()
+    monkeypatch.setitem(video_mark._WAYS, "standard", video_mark._WAYS["standard"][:1])
     easy = texture(448, 448)
     as_before = Marker(mark, easy).apply(easy)
     monkeypatch.undo()

@@ -261,7 +261,8 @@ def picture_lag(articulation: Articulation, track: FaceTrack, opening: Float) ->
     # Lags are whole frames apart, hops a hundredth of a second: the top of a parabola through the three highest.
     before, top, after = r[best - 1 : best + 2]
     bend = 2 * top - before - after
-    return lag_s + (0.5 * float((after - before) / bend) / rate if bend > 0 else 0.0)
+    beyond_s = 0.5 * float((after - before) / bend) / rate if bend > 0 else 0.0
+    return lag_s + (beyond_s if abs(beyond_s) >= 0.5 / HOPS_PER_S else 0.0)  # less moves no hop
 
 
 def _track(recording: Path, work: Work, on_progress: ProgressCallback) -> FaceTrack:
