@@ -9,6 +9,7 @@ import re
 import stat
 import sys
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ CLAIM = OriginClaim(
     purpose="private",
     consent="c0" * 32,
     sources=("ab" * 32,),
+    render_id="0123456789ab",
 )
 
 
@@ -79,6 +81,7 @@ def test_what_is_signed_here_is_trusted_here(tmp_path: Path, suffix: str) -> Non
     assert sign_origin(path, CLAIM, identity())
     origin = read_origin(path)
     assert (origin.state, origin.problems) == ("trusted", ())
+    assert origin.said("render_id") == CLAIM.render_id != ""
     assert origin.signer == identity_module.ORGANIZATION and origin.software.startswith("omokage ")
     assert origin.source_type == CLAIM.source_type
     assert origin.own is not None
@@ -350,11 +353,15 @@ def test_a_file_that_cannot_be_signed_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_the_manifest_says_what_it_must() -> None:
-    manifest = CLAIM.manifest()
+    manifest = replace(CLAIM, render_id="").manifest()
     text = json.dumps(manifest)
     first = manifest["assertions"][0]["data"]["actions"][0]
     assert first["action"] == "c2pa.created" and first["digitalSourceType"] == CLAIM.source_type
     assert "notAllowed" in text and "thumbnail" not in text
+    assert "soft-binding" not in text  # of a file without a mark
+    bound = replace(CLAIM, render_id="dcfc73be1b55").manifest()["assertions"][-1]
+    assert bound["label"] == "c2pa.soft-binding"
+    assert bound["data"] == {"alg": "org.omokage.mark.1", "blocks": [{"scope": {}, "value": "dcfc73be1b55"}]}
 
 
 # the command

@@ -31,6 +31,9 @@ MEDIA_TYPES: Final = {
 }
 OWN_LABEL: Final = "org.omokage.provenance"
 OWN_VERSION: Final = 1
+SOFT_BINDING: Final = (
+    "org.omokage.mark.1"  # the invisible mark; its value is the render's id, 12 hexadecimal digits
+)
 # What a whole file is told of whose certificate has ended, when no stamp says that it was signed before.
 _EXPIRED: Final = {"signingCredential.untrusted", "signingCredential.expired"}
 
@@ -64,6 +67,9 @@ class OriginClaim:
         }
         denied = {"use": "notAllowed"}
         mining = ("cawg.ai_generative_training", "cawg.ai_training", "cawg.ai_inference", "cawg.data_mining")
+        # Finds the manifest again when only the invisible mark is left of it (C2PA 2.2, soft binding).
+        mark = {"alg": SOFT_BINDING, "blocks": [{"scope": {}, "value": self.render_id}]}
+        soft = [{"label": "c2pa.soft-binding", "data": mark}] if self.render_id else []
         return {
             "claim_generator_info": [agent],
             "title": self.title,
@@ -71,6 +77,7 @@ class OriginClaim:
                 {"label": "c2pa.actions.v2", "data": {"actions": [created], "allActionsIncluded": True}},
                 {"label": "cawg.training-mining", "data": {"entries": dict.fromkeys(mining, denied)}},
                 {"label": OWN_LABEL, "data": own},
+                *soft,
             ],
         }
 
