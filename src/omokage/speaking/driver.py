@@ -39,7 +39,7 @@ SMOOTHING_S = 0.025  # of what the reader finds, which trembles from hop to hop
 SMOOTHING_REACH = 5  # hops to either side: two deviations
 HUSH_S = 0.08  # in which a mouth closes when the voice breaks off
 QUIET_DB = -35.0  # below the voice's level: no more part of a phrase
-REST = NAMES.index("rest")
+REST, CLOSED = NAMES.index("rest"), NAMES.index("closed")
 # The weight of rest from which on a moment is less of speech, and at which it is none.
 REST_FROM, REST_FULL = 0.8, 0.95
 Mood = Literal["neutral", "friendly", "serious"]

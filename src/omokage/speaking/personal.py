@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from omokage.errors import BundleError
-from omokage.speaking.driver import Articulation, speaking
+from omokage.speaking.driver import CLOSED, Articulation, speaking
 from omokage.speaking.encoded import Reduction
 from omokage.speaking.motion_transformer import (
     MotionConditions,
@@ -34,9 +34,7 @@ from omokage.tracking.visemes import NAMES, shapes
 Float = NDArray[np.float64]
 
 CHANNELS = tuple(i for i, name in enumerate(BLENDSHAPES) if name.startswith(("mouth", "jaw")))
-CLOSED = NAMES.index("closed")
-# The weight of closed lips from which, and at which, the general driver decides alone.
-CLOSED_FROM, CLOSED_FULL = 0.25, 0.55
+CLOSED_FULL = 0.7  # the weight of closed lips at which the general driver decides alone
 
 
 @dataclass(frozen=True)
@@ -240,5 +238,4 @@ def offsets(driver: PersonalDriver, articulation: Articulation, seed: int = 0) -
 
 def openness(visemes: Float) -> Float:
     """How far (T,) the personal driver may move the lips: not in silence, and not while they must meet."""
-    closed = np.clip((visemes[:, CLOSED] - CLOSED_FROM) / (CLOSED_FULL - CLOSED_FROM), 0, 1)
-    return np.asarray(speaking(visemes) * (1 - closed))
+    return np.asarray(speaking(visemes) * (1 - np.clip(visemes[:, CLOSED] / CLOSED_FULL, 0, 1)))

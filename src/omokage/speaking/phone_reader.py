@@ -19,7 +19,7 @@ from scipy.ndimage import maximum_filter1d
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import MissingDependencyError
-from omokage.speaking.driver import REST, Articulation, driven_by_voice, speaking
+from omokage.speaking.driver import CLOSED, REST, Articulation, driven_by_voice, speaking
 from omokage.speaking.hearing import HOPS_PER_S
 from omokage.speaking.phonemes import Phoneme, viseme_weights
 from omokage.talking.conditions.log_mel import HOP_SAMPLES
@@ -28,7 +28,9 @@ from omokage.talking.conditions.speech import SAMPLE_RATE
 Float = NDArray[np.float64]
 Float32 = NDArray[np.float32]
 
-PHONES_SHARE = 0.5  # of the mouth; the rest is the reader's
+# Of the mouth; the rest is the reader's. Lips that only one of the two shuts would be half open with a half, and phones
+# tell m, b and p better than the reader.
+PHONES_SHARE, SHUT_BY_PHONES = 0.5, 0.75
 # A stretch is at least so long, unless a long pause ends it, and at most: memory stays small.
 STRETCH_S, LONGEST_S = 10.0, 30.0
 PAUSE_HOPS, LONG_PAUSE_HOPS = 20, 100
@@ -59,7 +61,8 @@ def driven_by_whole_voice(voice: Float32, on_progress: ProgressCallback = ignore
     share = is_speech * np.clip(maximum_filter1d(heard.level, 2 * NEAR_HOPS + 1) / LOUD, 0, 1)
     weights *= share[:, None]
     weights[:, REST] += 1 - share
-    return replace(heard, visemes=PHONES_SHARE * weights + (1 - PHONES_SHARE) * heard.visemes)
+    trust = PHONES_SHARE + (SHUT_BY_PHONES - PHONES_SHARE) * weights[:, CLOSED, None]
+    return replace(heard, visemes=trust * weights + (1 - trust) * heard.visemes)
 
 
 def read_phones(
