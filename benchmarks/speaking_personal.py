@@ -23,8 +23,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pocketsphinx import Decoder
 from reports import command
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, minimum_filter1d
 from speaking import _round, against
 
 from omokage.media.decode import read_frames
@@ -35,7 +36,7 @@ from omokage.pipelines.recording import MAX_SIDE_PX
 from omokage.pipelines.speech_encoder import installed_encoder
 from omokage.pipelines.speech_track import read_speech, resampled
 from omokage.speaking.driver import driven_by_text, speaking
-from omokage.speaking.hearing import BANDS
+from omokage.speaking.hearing import BANDS, HOPS_PER_S
 from omokage.speaking.personal import CHANNELS, PersonalDriver, offsets
 from omokage.speaking.personal_training import (
     FOLDS,
@@ -46,7 +47,7 @@ from omokage.speaking.personal_training import (
     learn,
     speech_seconds,
 )
-from omokage.speaking.phone_reader import driven_by_whole_voice
+from omokage.speaking.phone_reader import as_pcm, driven_by_whole_voice
 from omokage.speaking.phonemes import Phoneme, viseme_weights, visemes_of
 from omokage.speaking.sound_frames import FRAME_RATE, FUTURE, PAST, sound_frames
 from omokage.speaking.voices import speak_text
@@ -60,6 +61,7 @@ from learn_voice_reader import EXAM, said_by_flite, text
 
 Float = NDArray[np.float64]
 SHUT = 0.05  # of the way from rest to the fullest opening: lips that look shut
+MET = 0.1  # the same: lips that meet for a moment, of recorded people nearly all on m, b and p
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 SILENT = 0.05  # of `speaking`
 # Of made-up people: how unlike everybody's their visemes are (deviation of a logarithm), how late and slurred; motion
@@ -100,6 +102,7 @@ def measured(clip: Path, tracks: Path | None) -> dict[str, Any]:
     row["ways"] = ways(material, learned)
     row["personal"]["silent_sound_moves"] = _round(moved_by_silence(driver))
     row["recorded"] = motion_numbers(recorded(material)[material.border :])
+    row["bilabials"] = lips_meet(material, driver, added, bilabials(speech.voice) + lag_s)
     row["text"] = spoken_text(material, driver)
     return row
 
@@ -235,6 +238,37 @@ def moved_by_silence(driver: PersonalDriver) -> float:
     return float(np.abs(offsets(driver, driven_by_whole_voice(np.zeros(3 * 16000, np.float32)))).max())
 
 
+def bilabials(voice: NDArray[np.float32]) -> Float:
+    """The middle (N,) of every m, b and p in English words of a voice (S,), s: recognized with a language model and
+    aligned. What drives the mouth knows no words."""
+    decoder, sound = Decoder(samprate=SAMPLE_RATE, loglevel="FATAL"), as_pcm(voice)
+    for aligns in (False, True):
+        if aligns:
+            decoder.set_alignment()
+        decoder.start_utt()
+        decoder.process_raw(sound, full_utt=True)
+        decoder.end_utt()
+    phones = [phone for word in decoder.get_alignment() for phone in word if phone.name in ("M", "B", "P")]
+    return np.array([(phone.start + phone.duration / 2) / HOPS_PER_S for phone in phones])
+
+
+def lips_meet(material: Material, driver: PersonalDriver, added: Float, said_s: Float) -> dict[str, Any]:
+    """Shares of moments said_s (N,) at which lips nearly meet within a frame, and of all moments of speech."""
+    _, visemes = sound_frames(material.articulation)
+    is_speech = np.flatnonzero(speaking(visemes)[: len(material.mouth)] > 0.5)
+    said = np.round(said_s * FRAME_RATE).astype(int)
+    result: dict[str, Any] = {"said": len(said)}
+    for name, opening in (
+        ("recorded", recorded(material)),
+        ("general", opened(material, driver, visemes, np.zeros_like(added))),
+        ("personal", opened(material, driver, visemes, added)),
+    ):
+        least = minimum_filter1d(opening, 3) <= rest_gap(material) + MET * fullest(material)
+        rows = said[(said >= 0) & (said < len(opening))]
+        result[name] = {"met": _round(least[rows].mean()), "any_moment": _round(least[is_speech].mean())}
+    return result
+
+
 def spoken_text(material: Material, driver: PersonalDriver) -> dict[str, Any]:
     """A text in a synthetic voice that nobody learned from: lips on m, b and p and in pauses, and how much is added."""
     spoken = speak_text(" ".join(EXAM), "en-us")
@@ -345,6 +379,8 @@ def main() -> None:
         "protocol": "the last fifth of each clip is held out. opening: Pearson correlation over time of the gap "
         "between the lips with the recorded one, as in speaking.json; shuffled: mean of all shifts by 0.4 s and more; "
         "cross_validated: on the rest, each third by what did not see it; shut: the gap within 5 % of its fullest; "
+        "bilabials: the share of m, b and p, by English words, at which it is within 10 % for a frame, and that of all "
+        "moments; "
         "speed: of the gap, cm a second",
         "command": command(),
         "date": date.today().isoformat(),

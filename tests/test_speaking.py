@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from omokage.cli import app as cli
 from omokage.errors import InputError, MediaError, MissingDependencyError, OutputError
+from omokage.evaluate.talking_scores import Experts
 from omokage.media.audio import read_audio
 from omokage.media.clip import Audio
 from omokage.media.decode import probe
-from omokage.metrics.talking import lag_curve, pearson
+from omokage.metrics.image import Frames
+from omokage.metrics.talking import SyncScores, lag_curve, pearson
 from omokage.pipelines import speak as speak_pipeline
+from omokage.pipelines.evaluate_video import evaluate_video
 from omokage.pipelines.speak import SpeakConfig, hear_or_read, speak, speaking_rest, within_reach
 from omokage.pipelines.speech_track import resampled
 from omokage.pipelines.stand_in import stand_in
@@ -439,6 +442,29 @@ def test_an_avatar_says_a_recording_as_far_as_its_person_went(
     output = tmp_path / "out.mp4"
     assert speak(avatar, output=output, audio=tmp_path / "me.mp4").released.path == output
     assert speech.notes == ()
+
+
+def test_a_syncnet_of_the_users_measures_what_an_avatar_says(
+    avatar: Path, voice: Float32, tmp_path: Path
+) -> None:
+    """`evaluate VIDEO --speech SOUND` takes any talking video; its LSE-C and LSE-D are those of the given network."""
+    said, seen = voice[: 2 * 16000], []
+
+    def syncnet(frames: Frames, sound: Float32) -> SyncScores:
+        seen.append((frames, sound))
+        return SyncScores(confidence=7.5, distance=6.25)
+
+    sound = wav(tmp_path / "said.mp4", said)
+    speak(avatar, output=tmp_path / "out.mp4", audio=sound)
+    experts = Experts(sync=syncnet)
+    measured = evaluate_video(tmp_path / "out.mp4", sound, output=tmp_path / "report", experts=experts)
+    scores = measured.methods[0]
+    assert (scores.mean("sync_confidence"), scores.mean("sync_distance")) == (7.5, 6.25)
+    assert not any("SyncNet" in sentence for sentence in measured.missing)
+    assert "LSE-C" in (tmp_path / "report" / "report.html").read_text()
+    ((frames, heard),) = seen
+    assert frames.shape == (-(-len(heard) // 640), 128, 128, 3)  # 25 a second
+    assert pearson(heard[: len(said)].astype(np.float64), said[: len(heard)].astype(np.float64)) > 0.9
 
 
 def test_curves_never_replace_what_was_given(avatar: Path, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def read_phones(
         decoder = decoder or _decoder()
         samples = voice[first * HOP_SAMPLES : stop * HOP_SAMPLES]
         decoder.start_utt()
-        decoder.process_raw(_pcm(samples), full_utt=True)
+        decoder.process_raw(as_pcm(samples), full_utt=True)
         decoder.end_utt()
         found += [
             Phoneme(_IPA[part.word], (first + part.start_frame) / HOPS_PER_S, (first + part.end_frame + 1) / HOPS_PER_S)
@@ -106,8 +106,8 @@ def stretches(is_speech: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
         at = int(np.searchsorted(spoken, stop))
 
 
-def _pcm(samples: Float32) -> bytes:
-    """16 bits, as loud as they can be."""
+def as_pcm(samples: Float32) -> bytes:
+    """Samples (S,) in the 16 bits that PocketSphinx hears, as loud as they can be."""
     loudest = float(np.abs(samples).max(initial=0)) or 1.0
     return np.round(samples / loudest * 32000).astype("<i2").tobytes()
 
