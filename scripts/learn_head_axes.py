@@ -41,10 +41,8 @@ Float = NDArray[np.float64]
 
 FIRST_SEED, PEOPLE = 1000, 160
 SECONDS, FRAME_RATE, SIDE_PX = 6.0, 8.0, 320
-TURNED, TURNING = (
-    (0.14, 0.10, 0.06),
-    (0.34, 0.18, 0.12),
-)  # yaw, pitch, roll, radians: deviation of the middle; reach
+# Of yaw, pitch and roll, radians: deviation of the middle, and how far around it at most.
+TURNED, TURNING = (0.14, 0.10, 0.06), (0.34, 0.18, 0.12)
 RIDGE = 0.03  # share of the shapes' mean power
 FOLDS = 20
 
