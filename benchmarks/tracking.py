@@ -33,6 +33,7 @@ from omokage.pipelines.bench import machine
 from omokage.render.rehearsal import Puppet
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, FaceTrack, Subject
+from omokage.tracking.head_axes import head_axes
 from omokage.tracking.landmarks import Landmarks, MediaPipeLandmarks
 from omokage.tracking.morphable import MorphableModel
 from omokage.tracking.observation import Observation, Observer
@@ -116,7 +117,8 @@ def landmarks_only(clip: Clip) -> FaceTrack:
     seen = [replace(observer.step(frame), crop=None) for frame in clip.frames]
     subject = identify(model, camera, np.array([_points(observation) for observation in seen]))
     estimator = StateEstimator(model, subject, camera)
-    return smooth_track(concatenate([estimator.step(observation) for observation in seen], camera, subject))
+    track = concatenate([estimator.step(observation) for observation in seen], camera, subject)
+    return replace(smooth_track(track), axes=head_axes(subject))
 
 
 def live_track(frames: Sequence[Frame], subject: Subject | None = None) -> FaceTrack:
@@ -126,7 +128,7 @@ def live_track(frames: Sequence[Frame], subject: Subject | None = None) -> FaceT
         with tracker.streaming():
             states = [tracker.step(frame) for frame in frames]
     assert tracker.camera is not None
-    return concatenate(states, tracker.camera, tracker.subject)
+    return replace(concatenate(states, tracker.camera, tracker.subject), axes=head_axes(tracker.subject))
 
 
 def _points(observation: Observation) -> Float32:
@@ -143,10 +145,10 @@ def turns(found: FaceTrack, truth: FaceTrack, rest: Sequence[int] | None = None)
     for name in ("absolute", "relative"):
         heads = []
         for track in (found, truth):
-            head = Rotation.from_rotvec(track.rotation)
+            head = Rotation.from_rotvec(track.head_rotation)
             if name == "relative":
                 rows = slice(None) if rest is None else list(rest)
-                head = Rotation.from_rotvec(np.median(track.rotation[rows], axis=0)).inv() * head
+                head = Rotation.from_rotvec(np.median(track.head_rotation[rows], axis=0)).inv() * head
             heads.append(head)
         errors[name] = np.degrees((heads[0].inv() * heads[1]).magnitude())
         angles = [yaw_pitch_roll(head.as_rotvec()) for head in heads]

@@ -39,7 +39,7 @@ def found_gestures(track: FaceTrack) -> tuple[Gesture, ...]:
     seen = track.is_tracked
     if not seen.any():
         return ()
-    yaw, pitch, _ = np.degrees(yaw_pitch_roll(track.rotation)).T
+    yaw, pitch, _ = np.degrees(yaw_pitch_roll(track.head_rotation)).T
     yaw, pitch = yaw - np.median(yaw[seen]), pitch - np.median(pitch[seen])
 
     def weight(name: str) -> NDArray[np.floating]:

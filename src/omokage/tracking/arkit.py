@@ -164,7 +164,7 @@ def write_arkit_csv(track: FaceTrack, *, frame_rate: float = DEFAULT_RATE) -> st
     writer = csv.writer(text, lineterminator="\n")
     titles = [name[0].upper() + name[1:] for name in BLENDSHAPES]
     writer.writerow(["Timecode", "BlendshapeCount", *titles, *ANGLES])
-    head = head_angles(track.rotation)
+    head = head_angles(track.head_rotation)
     right, left = track.gaze[:, 0], track.gaze[:, 1]
     zero = np.zeros((len(track), 1))
     values = np.concatenate([track.expression, head, left, zero, right, zero], axis=1)

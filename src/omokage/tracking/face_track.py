@@ -6,7 +6,7 @@ A frame without a face stays in the track, marked by `is_tracked`, so that frame
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Self
@@ -66,12 +66,13 @@ class FaceTrack:
     frame_index: int64 (T,), number of the frame in the clip.  time_s: float64 (T,), seconds.
     is_tracked: bool (T,), False where no face was found; such rows hold the last known state.
     confidence: float32 (T,) in [0, 1].
-    rotation: float64 (T, 3), axis-angle, head to camera.  translation: float64 (T, 3), cm, of the head's origin.
+    rotation: float64 (T, 3), axis-angle, the head's mesh to camera.  translation: float64 (T, 3), cm, of its origin.
     expression: float32 (T, 52) in [0, 1], order of `BLENDSHAPES`.
     gaze: float32 (T, 2, 2), yaw and pitch in radians in head space, of the picture's left and right eye.
     sway: float32 (T, Z, 2): shift of Z zones of hair and shoulders beyond following the head, in head widths (see
         `tracking.sway`). Its zero differs between clips: only the way from a rest of the same clip means something.
     landmarks: float32 (T, 478, 3), x, y in pixels of the clip's picture, z of the same scale (MediaPipe's order).
+    axes: float64 (3,), axis-angle, from the head's own axes to those of its mesh (`tracking.head_axes`).
     """
 
     frame_index: NDArray[np.int64]
@@ -86,6 +87,18 @@ class FaceTrack:
     landmarks: NDArray[np.float32]
     camera: Camera
     subject: Subject
+    axes: NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
+
+    @cached_property
+    def head_rotation(self) -> NDArray[np.float64]:
+        """The pose of the head (T, 3), axis-angle: a head of zeros looks straight along the camera's axis.
+
+        `rotation` is that of the mesh, which goes with `subject`; only where it looks is off by a constant turn.
+        """
+        from scipy.spatial.transform import Rotation
+
+        turned = Rotation.from_rotvec(self.rotation) * Rotation.from_rotvec(self.axes)
+        return np.asarray(turned.as_rotvec(), dtype=np.float64)
 
     def __post_init__(self) -> None:
         length = len(self.frame_index)
@@ -112,6 +125,7 @@ class FaceTrack:
         tensors |= {
             f"subject.{f.name}": np.ascontiguousarray(getattr(self.subject, f.name)) for f in fields(Subject)
         }
+        tensors["axes"] = np.ascontiguousarray(self.axes)
         camera = {"focal_px": self.camera.focal_px, "width": self.camera.width, "height": self.camera.height}
         metadata = {
             "format": "omokage.face_track",
@@ -143,5 +157,5 @@ class FaceTrack:
 
 
 FRAME_ARRAYS: tuple[str, ...] = tuple(
-    f.name for f in fields(FaceTrack) if f.name not in ("camera", "subject")
+    f.name for f in fields(FaceTrack) if f.name not in ("camera", "subject", "axes")
 )

@@ -3,43 +3,33 @@
 Pictures tell how far a head turns from one to the next, and landmarks how the face is shaped; which of its turns is
 straight ahead they tell only through where the landmark network takes the nose to be. On faces with known axes most of
 that error is a linear function of the solved face, the same for all skins and motions (scripts/learn_head_axes.py,
-docs/research/tracking.md). Turning a face's axes changes no picture: poses turn the other way.
+docs/research/tracking.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
 import numpy as np
 from numpy.typing import NDArray
 
-from omokage.geometry.camera import rotation_matrix
+from omokage.geometry.camera import axis_angle, rotation_matrix
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import Subject
 from omokage.tracking.morphable import MorphableModel
 
 Float = NDArray[np.float64]
 
-MAX_TURN_RAD = 0.15  # a third more than was ever found on the faces that were learned from
+MAX_TURN_RAD = 0.15  # a little more than was ever found on the faces that were learned from
 
 
-def with_head_axes(subject: Subject) -> Subject:
-    """The same face in the axes of its head, turned about the middle of its skin; a face in its axes stays as it is.
-
-    Irises stay where they are in the face: a gaze means something else afterwards (`identity` solves it last).
-    """
-    aligned, turn = aligned_shape(subject)
+def head_axes(subject: Subject) -> Float:
+    """The turn (3,), axis-angle, from the axes of a solved head to those of its mesh: `FaceTrack.axes`."""
+    shape, turn = aligned_shape(subject)
     learned = _learned()
-    ahead = np.clip(learned["offset"] + aligned @ learned["weights"], -MAX_TURN_RAD, MAX_TURN_RAD)
-    matrix = rotation_matrix(-ahead) @ turn
-    middle = subject.neutral[: region.SKIN_COUNT].mean(axis=0, dtype=np.float64)
-    return replace(
-        subject,
-        neutral=((subject.neutral - middle) @ matrix.T + middle).astype(np.float32),
-        blendshapes=(subject.blendshapes @ matrix.T).astype(np.float32),
-    )
+    ahead = np.clip(learned["offset"] + shape @ learned["weights"], -MAX_TURN_RAD, MAX_TURN_RAD)
+    return axis_angle(turn.T @ rotation_matrix(ahead))
 
 
 def aligned_shape(subject: Subject) -> tuple[Float, Float]:

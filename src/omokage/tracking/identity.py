@@ -2,7 +2,7 @@
 
 No picture has to be neutral or frontal. First the identity coefficients of the morphable model, jointly with pose and
 expression of the key frames; then what the model cannot say: small corrections of the neutral and of each expression,
-held close to the sculpted ones (example-based rigging). What is solved is turned into the axes of its head.
+held close to the sculpted ones (example-based rigging).
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from omokage.geometry.camera import Camera, rotation_matrix
 from omokage.tracking import face_regions as region
 from omokage.tracking.face_track import BLENDSHAPES, Subject
 from omokage.tracking.fitting import FREE, FaceFit, FaceFitter, in_rows
-from omokage.tracking.head_axes import with_head_axes
 from omokage.tracking.morphable import EYE_RADIUS_CM, MorphableModel
 
 Float = NDArray[np.float64]
@@ -58,18 +57,19 @@ def solve_identity(model: MorphableModel, camera: Camera, points: NDArray[np.flo
             gradient += slope
         identity = identity + np.linalg.solve(hessian, gradient)
         subject = model.subject(identity)
-    return with_head_axes(subject)
+    return subject
 
 
 def personalize(
     model: MorphableModel, camera: Camera, subject: Subject, points: NDArray[np.floating]
 ) -> Subject:
     """Corrects neutral and expressions from many frames' landmarks (N, 478, 3)."""
+    fits: list[FaceFit] = []
     base = subject
     for _ in range(REFINE_ROUNDS):
         fits = fit_all(FaceFitter(model, subject, camera), points)
         subject = _corrected(model, camera, base, points, fits)
-    return _with_straight_gaze(model, camera, with_head_axes(subject), points)
+    return _with_straight_gaze(model, camera, subject, points, fits)
 
 
 def fit_all(fitter: FaceFitter, points: NDArray[np.floating]) -> list[FaceFit]:
@@ -152,13 +152,13 @@ def _close_lids(neutral: Float, blendshapes: Float, model: MorphableModel) -> No
 
 
 def _with_straight_gaze(
-    model: MorphableModel, camera: Camera, subject: Subject, points: NDArray[np.floating]
+    model: MorphableModel, camera: Camera, subject: Subject, points: NDArray[np.floating], fits: list[FaceFit]
 ) -> Subject:
     """Moves the neutral irises so that, in the middle of the clip, the person looks into the camera."""
     fitter = FaceFitter(model, subject, camera)
     neutral = subject.neutral.copy()
     offsets = []
-    for face, fit in zip(points, fit_all(fitter, points), strict=True):
+    for face, fit in zip(points, fits, strict=True):
         seen = fitter.look(np.asarray(face, dtype=np.float64), fit).gaze
         to_camera = -rotation_matrix(fit.rotation).T @ fit.translation
         yaw = np.arctan2(to_camera[0], -to_camera[2])

@@ -22,6 +22,7 @@ from omokage.media.clip import Frame
 from omokage.threads import one_blas_thread
 from omokage.tracking.face_track import BLENDSHAPES, FRAME_ARRAYS, FaceTrack, Subject
 from omokage.tracking.fitting import FaceFit, FaceFitter
+from omokage.tracking.head_axes import head_axes
 from omokage.tracking.identity import key_frames, personalize, solve_identity
 from omokage.tracking.landmarks import LandmarkBackend, MediaPipeLandmarks
 from omokage.tracking.matting import MediaPipeMatte
@@ -114,7 +115,7 @@ def track_clip(
             on_progress(Progress("fitting", done, total))
 
     track = _held_backwards(concatenate(states(), camera, subject, count=total))
-    return smooth_track(track) if smooth else track
+    return replace(smooth_track(track) if smooth else track, axes=head_axes(subject))
 
 
 def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]) -> Subject:
