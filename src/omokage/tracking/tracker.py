@@ -98,6 +98,7 @@ def track_clip(
         # Two thousand frames say who it is; more would only cost memory.
         some = seen[:: -(-len(seen) // IDENTITY_FRAMES)]
         subject = identify(model, camera, np.array([observations.face(place)[0] for place in some]))
+    axes = head_axes(subject)
     on_progress(Progress("identity", 1, 2))
     if skin is None and len(seen) >= MIN_SKIN_FRAMES:
         rows = np.unique(np.linspace(0, len(seen) - 1, SKIN_FRAMES).astype(int))
@@ -115,7 +116,7 @@ def track_clip(
             on_progress(Progress("fitting", done, total))
 
     track = _held_backwards(concatenate(states(), camera, subject, count=total))
-    return replace(smooth_track(track) if smooth else track, axes=head_axes(subject))
+    return replace(smooth_track(track) if smooth else track, axes=axes)
 
 
 def identify(model: MorphableModel, camera: Camera, points: NDArray[np.floating]) -> Subject:
