@@ -218,7 +218,7 @@ def measure_yaw(clips: Sequence[Clip]) -> list[dict[str, Any]]:
             truth = clip.person.performance(len(yaw) / FRAME_RATE, size=clip.truth.camera.width, motion=0.0)
             truth = replace(truth, rotation=np.stack([0 * yaw, side * np.radians(yaw), 0 * yaw], axis=1))
             frames = list(clip.person.render_clip(truth, noise=NOISE))
-            track = track_clip(frames, subject=clip.track.subject)
+            track = track_clip(frames, subject=clip.track.subject, axes=clip.track.axes)
             held = np.arange(len(yaw)).reshape(len(YAW_STEPS), -1)[:, -YAW_HOLD:]
             errors = turns(track, truth, rest=held[0].tolist())
             acted = track.expression[
@@ -297,8 +297,8 @@ def measure_hand(clip: Clip, where: str) -> dict[str, Any]:
         replace(frame, image=covered(clip, row, where, wide, high)) if first <= row < last else frame
         for row, frame in enumerate(clip.frames)
     ]
-    clear = track_clip(clip.frames, subject=clip.track.subject)
-    track = track_clip(frames, subject=clip.track.subject)
+    clear = track_clip(clip.frames, subject=clip.track.subject, axes=clip.track.axes)
+    track = track_clip(frames, subject=clip.track.subject, axes=clip.track.axes)
     moved = turns(track, clear)["absolute"]
     during = slice(first, last)
     after = slice(last, last + round(AFTER_SECONDS * FRAME_RATE))

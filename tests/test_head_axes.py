@@ -62,6 +62,16 @@ def test_the_pose_against_the_camera_is_under_a_degree_and_a_half(
     )  # nothing is taken off what is known
 
 
+def test_the_axes_of_a_known_person_are_those_that_are_given(tracked: tuple[FaceTrack, FaceTrack]) -> None:
+    """They were read when the person was identified; the face has been corrected since."""
+    track = tracked[0]
+    person = SyntheticSubject(6)
+    frames = list(person.render_clip(tracked[1].select(slice(0, 3))))
+    again = track_clip(frames, subject=track.subject, axes=track.axes)
+    np.testing.assert_array_equal(again.axes, track.axes)
+    assert np.linalg.norm(track_clip(frames, subject=track.subject).axes - track.axes) > 1e-3
+
+
 def test_the_axes_are_kept_in_the_file_and_older_files_have_none(
     tracked: tuple[FaceTrack, FaceTrack], tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def track_clip(
     frames: Iterable[Frame],
     *,
     subject: Subject | None = None,
+    axes: NDArray[np.float64] | None = None,
     skin: SkinPattern | None = None,
     backend: LandmarkBackend | None = None,
     smooth: bool = True,
@@ -81,7 +82,7 @@ def track_clip(
 ) -> FaceTrack:
     """Track one person through a clip. Frames are read once and not kept.
 
-    subject, skin: the person, if known from another recording; otherwise solved from this one.
+    subject, axes, skin: the person, if known from another recording; otherwise solved from this one.
     smooth: zero-phase smoothing.
     Raises NoFaceError when no frame shows a face.
     """
@@ -98,7 +99,7 @@ def track_clip(
         # Two thousand frames say who it is; more would only cost memory.
         some = seen[:: -(-len(seen) // IDENTITY_FRAMES)]
         subject = identify(model, camera, np.array([observations.face(place)[0] for place in some]))
-    axes = head_axes(subject)
+    axes = head_axes(subject) if axes is None else axes
     on_progress(Progress("identity", 1, 2))
     if skin is None and len(seen) >= MIN_SKIN_FRAMES:
         rows = np.unique(np.linspace(0, len(seen) - 1, SKIN_FRAMES).astype(int))
