@@ -91,7 +91,7 @@ class FaceTrack:
 
     @cached_property
     def head_rotation(self) -> NDArray[np.float64]:
-        """The pose of the head (T, 3), axis-angle: a head of zeros looks straight along the camera's axis.
+        """The pose of the head (T, 3), axis-angle in radians: at zeros it looks straight along the camera's axis.
 
         `rotation` is that of the mesh, which goes with `subject`; only where it looks is off by a constant turn.
         """

@@ -25,7 +25,7 @@ MAX_TURN_RAD = 0.15  # a little more than was ever found on the faces that were 
 
 
 def head_axes(subject: Subject) -> Float:
-    """The turn (3,), axis-angle, from the axes of a solved head to those of its mesh: `FaceTrack.axes`."""
+    """The turn (3,), axis-angle in radians, from the axes of a solved head to those of its mesh: `FaceTrack.axes`."""
     shape, turn = aligned_shape(subject)
     learned = _learned()
     ahead = np.clip(learned["offset"] + shape @ learned["weights"], -MAX_TURN_RAD, MAX_TURN_RAD)
