@@ -63,6 +63,58 @@ def make_tiny_folder(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
+def tiny_cogvideox() -> Architecture:
+    """Windows of 49 frames of 64 x 96 pixels, with the released autoencoder's way of halving."""
+    vae = VaeConfig(widths=(8, 8, 16, 16), blocks=1, latent_channels=16, norm_groups=4, stem=1, scale=0.7)
+    return replace(tiny_architecture(), vae=vae)
+
+
+def make_cogvideox_folder(folder: Path, **changes: Any) -> Path:
+    """CogVideoX in the layout of diffusers, tiny, filled at random; `changes` are those of its transformer's sizes."""
+    import diffusers
+
+    sizes = tiny_cogvideox()
+    network = sizes.transformer
+    torch.manual_seed(0)
+    settings = {
+        "num_attention_heads": network.heads,
+        "attention_head_dim": network.head_width,
+        "in_channels": 2 * network.latent_channels,
+        "out_channels": network.latent_channels,
+        "time_embed_dim": network.timestep_width,
+        "text_embed_dim": network.text_width,
+        "num_layers": network.layers,
+        "sample_width": network.latent_width,
+        "sample_height": network.latent_height,
+        "sample_frames": network.frames,
+        "max_text_seq_length": network.text_tokens,
+        "use_rotary_positional_embeddings": True,
+        "use_learned_positional_embeddings": True,
+    }
+    transformer = diffusers.CogVideoXTransformer3DModel(**(settings | changes))
+    for value in transformer.parameters():  # norms that do nothing would hide a wrong place
+        if value.dim() == 1:
+            value.data += 0.1 * torch.randn_like(value)
+    positions = transformer.patch_embed.pos_embedding
+    transformer.patch_embed.pos_embedding = 0.2 * torch.randn(positions.shape)
+    transformer.save_pretrained(folder / "transformer", max_shard_size="60KB")
+    levels = len(sizes.vae.widths)
+    diffusers.AutoencoderKLCogVideoX(
+        down_block_types=("CogVideoXDownBlock3D",) * levels,
+        up_block_types=("CogVideoXUpBlock3D",) * levels,
+        block_out_channels=sizes.vae.widths,
+        latent_channels=sizes.vae.latent_channels,
+        layers_per_block=sizes.vae.blocks,
+        norm_num_groups=sizes.vae.norm_groups,
+    ).save_pretrained(folder / "vae")
+    _save_encoders(folder, sizes)
+    (folder / TEXT_FOLDER).rename(folder / "text_encoder")
+    (folder / "tokenizer").mkdir()
+    for path in (folder / "text_encoder").glob("*token*"):
+        path.rename(folder / "tokenizer" / path.name)
+    return folder
+
+
 def _filled(network: nn.Module, keys: KeyMap) -> dict[str, torch.Tensor]:
     """Official key -> values of about the size that trained ones have."""
     shapes = {key: value.shape for key, value in network.state_dict().items()}
@@ -106,6 +158,28 @@ def _save_encoders(folder: Path, sizes: Architecture) -> None:
         num_conv_pos_embedding_groups=2,
     )
     transformers.Wav2Vec2Model(speech).save_pretrained(folder / SPEECH_FOLDER)
+
+
+def save_face_network(path: Path, width: int) -> np.ndarray:
+    """A face embedding: a network that sums up pixels with fixed weights; returns those (3 * 112 * 112, width)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    weights = np.random.default_rng(0).standard_normal((3 * 112 * 112, width)).astype(np.float32) / 100
+    nodes = [
+        helper.make_node("Flatten", ["crop"], ["flat"], axis=1),
+        helper.make_node("MatMul", ["flat", "weights"], ["embedding"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "face",
+        [helper.make_tensor_value_info("crop", TensorProto.FLOAT, [1, 3, 112, 112])],
+        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, width])],
+        [numpy_helper.from_array(weights, "weights")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, str(path))
+    return weights
 
 
 def astronaut() -> np.ndarray:

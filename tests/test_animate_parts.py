@@ -9,11 +9,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import onnx
 import PIL.Image
 import pytest
 import torch
-from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
@@ -50,7 +48,7 @@ from omokage.talking.placement import expected, grouped
 from omokage.talking.prepare import Portrait
 from omokage.tracking.landmarks import Landmarks
 from omokage.tracking.morphable import MorphableModel
-from talking_folder import CPU, astronaut, save_picture, save_sound, tiny_architecture
+from talking_folder import CPU, astronaut, save_face_network, save_picture, save_sound, tiny_architecture
 
 HEIGHT, WIDTH = 480, 720
 
@@ -203,27 +201,8 @@ def test_no_face_is_cut_off_by_the_frame(
 # identity
 
 
-def save_network(path: Path, width: int) -> np.ndarray:
-    """A network that sums up pixels with fixed weights; returns those (3 * 112 * 112, width)."""
-    weights = np.random.default_rng(0).standard_normal((3 * 112 * 112, width)).astype(np.float32) / 100
-    nodes = [
-        helper.make_node("Flatten", ["crop"], ["flat"], axis=1),
-        helper.make_node("MatMul", ["flat", "weights"], ["embedding"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "face",
-        [helper.make_tensor_value_info("crop", TensorProto.FLOAT, [1, 3, 112, 112])],
-        [helper.make_tensor_value_info("embedding", TensorProto.FLOAT, [1, width])],
-        [numpy_helper.from_array(weights, "weights")],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    onnx.save(model, str(path))
-    return weights
-
-
 def test_an_embedding_is_that_of_the_aligned_face_in_rgb(person: np.ndarray, tmp_path: Path) -> None:
-    weights = save_network(tmp_path / "face.onnx", 20)
+    weights = save_face_network(tmp_path / "face.onnx", 20)
     identity = OnnxIdentity(tmp_path / "face.onnx", 20)
     landmarks = face_at(224, 115, 120)
     crop = aligned_crop(person, landmarks)
@@ -249,7 +228,7 @@ def test_the_five_points_come_to_their_places() -> None:
 
 
 def test_a_foreign_face_network_is_refused(tmp_path: Path) -> None:
-    save_network(tmp_path / "wide.onnx", 30)
+    save_face_network(tmp_path / "wide.onnx", 30)
     with pytest.raises(WeightsError, match="gives embeddings of 30 numbers and the denoiser takes 20"):
         OnnxIdentity(tmp_path / "wide.onnx", 20)
     (tmp_path / "junk.onnx").write_bytes(b"junk")

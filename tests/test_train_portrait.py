@@ -20,7 +20,7 @@ from omokage.errors import InputError, MemoryShortageError, OutputError, Weights
 from omokage.media.decode import read_frames
 from omokage.pipelines.animate import AnimateConfig, animate
 from omokage.pipelines.speech_track import read_speech
-from omokage.pipelines.train_portrait import TrainConfig, train_portrait
+from omokage.pipelines.train_portrait import TrainConfig, first_folder, train_portrait
 from omokage.pipelines.training_data import (
     DataConfig,
     TrainingData,
@@ -33,13 +33,21 @@ from omokage.talking.conditions.identity import ThumbnailIdentity
 from omokage.talking.conditions.portrait import prepare_portrait
 from omokage.talking.conditions.speech import context_rows, take
 from omokage.talking.config import tiny
-from omokage.talking.folder import official_architecture
+from omokage.talking.folder import SPEECHLESS, load_architecture, official_architecture
 from omokage.talking.model import Machine, TalkingModel
 from omokage.talking.placement import resident
 from omokage.talking.training.config import stage_one, stage_two
 from omokage.talking.transformer import Transformer
 from omokage.tracking.landmarks import Landmarks
-from talking_folder import CPU, astronaut, save_picture, save_sound
+from talking_folder import (
+    CPU,
+    astronaut,
+    make_cogvideox_folder,
+    save_face_network,
+    save_picture,
+    save_sound,
+    tiny_cogvideox,
+)
 
 Draw = Callable[[float, int, int], NDArray[np.uint8]]
 
@@ -315,6 +323,42 @@ def test_both_stages_a_lora_and_a_video(data: Path, tmp_path: Path) -> None:
         portrait, voice, output=tmp_path / "out.mp4", config=AnimateConfig(steps=2, weights=two, lora=lora)
     )
     assert (tmp_path / "out.mp4").is_file() and made.plan.frames == 8
+
+
+def test_the_published_first_stage_begins_with_cogvideox(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("diffusers", reason="CogVideoX needs 'pip install omokage[portrait]'")
+    from omokage.pipelines.model_files import AddConfig
+    from omokage.pipelines.weights import add_weights
+
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "home"))
+    start, one, two = Path("cogvideox"), tmp_path / "one", tmp_path / "two"
+    with pytest.raises(
+        WeightsError, match=r"weights of cogvideox are not installed.*'omokage weights add cogvideox'"
+    ):
+        train_portrait(data, output=one, config=few(weights=start))
+    published = make_cogvideox_folder(tmp_path / "published")
+    folder = add_weights("cogvideox", published, config=AddConfig(tiny_cogvideox(), torch.float32))
+    # Speech features of the tiny encoder are of two layers; windows are 49 frames.
+    clip(data / "one.mp4", seconds=2.4)
+    assert first_folder(TrainConfig(stage=1)) == first_folder(TrainConfig(weights=start)) == folder
+    made = train_portrait(data, output=one, config=few(weights=start))
+    assert made.notes and "the branch of the face learned from zeros" in made.notes[0]
+    before, after = (load_file(place / "denoiser-00001-of-00001.safetensors") for place in (folder, one))
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed and all(".attention." in n or ".mlp_norm." in n or "face" in n for n in changed)
+    assert load_architecture(folder).caution == load_architecture(one).caution == SPEECHLESS
+    train_portrait(data, output=two, config=few(stage=2, weights=one))
+    assert load_architecture(two) == tiny_cogvideox()  # it has learned to speak
+    save_face_network(tmp_path / "glintr100.onnx", 20)
+    add_weights("face", tmp_path / "glintr100.onnx")
+    with_face = train_portrait(data, output=tmp_path / "with-face", config=few(weights=start)).path
+    assert (with_face / "face.onnx").read_bytes() == (tmp_path / "glintr100.onnx").read_bytes()
+    key = "face_tokens.linear.weight"
+    seen = load_file(with_face / "denoiser-00001-of-00001.safetensors")[key]
+    # Without an embedding nothing but weight decay moves them.
+    assert (seen - before[key]).abs().mean() > 100 * (after[key] - before[key]).abs().mean()
 
 
 def test_a_stopped_training_goes_on(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ FILES = {"denoiser-1.safetensors": b"d" * 3000, "text/config.json": b"{}"}
 
 
 def test_the_registry_says_sizes_and_licences() -> None:
-    assert list(registry.REGISTRY) == ["hallo3", "face", "speech"]
+    assert list(registry.REGISTRY) == ["hallo3", "face", "speech", "cogvideox"]
     assert HALLO3.commercial is CommercialUse.ON_REGISTRATION
     assert FACE.commercial is CommercialUse.NO
     assert HALLO3.licences == "CogVideoX License, Apache-2.0"
@@ -77,7 +77,8 @@ def test_the_registry_says_sizes_and_licences() -> None:
         "17 kB",
     ]
     with pytest.raises(
-        WeightsError, match="there is no model 'halo'; 'omokage weights list' knows hallo3, face, speech"
+        WeightsError,
+        match="there is no model 'halo'; 'omokage weights list' knows hallo3, face, speech, cogvideox",
     ):
         registry.find_spec("halo")
 
@@ -284,7 +285,7 @@ def official(tmp_path: Path, libraries: None) -> Path:
 
 def add_config() -> Any:
     pytest.importorskip("diffusers", reason="the video autoencoder needs 'pip install omokage[portrait]'")
-    from omokage.pipelines.weights import AddConfig
+    from omokage.pipelines.model_files import AddConfig
     from omokage.talking.folder import Architecture
 
     return AddConfig(Architecture(tiny(), tiny_vae()), torch.float32, shard_bytes=2_000_000)
@@ -333,22 +334,22 @@ def test_the_installed_networks_give_the_golden_numbers(official: Path) -> None:
 
 def test_an_interrupted_import_goes_on(official: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add_config()
-    import omokage.pipelines.weights as pipeline
+    import omokage.pipelines.model_files as pipeline
 
-    copy = pipeline._copy
+    copy = pipeline.copy_file
 
     def stop(source: Path, target: Path) -> FileRecord:
         if source.name == "spiece.model":
             raise KeyboardInterrupt
         return copy(source, target)
 
-    monkeypatch.setattr(pipeline, "_copy", stop)
+    monkeypatch.setattr(pipeline, "copy_file", stop)
     with pytest.raises(KeyboardInterrupt):
         add(official)
     assert inspect("hallo3").condition is Condition.UNFINISHED
     shards = {path: path.stat().st_mtime_ns for path in (home / "hallo3").glob("*.safetensors")}
     assert len(shards) >= 3
-    monkeypatch.setattr(pipeline, "_copy", copy)
+    monkeypatch.setattr(pipeline, "copy_file", copy)
     add(official)
     assert {path: path.stat().st_mtime_ns for path in shards} == shards
     assert inspect("hallo3", full=True).condition is Condition.VERIFIED
@@ -452,7 +453,7 @@ def test_a_disk_that_fills_up_keeps_what_is_done(
     official: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     add_config()
-    import omokage.pipelines.weights as pipeline
+    import omokage.pipelines.model_files as pipeline
 
     def full(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -988,7 +989,7 @@ def test_the_list(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0 and "hallo3: verified, 3 kB" in out and f"folder: {home / 'hallo3'}" in out
     (home / "hallo3" / "text" / "config.json").write_bytes(b"[]")
     code, out, _ = run("weights list --verify --json --quiet", capsys)
-    first, second, _ = json.loads(out)
+    first, second, *_ = json.loads(out)
     assert code == 2
     assert (first["condition"], second["condition"]) == ("damaged", "not installed")
     assert "config.json is wrong" in first["detail"]

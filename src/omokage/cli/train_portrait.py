@@ -29,7 +29,9 @@ from omokage.cli.progress import ProgressBar
     help="The published training; one to try out the way; or a small model of one person, from scratch.",
 )
 @click.option(
-    "--weights", type=FilePath, help="Folder of the model to begin with (default: the installed one)."
+    "--weights",
+    type=FilePath,
+    help="Model to begin with: a folder, or hallo3 or cogvideox (default: the first that is installed).",
 )
 @click.option(
     "--lora",
@@ -79,6 +81,8 @@ def train_portrait(videos: Path, output: Path, quiet: bool, **choices: Any) -> N
     for record in trained.data.records:
         if record.skipped:
             click.echo(f"note: {record.name} was left out: {record.skipped}", err=True)
+    for note in trained.notes:
+        click.echo(f"note: {note}", err=True)
     option = "--lora" if trained.path.is_file() else "--weights"
     click.echo(f"model: {trained.path}\nuse it with: omokage animate {option} {trained.path} ...")
 

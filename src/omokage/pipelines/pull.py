@@ -12,7 +12,8 @@ from pathlib import Path
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, WeightsError
 from omokage.files import output_error, parse_json, saving
-from omokage.pipelines.weights import AddConfig, add_weights
+from omokage.pipelines.model_files import AddConfig
+from omokage.pipelines.weights import add_weights
 from omokage.weights.fetch import FetchConfig, fetch_file, fetch_text, file_address
 from omokage.weights.registry import PublishedFile, WeightsSpec, find_spec, size_text
 from omokage.weights.store import (

@@ -24,7 +24,7 @@ from omokage.pipelines.training_plan import TrainingPlan, plan_training
 from omokage.pipelines.untrained import make_untrained, tiny_architecture
 from omokage.talking.folder import Architecture, load_architecture, official_architecture
 from omokage.talking.lora import Lora, save_lora
-from omokage.talking.model import Machine, TalkingModel
+from omokage.talking.model import FACE_FILE, Machine, TalkingModel
 from omokage.talking.placement import resident
 from omokage.talking.training.config import (
     StageConfig,
@@ -34,7 +34,7 @@ from omokage.talking.training.config import (
     tiny_stage_two,
 )
 from omokage.talking.training.couple import Couple, without_speech
-from omokage.talking.training.export import adapters_of, save_model
+from omokage.talking.training.export import adapters_of, link, save_model
 from omokage.talking.training.train import TrainingResult, check_batch, train
 from omokage.threads import one_blas_thread
 from omokage.weights import find, installed
@@ -44,6 +44,12 @@ STAGES: dict[str, tuple[Callable[[], StageConfig], Callable[[], StageConfig]]] =
     "official": (stage_one, stage_two),
     "tiny": (tiny_stage_one, tiny_stage_two),
 }
+# Models that a training can begin with, by name; the first one is taken when none is asked for.
+INSTALLED = ("hallo3", "cogvideox")
+BLIND = (
+    "no face embedding is installed, so the branch of the face learned from zeros; the published one is for research "
+    "only and can be added with 'omokage weights add face'"
+)
 LORA_FILE, REPORT_FILE = "lora.safetensors", "training.json"
 LORA_RATE = 1e-4  # as customary: ten times that of the weights themselves
 MARKER, CHECKPOINT = "training-run", "checkpoint"
@@ -54,7 +60,8 @@ class TrainConfig(Config):
     """What a user chooses when a talking model is trained.
 
     stage: 1, identity, or 2, speech.  preset: 'official', or 'tiny' to try out the way on any machine.
-    weights: folder of the model to begin with; None for the installed one, or for 'tiny' an untrained one.
+    weights: the model to begin with: a folder, or the name of an installed one, 'hallo3' or 'cogvideox'; None for the
+    first of these that is installed, or for 'tiny' an untrained one.
     lora: rank of low-rank updates that are trained beside the weights, 0 for the weights themselves.
     steps, minutes, batch: None for those of the stage.  seed: of every draw.  device: 'auto', 'cpu' or 'cuda'.
     shards: folder of the prepared data, None for one beside the videos.
@@ -89,12 +96,14 @@ class TrainConfig(Config):
 
 @dataclass(frozen=True)
 class Trained:
-    """What was made: `path` is the folder, or the file of a LoRA; the plan, the data, and the losses of all steps."""
+    """What was made: `path` is the folder, or the file of a LoRA; the plan, the data, the losses of all steps, and what
+    else the user should know."""
 
     path: Path
     plan: TrainingPlan
     data: TrainingData
     result: TrainingResult
+    notes: tuple[str, ...] = ()
 
 
 @one_blas_thread()
@@ -130,7 +139,8 @@ def train_portrait(
         model = TalkingModel.open(_first_weights(config, work, workers), machine)
 
         # Encode every clip once: latents, speech, face and caption.
-        identity = identity_of(model, face_file_of(AnimateConfig(weights=config.weights)))
+        face_file = _face_file(model.folder)
+        identity = identity_of(model, face_file)
         shards = config.shards or videos.with_name(videos.name + ".shards")
         data = prepare_training_data(
             clips, captions, shards, model, identity, workers=workers, on_progress=on_progress
@@ -151,8 +161,10 @@ def train_portrait(
         )
         path = save_result(model, couple, stage, output, workers)
         if workers.is_first:
+            if face_file is not None and not stage.lora_rank:
+                link(face_file.parent, output, face_file.name)
             _report(output, config, stage, model, data, result)
-    return Trained(path, plan, data, result)
+    return Trained(path, plan, data, result, (BLIND,) if identity.is_blind else ())
 
 
 def load_couple(model: TalkingModel, stage: StageConfig) -> Couple:
@@ -182,24 +194,40 @@ def first_sizes(config: TrainConfig) -> Architecture:
 
     Raises WeightsError for a folder that holds no model.
     """
-    folder = config.weights
-    if folder is None:
-        if config.preset == "tiny":
-            return tiny_architecture()
-        folder = find("hallo3")
+    if config.weights is None and config.preset == "tiny":
+        return tiny_architecture()
+    folder = first_folder(config)
     return official_architecture() if folder is None else load_architecture(folder)
 
 
+def first_folder(config: TrainConfig) -> Path | None:
+    """The model that the user names, or the installed one; None when there is none.
+
+    Raises WeightsError for one that is damaged, or named and not installed.
+    """
+    if config.weights is None:
+        return next((folder for name in INSTALLED if (folder := find(name)) is not None), None)
+    name = str(config.weights)
+    return installed(name) if name in INSTALLED and not config.weights.exists() else config.weights
+
+
 def _first_weights(config: TrainConfig, work: Path, workers: Workers) -> Path:
-    if config.weights is not None:
-        return config.weights
-    if config.preset != "tiny":
-        return installed("hallo3")
+    if config.weights is not None or config.preset != "tiny":
+        return first_folder(config) or installed("hallo3")  # which says what to do
     folder = work / "untrained"
     if workers.is_first:
         make_untrained(folder, config.seed)
     workers.wait()
     return folder
+
+
+def _face_file(folder: Path) -> Path | None:
+    """The face embedding in a model's folder; that of an installed model may be in the folder of another."""
+    own = folder / FACE_FILE
+    if own.is_file():
+        return own
+    is_installed = any(folder == find(name) for name in INSTALLED)
+    return face_file_of(AnimateConfig()) if is_installed else None
 
 
 def check_output(output: Path, videos: Path) -> None:

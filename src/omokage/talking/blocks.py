@@ -62,6 +62,13 @@ class BlockSignals:
         return cls(*(Signal(*parts[i : i + 3]) for i in range(0, 12, 3)))
 
 
+def cross_attention(config: TransformerConfig, source_width: int) -> CrossAttention:
+    """The branch of one layer for tokens of `source_width`, as its training begins."""
+    branch = CrossAttention(config.width, config.heads, source_width)
+    branch.initialize(config.layers)
+    return branch
+
+
 class Block(nn.Module):
     """One layer. Text and video share all weights but have a modulation each; only video attends to face and speech."""
 
@@ -73,12 +80,10 @@ class Block(nn.Module):
         self.attention = JointAttention(width, heads)
         if config.face is not None:
             self.face_norm = nn.LayerNorm(width, eps=NORM_EPS)
-            self.face = CrossAttention(width, heads, config.face.width)
-            self.face.initialize(config.layers)
+            self.face = cross_attention(config, config.face.width)
         if config.audio is not None:
             self.audio_norm = nn.LayerNorm(width, eps=NORM_EPS)
-            self.audio = CrossAttention(width, heads, config.audio.width)
-            self.audio.initialize(config.layers)
+            self.audio = cross_attention(config, config.audio.width)
         self.mlp_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = nn.Sequential(
             nn.Linear(width, config.mlp_ratio * width),

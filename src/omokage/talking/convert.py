@@ -2,7 +2,8 @@
 
 The official files are PyTorch pickles of a training framework: a dictionary with the state dict under "module" (the
 transformers) or "state_dict" (the autoencoder). They are read without running anything that they hold; tensors stay on
-disk until their shard is written. A shard is complete or not there, a stopped conversion goes on with the next one.
+disk, or unmade, until their shard is written. A shard is complete or not there, a stopped conversion goes on with the
+next one.
 
 Beside the shards `<part>-00001-of-00004.safetensors` lies `<part>.safetensors.index.json`, written last, in the format
 that other libraries read too: where each tensor is, and under "metadata" the SHA-256 of every shard.
@@ -14,7 +15,7 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,24 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Pending:
+    """A tensor of this shape and precision that `make` gives when its shard is written."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    make: Callable[[], Tensor]
+
+    def numel(self) -> int:
+        return self.shape.numel()
+
+    def to(self, dtype: torch.dtype) -> Tensor:
+        return self.make().to(dtype)
+
+
+Weights = Mapping[str, Tensor | Pending]  # our key -> the tensor, still on disk or to be made
+
+
+@dataclass(frozen=True, slots=True)
 class ShardIndex:
     """A converted network: key -> file of the shard, file -> SHA-256, and the bytes of all tensors."""
 
@@ -61,7 +80,7 @@ class ShardIndex:
 @dataclass(frozen=True, slots=True)
 class _Shard:
     file: str
-    tensors: Mapping[str, Tensor]  # our key -> the official tensor, still on disk
+    tensors: Weights
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -93,28 +112,52 @@ def convert_checkpoint(
     OutputError when there is no room.
     """
     state = read_checkpoint(source)
-    _check_keys(source, state, parts, ignored)
-    plans = [_plan(part, state, dtype, shard_bytes) for part in parts]
-    stamp = source.stat()
-    origin = [source.name, stamp.st_size, stamp.st_mtime_ns, str(dtype)]
-    total = float(sum(_bytes(plan, dtype) for plan in plans))
+    check_keys(source, state, [part.keys for part in parts], ignored)
+    networks = {
+        part.name: {ours: state[official] for official, ours in part.keys.names.items()} for part in parts
+    }
+    return write_networks(
+        networks, folder, origins=[source], dtype=dtype, shard_bytes=shard_bytes, progress=progress
+    )
+
+
+def write_networks(
+    networks: Mapping[str, Weights],
+    folder: Path,
+    *,
+    origins: Sequence[Path],
+    dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: ProgressCallback = ignore_progress,
+) -> list[ShardIndex]:
+    """Write networks, by the names of their parts, as sharded safetensors into `folder`, one after the other.
+
+    origins: the files that the tensors come from; other ones begin a conversion anew. Called again after an
+    interruption, it checks the finished shards by their digests and goes on. Raises OutputError when there is no room.
+    """
+    plans = {name: _plan(name, tensors, dtype, shard_bytes) for name, tensors in networks.items()}
+    origin: list[object] = [str(dtype)]
+    for path in origins:
+        stamp = path.stat()
+        origin += [path.name, stamp.st_size, stamp.st_mtime_ns]
+    total = float(sum(_bytes(plan, dtype) for plan in plans.values()))
     indices, done = [], 0.0
     with result_folder(folder):
-        for part, plan in zip(parts, plans, strict=True):
-            digests = _finished(folder, part.name, plan, origin)
+        for name, plan in plans.items():
+            digests = _finished(folder, name, plan, origin)
             unwritten = [shard for shard in plan if shard.file not in digests]
             _check_room(folder, unwritten, dtype)
             if unwritten:  # an index says that all shards are there
-                index_path(folder, part.name).unlink(missing_ok=True)
+                index_path(folder, name).unlink(missing_ok=True)
             for shard in plan:
                 progress(Progress("converting", done, total, shard.file))
                 if shard.file not in digests:
                     digests[shard.file] = _write_shard(folder / shard.file, shard, dtype)
-                    _write_json(_notes(folder, part.name), {"plan": _digest(plan, origin), "sha256": digests})
+                    _write_json(_notes(folder, name), {"plan": _digest(plan, origin), "sha256": digests})
                 done += _bytes([shard], dtype)
             where = {key: shard.file for shard in plan for key in shard.tensors}
             index = ShardIndex(where, digests, _bytes(plan, dtype))
-            save_index(folder, part.name, index)
+            save_index(folder, name, index)
             indices.append(index)
     progress(Progress("converting", total, total))
     return indices
@@ -199,13 +242,16 @@ def load_weights(
         )
 
 
-def _check_keys(
-    source: Path, state: Mapping[str, Tensor], parts: Sequence[Part], ignored: tuple[str, ...]
+def check_keys(
+    source: Path, found: Iterable[str], maps: Sequence[KeyMap], ignored: tuple[str, ...] = ()
 ) -> None:
-    wanted = [key for part in parts for key in part.keys.names]
-    known = {*wanted, *(key for part in parts for key in part.keys.dropped)}
-    missing = [key for key in wanted if key not in state]
-    unknown = [key for key in state if key not in known and not key.startswith(ignored or ("\0",))]
+    """Compare the official keys of `source` with those that its networks need. Raises InputError, naming one of each
+    kind that is missing, left over or wanted twice."""
+    there = dict.fromkeys(found)
+    wanted = [key for keys in maps for key in keys.names]
+    known = {*wanted, *(key for keys in maps for key in keys.dropped)}
+    missing = [key for key in wanted if key not in there]
+    unknown = [key for key in there if key not in known and not key.startswith(ignored or ("\0",))]
     if missing or unknown:
         said = [
             f"{len(keys)} {what}, such as '{keys[0]}'"
@@ -217,30 +263,28 @@ def _check_keys(
             "use an unchanged file of the official release"
         )
     if len(set(wanted)) < len(wanted):
-        raise InputError(
-            f"two of the parts {[part.name for part in parts]} want the same tensors of {source}"
-        )
+        raise InputError(f"two of the {len(maps)} networks want the same tensors of {source}")
 
 
-def _plan(part: Part, state: Mapping[str, Tensor], dtype: torch.dtype | None, limit: int) -> list[_Shard]:
-    """Tensors in the map's order, as many to a shard as fit, at least one."""
-    groups: list[dict[str, Tensor]] = [{}]
+def _plan(name: str, tensors: Weights, dtype: torch.dtype | None, limit: int) -> list[_Shard]:
+    """Tensors in the given order, as many to a shard as fit, at least one."""
+    groups: list[dict[str, Tensor | Pending]] = [{}]
     size = 0
-    for official, ours in part.keys.names.items():
-        added = _tensor_bytes(state[official], dtype)
+    for key, tensor in tensors.items():
+        added = _tensor_bytes(tensor, dtype)
         if groups[-1] and size + added > limit:
             groups.append({})
             size = 0
-        groups[-1][ours] = state[official]
+        groups[-1][key] = tensor
         size += added
     count = len(groups)
     return [
-        _Shard(f"{part.name}-{number:05d}-of-{count:05d}.safetensors", group)
+        _Shard(f"{name}-{number:05d}-of-{count:05d}.safetensors", group)
         for number, group in enumerate(groups, 1)
     ]
 
 
-def _tensor_bytes(tensor: Tensor, dtype: torch.dtype | None) -> int:
+def _tensor_bytes(tensor: Tensor | Pending, dtype: torch.dtype | None) -> int:
     return tensor.numel() * (dtype or tensor.dtype).itemsize
 
 

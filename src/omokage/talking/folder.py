@@ -21,6 +21,7 @@ DENOISER, REFERENCE, VAE = "denoiser", "reference", "vae"
 TEXT_FOLDER, SPEECH_FOLDER = "text", "speech"
 ARCHITECTURE_FILE = "architecture.json"
 TOY = "single-subject toy, trained from scratch"
+SPEECHLESS = "made by networks that have not learned to speak: lips show nothing of the speech"
 
 
 @dataclass(frozen=True)

@@ -160,7 +160,26 @@ SPEECH = WeightsSpec(
     download_bytes=378_000_000,
     installed_bytes=378_000_000,
 )
-REGISTRY: Mapping[str, WeightsSpec] = {spec.name: spec for spec in (HALLO3, FACE, SPEECH)}
+COGVIDEOX_I2V = WeightsSpec(
+    name="cogvideox",
+    title="CogVideoX-5B-I2V (Yang et al. 2024)",
+    used_for="the first stage of training begins with it, as published; it cannot speak",
+    parts=(
+        ModelPart("CogVideoX-5B-I2V's transformer and video autoencoder", COGVIDEOX),
+        ModelPart("T5 v1.1 XXL text encoder", APACHE),
+        ModelPart("wav2vec 2.0 base 960h speech encoder", APACHE),
+    ),
+    files=(
+        PublishedFile("cogvideox-5b-i2v-sat/transformer/1/mp_rank_00_model_states.pt"),
+        PublishedFile("cogvideox-5b-i2v-sat/vae/3d-vae.pt"),
+        *(PublishedFile(f"t5-v1_1-xxl/{name}") for name in _TEXT_FILES),
+        *(PublishedFile(f"wav2vec/wav2vec2-base-960h/{name}") for name in _SPEECH_FILES),
+    ),
+    # 5.63 billion weights of the transformer in 16 bits, once in the release; installed it is in both networks.
+    download_bytes=22_000_000_000,
+    installed_bytes=39_900_000_000,
+)
+REGISTRY: Mapping[str, WeightsSpec] = {spec.name: spec for spec in (HALLO3, FACE, SPEECH, COGVIDEOX_I2V)}
 
 
 def find_spec(name: str) -> WeightsSpec:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -21,8 +22,10 @@ from omokage.talking.folder import (
     DENOISER,
     REFERENCE,
     SPEECH_FOLDER,
+    SPEECHLESS,
     TEXT_FOLDER,
     VAE,
+    Architecture,
     load_architecture,
     save_architecture,
 )
@@ -45,7 +48,7 @@ def save_model(source: Path, folder: Path, couple: Couple, workers: Workers) -> 
         for part in (TEXT_FOLDER, SPEECH_FOLDER):
             link(source, folder, f"{part}/*")
         link(source, folder, "*.onnx")
-        save_architecture(folder, load_architecture(source))  # last: without it the folder is no model
+        save_architecture(folder, _sizes(source, couple))  # last: without it the folder is no model
     workers.wait()
 
 
@@ -86,6 +89,13 @@ def link(source: Path, folder: Path, pattern: str) -> None:
                     shutil.copy2(path, part)
         except OSError as error:
             raise output_error(target, error) from error
+
+
+def _sizes(source: Path, couple: Couple) -> Architecture:
+    """Of the model that training began with; one that could not speak has learned it when its speech branch learned."""
+    sizes = load_architecture(source)
+    speaks = any(value.requires_grad and "audio" in name for name, value in couple.named_parameters())
+    return replace(sizes, caution="") if speaks and sizes.caution == SPEECHLESS else sizes
 
 
 def _save_network(source: Path, folder: Path, name: str, network: nn.Module, workers: Workers) -> None:
