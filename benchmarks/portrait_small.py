@@ -98,6 +98,7 @@ def _numbers(made: SmallPortrait) -> dict[str, Any]:
         "lag_s": [round(float(lag), 2) for lag in evaluation.lag.lag_s],
         "lag_r": [_rounded(float(r)) for r in evaluation.lag.r],
         "color_drift_by_window": [_rounded(float(value)) for value in evaluation.drift],
+        "likeness_by_window": [_rounded(float(value)) for value in evaluation.likeness],
         "notes": evaluation.notes,
         "missing": evaluation.missing,
     }

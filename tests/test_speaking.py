@@ -450,7 +450,7 @@ def test_a_syncnet_of_the_users_measures_what_an_avatar_says(
     """`evaluate VIDEO --speech SOUND` takes any talking video; its LSE-C and LSE-D are those of the given network."""
     said, seen = voice[: 2 * 16000], []
 
-    def syncnet(frames: Frames, sound: Float32) -> SyncScores:
+    def syncnet(frames: Frames, landmarks: NDArray[np.floating], sound: Float32) -> SyncScores:
         seen.append((frames, sound))
         return SyncScores(confidence=7.5, distance=6.25)
 

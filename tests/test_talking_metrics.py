@@ -111,6 +111,15 @@ def test_colors_drift_by_window() -> None:
     np.testing.assert_allclose(color_drift(frames, frames[:1], (15, 30)), [0, 0.5, 1])
 
 
+def test_likeness_is_told_by_window() -> None:
+    """Another face in the second of three windows."""
+    asked = question(track(0))
+    shown = take(track(0), joins=(40, 80))
+    shown.frames[40:80] = take(track(0), seed=7).frames[40:80]
+    found = evaluated(asked, shown).likeness
+    assert len(found) == 3 and min(found[0], found[2]) > 0.9 > 0.5 > found[1]
+
+
 def test_flicker_is_measured_where_nothing_moves() -> None:
     frames = np.full((20, SIDE, SIDE, 3), 90, np.uint8)
     frames[::2, 12:40, 12:40] = 200
@@ -166,8 +175,8 @@ def test_what_has_no_weights_is_left_out_and_said() -> None:
     asked = question(track(0))
     assert len(Experts().missing()) == 4 and "SyncNet" in Experts().missing()[0]
     experts = Experts(
-        face=lambda image: image[:2, :2].astype(float).ravel(),
-        sync=lambda frames, voice: SyncScores(5.0, 8.0),
+        face=lambda image, landmarks: image[:2, :2].astype(float).ravel(),
+        sync=lambda frames, landmarks, voice: SyncScores(5.0, 8.0),
         frame_features=lambda frames: frames.reshape(len(frames), -1)[:, :3].astype(float),
         clip_features=lambda frames: frames.reshape(-1, frames[0].size * 2)[:, :3].astype(float),
     )

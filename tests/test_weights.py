@@ -64,7 +64,7 @@ FILES = {"denoiser-1.safetensors": b"d" * 3000, "text/config.json": b"{}"}
 
 
 def test_the_registry_says_sizes_and_licences() -> None:
-    assert list(registry.REGISTRY) == ["hallo3", "face", "speech", "cogvideox"]
+    assert list(registry.REGISTRY) == ["hallo3", "face", "speech", "cogvideox", "sync", "fid", "fvd"]
     assert HALLO3.commercial is CommercialUse.ON_REGISTRATION
     assert FACE.commercial is CommercialUse.NO
     assert HALLO3.licences == "CogVideoX License, Apache-2.0"

@@ -22,6 +22,7 @@ from omokage.evaluate.talking_scores import (
     Experts,
     Question,
     Take,
+    likeness_by_window,
     mean_known,
     mean_scores,
     score_take,
@@ -42,8 +43,9 @@ class TalkingEvaluation:
 
     clip: what was said, for people.  caution: a sentence about the model, or empty.  controls: ceilings, and `unsynced`
     videos from other speech.  lag: of the first method.  chance: how often other stretches of the reference correlate
-    as well.  openings: of the mouth in every frame, by name.  drift: of colors, by window.  has_truth: whether the
-    reference is the real lips, and not the loudness of the voice.  missing: sentences on measures that were left out.
+    as well.  openings: of the mouth in every frame, by name.  drift: of colors, by window.
+    likeness: to the portrait, by window.  has_truth: whether the reference is the real lips, and not the loudness of
+    the voice.  missing: sentences on measures that were left out.
     """
 
     clip: str
@@ -60,6 +62,7 @@ class TalkingEvaluation:
     chance: float
     openings: Mapping[str, Track]
     drift: Track
+    likeness: Track
     missing: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
@@ -111,6 +114,8 @@ class TalkingEvaluation:
             "lag_r": [_number(r) for r in self.lag.r],
             "chance": _number(self.chance),
             "color_drift_by_window": [_number(value) for value in self.drift],
+            "likeness_by_window": [_number(value) for value in self.likeness],
+            "missing": self.missing,
             "notes": self.notes,
         }
 
@@ -161,6 +166,7 @@ def evaluate_takes(
         ),
         openings=shown,
         drift=_mean_rows([color_drift(t.frames, question.portrait.frames, t.joins) for t in takes]),
+        likeness=_mean_rows([likeness_by_window(take, question.portrait) for take in takes]),
         missing=experts.missing(),
         notes=notes,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from omokage.errors import InputError
 from omokage.evaluate.scores import Measurement, MethodScores, Metric, per_frame_measurement
 from omokage.metrics.image import Frames, PerFrame, luma, psnr, ssim
-from omokage.metrics.motion import IdentityEmbedder, Landmarks, identity_similarity, still_pixels
+from omokage.metrics.motion import Landmarks, still_pixels
 from omokage.metrics.talking import (
     ClipFeatures,
     SyncScorer,
@@ -96,11 +97,19 @@ class Question:
         return self.loudness if self.truth is None else mouth_opening(self.truth.landmarks)
 
 
+class FaceEmbedder(Protocol):
+    """A face-recognition network of the user's."""
+
+    def __call__(self, image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> NDArray[np.floating]:
+        """One vector, of any length, of the face at `landmarks` (478, 3)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Experts:
     """Networks that the user added; each measure without one is left out, and the report says so."""
 
-    face: IdentityEmbedder | None = None
+    face: FaceEmbedder | None = None
     sync: SyncScorer | None = None
     frame_features: ClipFeatures | None = None
     clip_features: ClipFeatures | None = None
@@ -114,7 +123,7 @@ class Experts:
             (self.clip_features, "FVD"),
         )
         return tuple(
-            f"{name} is not measured: its weights are not part of omokage and none were given."
+            f"{name} is not measured: its weights are not part of omokage and none were given (docs/evaluation.md)."
             for expert, name in measures
             if expert is None
         )
@@ -151,13 +160,12 @@ def score_take(name: str, take: Take, question: Question, experts: Experts | Non
         }
         for key, features in (("fid", experts.frame_features), ("fvd", experts.clip_features)):
             if features is not None:
-                values[key] = frechet_distance(features(truth.frames), features(take.frames))
+                values[key] = _frechet(features(truth.frames), features(take.frames))
     values["still_flicker"] = still_flicker(take.frames, still)
     if experts.face is not None:
-        portrait = np.broadcast_to(question.portrait.frames[0], take.frames.shape)
-        values["identity"] = identity_similarity(portrait, take.frames, experts.face)
-    if experts.sync is not None:
-        said = experts.sync(take.frames, question.voice)
+        values["identity"] = _similarity(take, question.portrait, experts.face)
+    if experts.sync is not None and found.any():
+        said = experts.sync(take.frames, take.landmarks, question.voice)
         values |= {"sync_confidence": said.confidence, "sync_distance": said.distance}
     return MethodScores(name, tuple(_measurement(key, value) for key, value in values.items()))
 
@@ -170,6 +178,12 @@ def mean_scores(name: str, several: Sequence[MethodScores]) -> MethodScores:
     )
 
 
+def likeness_by_window(take: Take, portrait: Take) -> PerFrame:
+    """Mean likeness of every window to the portrait, float64 (windows,); NaN for one without a face."""
+    windows = np.split(_likeness(take, portrait), take.joins)
+    return np.array([mean_known(list(window)) for window in windows])
+
+
 def _likeness(take: Take, portrait: Take) -> PerFrame:
     """Correlation of each frame's aligned grey face with the portrait's, float64 (T,); NaN without a face."""
     values = np.full(len(take.frames), np.nan)
@@ -180,6 +194,23 @@ def _likeness(take: Take, portrait: Take) -> PerFrame:
         values[t] = pearson(
             face, luma(aligned_crop(take.frames[t], take.landmarks[t])).ravel().astype(np.float64)
         )
+    return values
+
+
+def _frechet(true: NDArray[np.floating], generated: NDArray[np.floating]) -> float:
+    """NaN of a video that is too short for two vectors."""
+    return frechet_distance(true, generated) if min(len(true), len(generated)) > 1 else float("nan")
+
+
+def _similarity(take: Take, portrait: Take, embed: FaceEmbedder) -> PerFrame:
+    """CSIM: cosine of the embeddings of the portrait and each frame in [-1, 1], float64 (T,); NaN without a face."""
+    values = np.full(len(take.frames), np.nan)
+    if not np.isfinite(portrait.landmarks[0]).all():
+        return values
+    one = embed(portrait.frames[0], portrait.landmarks[0])
+    for t in np.flatnonzero(np.isfinite(take.landmarks).all(axis=(1, 2))):
+        other = embed(take.frames[t], take.landmarks[t])
+        values[t] = float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
     return values
 
 

@@ -38,8 +38,8 @@ class SyncScores:
 class SyncScorer(Protocol):
     """A SyncNet of the user's; omokage ships none."""
 
-    def __call__(self, frames: Frames, voice: NDArray[np.float32]) -> SyncScores:
-        """Of a clip at 25 frames a second and its voice (S,) mono at 16 kHz."""
+    def __call__(self, frames: Frames, landmarks: Landmarks, voice: NDArray[np.float32]) -> SyncScores:
+        """Of a clip at 25 frames a second, the landmarks in it, and its voice (S,) mono at 16 kHz."""
         ...
 
 

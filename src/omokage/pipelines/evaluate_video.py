@@ -10,6 +10,7 @@ import numpy as np
 
 from omokage.config import Progress, ProgressCallback, ignore_progress
 from omokage.errors import InputError, NoFaceError
+from omokage.evaluate.networks import installed_experts
 from omokage.evaluate.portrait_video import TalkingEvaluation, evaluate_takes, render_talking_report
 from omokage.evaluate.talking_scores import Experts, Question, Take
 from omokage.files import result_folder
@@ -43,9 +44,11 @@ def evaluate_video(
 
     recording: the true video of the same speech, if there is one; without, lips are compared with the loudness.
     window_frames: of the model that made the video, None for the published one; between windows seams are looked for.
+    experts: networks for measures that need one, None for those that are installed.
     The first `LONGEST_S` seconds count. Raises MediaError for a file that cannot be read, NoFaceError when no frame
     shows a face, InputError.
     """
+    experts = installed_experts() if experts is None else experts
     voice = read_speech(Path(speech)).voice
     frames = _frames(Path(video), on_progress)
     truth = None if recording is None else _frames(Path(recording), on_progress)

@@ -25,8 +25,7 @@ from omokage.pipelines.model_files import (
     wanted,
 )
 from omokage.talking.folder import official_architecture
-from omokage.talking.model import FACE_FILE
-from omokage.weights.registry import COGVIDEOX_I2V, FACE, HALLO3, SPEECH, find_spec
+from omokage.weights.registry import COGVIDEOX_I2V, HALLO3, SPEECH, WeightsSpec, find_spec
 from omokage.weights.store import (
     FileRecord,
     Manifest,
@@ -58,7 +57,7 @@ def add_weights(
         elif spec.name == SPEECH.name:
             records = _install_speech(source, folder, progress)
         else:
-            records = _install_file(source, folder, FACE_FILE, progress)
+            records = _install_file(spec, source, folder, progress)
         _write_text(folder / spec.notice_name, spec.notice)
         records[spec.notice_name] = record(folder / spec.notice_name)
         write_manifest(
@@ -80,9 +79,12 @@ def _install_speech(source: Path, folder: Path, progress: ProgressCallback) -> d
     return copy_encoder((encoder,), folder, "", progress)
 
 
-def _install_file(source: Path, folder: Path, name: str, progress: ProgressCallback) -> dict[str, FileRecord]:
+def _install_file(
+    spec: WeightsSpec, source: Path, folder: Path, progress: ProgressCallback
+) -> dict[str, FileRecord]:
+    """A model that is one ONNX file, whatever it is called."""
     if source.is_dir():
-        published = Path(FACE.files[0].path).name
+        published = Path(spec.files[0].path).name
         found = sorted(source.rglob(published))
         if not found:
             raise WeightsError(f"there is no {published} in {source}; give the file itself")
@@ -97,9 +99,9 @@ def _install_file(source: Path, folder: Path, name: str, progress: ProgressCallb
         raise WeightsError(f"{source} is damaged or no ONNX model; give the model's ONNX file") from error
     check_room(folder, source.stat().st_size, 0)
     progress(Progress("copying", 0, 1, source.name))
-    copied = copy_file(source, folder / name)
+    copied = copy_file(source, folder / spec.file_name)
     progress(Progress("copying", 1, 1, source.name))
-    return {name: copied}
+    return {spec.file_name: copied}
 
 
 @contextmanager

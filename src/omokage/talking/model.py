@@ -36,7 +36,7 @@ from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae
 
 # A face embedding that the user added himself.
-FACE_FILE = "face.onnx"
+FACE_FILE = "face.onnx"  # `file_name` of its entry in weights.registry
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -74,6 +74,11 @@ class WeightsSpec:
         return "NOTICE.txt" if self.within is None else f"{self.name}.NOTICE.txt"
 
     @property
+    def file_name(self) -> str:
+        """Of a model that is one file, once installed."""
+        return f"{self.name}.onnx"
+
+    @property
     def licences(self) -> str:
         """The names of all licences, each once."""
         return ", ".join(dict.fromkeys(part.licence.name for part in self.parts))
@@ -107,6 +112,12 @@ INSIGHTFACE = Licence(
     "InsightFace model licence",
     CommercialUse.NO,
     "Non-commercial research only, unless InsightFace grants more.",
+)
+
+OWNERS = Licence(
+    "that of the file",
+    CommercialUse.NO,
+    "omokage does not know whose file it is; ask its owner, the usual ones are for research.",
 )
 
 _TEXT_FILES = (
@@ -179,7 +190,35 @@ COGVIDEOX_I2V = WeightsSpec(
     download_bytes=22_000_000_000,
     installed_bytes=39_900_000_000,
 )
-REGISTRY: Mapping[str, WeightsSpec] = {spec.name: spec for spec in (HALLO3, FACE, SPEECH, COGVIDEOX_I2V)}
+SYNC = WeightsSpec(
+    name="sync",
+    title="SyncNet (Chung & Zisserman 2016)",
+    used_for="`evaluate --speech` measures lip sync as papers do (LSE-C, LSE-D)",
+    parts=(ModelPart("a SyncNet in ONNX format, exported by its user", OWNERS),),
+    files=(PublishedFile("syncnet.onnx"),),
+    download_bytes=54_000_000,
+    installed_bytes=54_000_000,
+)
+FID = WeightsSpec(
+    name="fid",
+    title="Features of frames (Inception v3 for FID, Heusel et al. 2017)",
+    used_for="`evaluate --speech` measures FID against a recording",
+    parts=(ModelPart("a network of frames in ONNX format, exported by its user", OWNERS),),
+    files=(PublishedFile("inception.onnx"),),
+    download_bytes=95_000_000,
+    installed_bytes=95_000_000,
+)
+FVD = WeightsSpec(
+    name="fvd",
+    title="Features of clips (I3D for FVD, Unterthiner et al. 2018)",
+    used_for="`evaluate --speech` measures FVD against a recording",
+    parts=(ModelPart("a network of clips in ONNX format, exported by its user", OWNERS),),
+    files=(PublishedFile("i3d.onnx"),),
+    download_bytes=51_000_000,
+    installed_bytes=51_000_000,
+)
+SPECS = (HALLO3, FACE, SPEECH, COGVIDEOX_I2V, SYNC, FID, FVD)
+REGISTRY: Mapping[str, WeightsSpec] = {spec.name: spec for spec in SPECS}
 
 
 def find_spec(name: str) -> WeightsSpec:

@@ -77,12 +77,12 @@ class ThumbnailIdentity:
 class OnnxIdentity:
     """An ArcFace network in ONNX format that takes RGB crops (1, 3, 112, 112) in [-1, 1].
 
-    Raises WeightsError when the file is none or gives embeddings of another width than `width`.
+    width: of the embeddings, None for any. Raises WeightsError when the file is none or gives another width.
     """
 
     is_blind = False
 
-    def __init__(self, path: Path, width: int) -> None:
+    def __init__(self, path: Path, width: int | None = None) -> None:
         import onnxruntime
 
         try:
@@ -93,12 +93,12 @@ class OnnxIdentity:
             raise WeightsError(
                 f"{path} is no face embedding of 112 x 112 pixels; remove it or give an ArcFace network in ONNX format"
             ) from error
-        if given != (1, width):
+        if given != (1, width or given[-1]):
             raise WeightsError(
                 f"{path} gives embeddings of {given[-1]} numbers and the denoiser takes {width}; remove it or give "
                 "another network"
             )
-        self._width = width
+        self._width = given[-1]
 
     def embed(self, picture: Image, landmarks: NDArray[np.floating] | None) -> Tensor:
         if landmarks is None:
