@@ -20,6 +20,7 @@ from omokage.errors import InputError, MemoryShortageError, OutputError, Weights
 from omokage.media.decode import read_frames
 from omokage.pipelines.animate import AnimateConfig, animate
 from omokage.pipelines.speech_track import read_speech
+from omokage.pipelines.talker import write_talker
 from omokage.pipelines.train_portrait import TrainConfig, first_folder, train_portrait
 from omokage.pipelines.training_data import (
     DataConfig,
@@ -39,6 +40,7 @@ from omokage.talking.placement import resident
 from omokage.talking.training.config import stage_one, stage_two
 from omokage.talking.transformer import Transformer
 from omokage.tracking.landmarks import Landmarks
+from processes import Started, places
 from talking_folder import (
     CPU,
     astronaut,
@@ -274,6 +276,11 @@ def test_what_cannot_fit_is_refused_before_any_work(tmp_path: Path, monkeypatch:
 # The whole way
 
 
+@pytest.fixture(scope="module")
+def said_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("said")
+
+
 @pytest.fixture
 def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with one usable clip."""
@@ -378,6 +385,55 @@ def test_a_stopped_training_goes_on(data: Path, tmp_path: Path, monkeypatch: pyt
     )
     assert done.result.losses == whole.losses
     assert [note[:6] for note in seen if note.startswith("step")] == ["step 2", "step 3"]
+
+
+COMMAND = "import torch; torch.set_num_threads(1); from omokage.cli.app import main; main()"
+# The machine fails when the first step was kept.
+FAILING = """
+import os, signal
+import omokage.talking.training.train as train
+train.CHECKPOINT_SECONDS = 0.0
+save = train.Run.save
+def save_and_fail(self, *given, **named):
+    save(self, *given, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+train.Run.save = save_and_fail
+"""
+
+
+def test_two_processes_train_what_one_trains(tmp_path: Path, said_in: Path) -> None:
+    """The command as `torchrun` starts it, both stages, with their frozen parts and a LoRA; killed and begun again."""
+    write_talker(tmp_path / "one.mp4", 40, side=128)
+    for stage, output, more in ((1, "one", []), (2, "lora", ["--lora", "4", "--weights", tmp_path / "one"])):
+        given = ["--preset", "tiny", "--stage", stage, "--steps", 2, "--batch", 2, "--device", "cpu", *more]
+        arguments = ["train-portrait", tmp_path / "one.mp4", "-o", tmp_path / output, *given]
+        if stage == 1:
+            assert [status for status, *_ in pair(FAILING, arguments, said_in)] == [-9, -9]
+            assert (tmp_path / "one.work" / "checkpoint" / "latest.json").is_file() and not (
+                tmp_path / output
+            ).exists()
+        for status, _, said in pair("", arguments, said_in):
+            assert status == 0, said
+    first = few(batch=2)
+    alone = train_portrait(tmp_path / "one.mp4", output=tmp_path / "alone", config=first)
+    report = json.loads((tmp_path / "one" / "training.json").read_text())
+    assert report["losses"] == pytest.approx(alone.result.losses, rel=1e-5)
+    for file in ("denoiser-00001-of-00001.safetensors", "reference-00001-of-00001.safetensors"):
+        shared, single = load_file(tmp_path / "one" / file), load_file(tmp_path / "alone" / file)
+        for name, value in single.items():
+            torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-5)
+    second = few(stage=2, batch=2, lora=4, weights=tmp_path / "one")
+    train_portrait(tmp_path / "one.mp4", output=tmp_path / "lora-alone", config=second)
+    shared, single = (load_file(tmp_path / place / "lora.safetensors") for place in ("lora", "lora-alone"))
+    assert shared.keys() == single.keys()
+    for name, value in single.items():
+        torch.testing.assert_close(shared[name], value, rtol=1e-4, atol=1e-5)
+
+
+def pair(first: str, arguments: list[object], said_in: Path) -> list[tuple[int, str, str]]:
+    """The command in two processes that do `first` before."""
+    processes = [Started(first + COMMAND, arguments, said_in, **place) for place in places(2)]
+    return [process.wait() for process in processes]
 
 
 def test_nothing_of_somebody_else_is_replaced(data: Path, tmp_path: Path) -> None:
