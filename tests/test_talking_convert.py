@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import weakref
 import zipfile
 from collections import OrderedDict
 from dataclasses import replace
@@ -313,3 +314,25 @@ def test_a_damaged_index_is_said(source: Path, tmp_path: Path) -> None:
     path.write_text(json.dumps({"weight_map": {}}), encoding="utf-8")
     with pytest.raises(InputError, match=r"index\.json is damaged"):
         read_index(tmp_path / "out", "layer")
+
+
+def test_only_one_shard_is_in_memory(tmp_path: Path) -> None:
+    """Tensors that are joined or made anew exist while their own shard is written, and no longer."""
+    alive: set[int] = set()
+    most = 0
+
+    def pending(number: int) -> convert.Pending:
+        def make() -> torch.Tensor:
+            nonlocal most
+            made = torch.full((10,), float(number))
+            alive.add(number)
+            weakref.finalize(made, alive.discard, number)
+            most = max(most, len(alive))
+            return made
+
+        return convert.Pending(torch.Size((10,)), torch.float32, make)
+
+    network = {f"part.{number}": pending(number) for number in range(12)}
+    index = convert.write_networks({"network": network}, tmp_path, origins=[], shard_bytes=120)[0]
+    assert len(index.digests) == 4 and most == 3 and not alive
+    assert load_file(tmp_path / index.shards["part.7"])["part.7"].tolist() == [7.0] * 10

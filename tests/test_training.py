@@ -179,6 +179,33 @@ def test_saving_memory_changes_no_gradient(changes: dict[str, object]) -> None:
         torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("choice", ["one, denoiser", "two, denoiser"])
+def test_a_card_learns_in_mixed_precision_what_float32_learns(choice: str) -> None:
+    """As on a card: frozen weights in bfloat16, what learns in float32, products in bfloat16 (here on a processor)."""
+    patterns, _ = CHOSEN[choice]
+    config = stage(denoiser=patterns, reference=(), recompute=True)
+    drawn = next(draw_step(NoiseWindows(), config, 0, range(2)))
+    found: list[torch.Tensor] = []
+    for is_mixed in (False, True):
+        trained = couple()
+        if is_mixed:
+            trained.to(torch.bfloat16)
+        make_ready(trained, config)
+        learning = {name: value for name, value in trained.named_parameters() if value.requires_grad}
+        frozen = {value.dtype for name, value in trained.named_parameters() if name not in learning}
+        assert {value.dtype for value in learning.values()} == {torch.float32}
+        assert frozen == {torch.bfloat16 if is_mixed else torch.float32}
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_mixed):
+            losses = trained(drawn.batch, drawn.noise, drawn.timesteps)
+        losses.sum().backward()
+        assert losses.dtype == torch.float32
+        found.append(
+            torch.cat([value.grad.flatten() for value in learning.values() if value.grad is not None])
+        )
+    assert found[1].dtype == torch.float32
+    assert torch.nn.functional.cosine_similarity(*found, dim=0) > 0.999
+
+
 def test_a_weight_of_the_loss() -> None:
     drawn = next(draw_step(NoiseWindows(), stage(), 0, range(2)))
     trained, cells = couple(), torch.zeros(2, 1, 1, 4, 4)
