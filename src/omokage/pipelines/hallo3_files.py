@@ -19,15 +19,17 @@ from omokage.pipelines.model_files import (
     network_records,
     planned_bytes,
 )
-from omokage.talking.checkpoint import DENOISER_PREFIX, REFERENCE_PREFIX, transformer_keys
+from omokage.talking.checkpoint import (
+    DENOISER_PREFIX,
+    OTHERS_IN_MAIN,
+    OTHERS_IN_VAE,
+    REFERENCE_PREFIX,
+    transformer_keys,
+)
 from omokage.talking.convert import Part, convert_checkpoint, read_checkpoint
 from omokage.talking.folder import DENOISER, REFERENCE, VAE, Architecture
 from omokage.talking.vae import VAE_PREFIX, vae_keys
 from omokage.weights.store import FileRecord, check_room, folder_bytes
-
-# What else the official files may hold beside the networks that are wanted from them.
-OTHERS_IN_MAIN = (VAE_PREFIX, "conditioner.")
-OTHERS_IN_VAE = ("loss.",)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from omokage.official import KeyMap
 from omokage.talking.config import TransformerConfig
+from omokage.talking.vae import VAE_PREFIX
 
 DENOISER_PREFIX = "model.diffusion_model."
 REFERENCE_PREFIX = "ref_model.diffusion_model."
+# What else the official files may hold beside the networks that are wanted from them.
+OTHERS_IN_MAIN = (VAE_PREFIX, "conditioner.")
+OTHERS_IN_VAE = ("loss.",)
 
 # Official name -> ours, without ".weight" and ".bias"; {} is the layer.
 _PARTS = {

@@ -20,16 +20,18 @@ from omokage.errors import InputError
 from omokage.files import parse_json
 from omokage.official import KeyMap
 from omokage.talking.blocks import NORM_EPS, cross_attention
-from omokage.talking.checkpoint import DENOISER_PREFIX, transformer_keys
+from omokage.talking.checkpoint import (
+    DENOISER_PREFIX,
+    OTHERS_IN_MAIN,
+    OTHERS_IN_VAE,
+    transformer_keys,
+)
 from omokage.talking.config import TransformerConfig
 from omokage.talking.convert import Pending, Weights, check_keys, read_checkpoint
 from omokage.talking.projections import AudioProjection, FaceProjection
 from omokage.talking.vae import VaeConfig, vae_keys
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model"
-# What else the files of its own layout may hold.
-OTHERS_IN_TRANSFORMER = ("first_stage_model.", "conditioner.")
-OTHERS_IN_VAE = ("loss.",)
 
 # Name in diffusers -> ours, without ".weight" and ".bias"; {} is the layer.
 _PARTS = {
@@ -82,7 +84,7 @@ def read_transformer(source: Path, config: TransformerConfig) -> Weights:
     files that cannot be read safely, of another model, or of another size.
     """
     if source.is_file():
-        return _read_own(source, transformer_keys(config, DENOISER_PREFIX), OTHERS_IN_TRANSFORMER)
+        return _read_own(source, transformer_keys(config, DENOISER_PREFIX), OTHERS_IN_MAIN)
     pieces = diffusers_pieces(config)
     wanted = {key: key for parts in pieces.values() for key, _ in parts}
     stored = read_folder(source)
