@@ -345,6 +345,8 @@ def test_the_published_first_stage_begins_with_cogvideox(
         WeightsError, match=r"weights of cogvideox are not installed.*'omokage weights add cogvideox'"
     ):
         train_portrait(data, output=one, config=few(weights=start))
+    with pytest.raises(WeightsError, match=r"no folder cogvide to begin with; .* one of hallo3, cogvideox"):
+        train_portrait(data, output=one, config=few(weights=Path("cogvide")))
     published = make_cogvideox_folder(tmp_path / "published")
     folder = add_weights("cogvideox", published, config=AddConfig(tiny_cogvideox(), torch.float32))
     # Speech features of the tiny encoder are of two layers; windows are 49 frames.

@@ -16,7 +16,7 @@ import torch
 
 import omokage
 from omokage.config import Config, Progress, ProgressCallback, ignore_progress
-from omokage.errors import ConsentError, InputError, MemoryShortageError, OutputError
+from omokage.errors import ConsentError, InputError, MemoryShortageError, OutputError, WeightsError
 from omokage.files import result_folder, saving
 from omokage.pipelines.animate import AnimateConfig, face_file_of, identity_of
 from omokage.pipelines.training_data import TrainingData, find_videos, prepare_training_data
@@ -207,8 +207,12 @@ def first_folder(config: TrainConfig) -> Path | None:
     """
     if config.weights is None:
         return next((folder for name in INSTALLED if (folder := find(name)) is not None), None)
-    name = str(config.weights)
-    return installed(name) if name in INSTALLED and not config.weights.exists() else config.weights
+    name, is_there = str(config.weights), config.weights.exists()
+    if not is_there and name not in INSTALLED:
+        raise WeightsError(
+            f"there is no folder {name} to begin with; give that of a model, or one of {', '.join(INSTALLED)}"
+        )
+    return config.weights if is_there else installed(name)
 
 
 def _first_weights(config: TrainConfig, work: Path, workers: Workers) -> Path:
