@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ from omokage.talking.conditions.speech import (
     window_rows,
 )
 from omokage.talking.conditions.text import TextEncoder
+from omokage.talking.config import tiny
+from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae, official_vae_key, tiny_vae
 from omokage.tracking.morphable import MorphableModel
 
@@ -151,6 +154,12 @@ def test_a_later_windows_condition_and_the_networks_input_are_the_released_ones(
     image.check("next.pixels", clip.transpose(1, 2).numpy())
     latents = condition_latents(vae, clip, 13, frames_first(image, "posterior_noise"))
     image.check("next.latent", latents.numpy(), share=0.5)
+    # What the denoiser embeds: of every frame the noisy latents, then those of the condition.
+    sizes = replace(tiny(), latent_channels=4, latent_height=4, latent_width=6)
+    network, embedded = Transformer(sizes), list[torch.Tensor]()
+    network.embedding.register_forward_pre_hook(lambda _, given: embedded.append(given[0]))
+    network.embed(tensor(image, "state"), latents, torch.zeros(1, sizes.text_tokens, sizes.text_width))
+    image.check("network_input", embedded[0].numpy(), share=0.5)
 
 
 def test_the_reference_latents_are_the_released_ones(image: Golden, vae: CausalVae) -> None:
@@ -268,7 +277,13 @@ def test_the_speech_encoder_gives_the_released_hidden_states(speech_encoder: Spe
     features = speech_encoder.convolved(waveform)
     golden.check("features_50hz", features.numpy(), share=0.5)
     golden.check("features_25hz", to_frames(features, frames).numpy(), share=0.5)
+    # What enters the first layer, which is no hidden state that the video hears.
+    embedded: list[torch.Tensor] = []
+    layer = speech_encoder._network.encoder.layers[0]
+    listening = layer.register_forward_pre_hook(lambda _, given: embedded.append(given[0]))
     golden.check("hidden", speech_encoder.hidden(waveform[0], frames).numpy(), share=0.5)
+    listening.remove()
+    golden.check("embedding", embedded[0].numpy(), share=0.5)
 
 
 def test_a_speech_becomes_features_of_its_padded_length(speech_encoder: SpeechEncoder) -> None:
