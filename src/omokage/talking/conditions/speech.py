@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from omokage.errors import InputError, MissingDependencyError
 from omokage.talking.conditions.portrait import MOTION_FRAMES
+from omokage.talking.conditions.pretrained import load_whole
 
 SAMPLE_RATE = 16_000
 FRAME_RATE = 25
@@ -147,7 +148,8 @@ class SpeechEncoder:
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
         """Read the encoder from a folder in the format of `transformers`, in float32, from this machine alone.
 
-        Raises InputError when the folder holds no such encoder, MissingDependencyError without `transformers`.
+        Raises InputError when the folder holds no such encoder, its kind WeightsError for one that is not whole,
+        MissingDependencyError without `transformers`.
         """
         try:
             from transformers import AutoConfig, HubertModel, Wav2Vec2Model
@@ -161,7 +163,7 @@ class SpeechEncoder:
             transformers_logging.disable_progress_bar()
             kinds = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel}
             kind = kinds[AutoConfig.from_pretrained(folder, local_files_only=True).model_type]
-            network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            network = load_whole(kind, folder, "speech encoder")
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{folder} holds no speech encoder: a folder of wav2vec2 or hubert with config.json and safetensors is "
