@@ -209,7 +209,9 @@ class SpeechEncoder:
         length = speech_length(len(speech), window_frames, exact=exact)
         device = next(self._network.parameters()).device
         padded = torch.from_numpy(np.pad(normalized(speech), (0, length.padding)))
-        total, parts = length.padded_frames, []
+        total = length.padded_frames
+        # Laid out at once: of two hours they are gigabytes, and pieces that were put together would be there twice.
+        features = torch.empty(total, self.depth, self.width, dtype=dtype)
         step = max(total, 1) if total <= one_pass_frames else one_pass_frames
         with torch.no_grad():
             for start in range(0, total, step):
@@ -217,8 +219,8 @@ class SpeechEncoder:
                 first, last = max(start - OVERLAP_FRAMES, 0), min(stop + OVERLAP_FRAMES, total)
                 piece = padded[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME].to(device)
                 hidden = self.hidden(piece, last - first)[start - first : stop - first]
-                parts.append(hidden.to("cpu", dtype))
-        return SpeechFeatures(torch.cat(parts), length)
+                features[start:stop] = hidden.to("cpu", dtype)
+        return SpeechFeatures(features, length)
 
 
 def _first(result: Any) -> Tensor:
