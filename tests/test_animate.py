@@ -243,8 +243,9 @@ def test_every_network_is_gone_before_the_denoiser_comes(
     left = list[tuple[str, list[str]]]()
 
     def watched(name: str, network: torch.nn.Module) -> None:
-        seen[name] = [weakref.ref(value) for value in network.parameters()]
-        assert seen[name]
+        parameters = [weakref.ref(value) for value in network.parameters()]
+        assert parameters
+        seen.setdefault(name, []).extend(parameters)
 
     def watching(name: str) -> None:
         load = getattr(TalkingModel, name)

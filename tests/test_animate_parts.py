@@ -181,13 +181,13 @@ def test_two_people_side_by_side_are_refused(person: np.ndarray, tmp_path: Path)
 
 
 def drawn_face(side: int = 300) -> np.ndarray:
-    """As a child draws one: a circle, two dots, a curve."""
+    """With chalk on a blackboard: a circle, two dots, a curve. (Drawn in ink the network takes it for a face.)"""
     y, x = (np.mgrid[:side, :side] / side - 0.5) * 2
-    picture = np.full((side, side, 3), 250, np.uint8)
+    picture = np.full((side, side, 3), 5, np.uint8)
     line = np.abs(np.hypot(x, y) - 0.8) < 0.02
     mouth = (np.abs(np.hypot(x, y + 0.1) - 0.5) < 0.02) & (y > 0.2)
     eyes = np.hypot(np.abs(x) - 0.3, y + 0.25) < 0.05
-    picture[line | mouth | eyes] = 10
+    picture[line | mouth | eyes] = 245
     return picture
 
 
@@ -336,7 +336,7 @@ def encoded(path: Path, codec: str, sound: Audio) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=sound.sample_rate, layout=layout)
         if codec != "flac":
-            stream.bit_rate = 64_000 * channels if sound.sample_rate > 16_000 else 32_000
+            stream.bit_rate = 96_000 * channels if sound.sample_rate > 16_000 else 32_000
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.samples).reshape(1, -1), "flt", layout)
         frame.sample_rate, frame.pts, frame.time_base = sound.sample_rate, 0, Fraction(1, sound.sample_rate)
         for piece in (frame, None):
