@@ -59,7 +59,7 @@ def make_tiny_folder(folder: Path, seed: int = 0) -> Path:
     convert_checkpoint(official, [Part(name, keys) for name, keys in maps.items()], folder)
     official.unlink()
     save_architecture(folder, sizes)
-    _save_encoders(folder, sizes)
+    save_encoders(folder, sizes)
     return folder
 
 
@@ -107,7 +107,7 @@ def make_cogvideox_folder(folder: Path, **changes: Any) -> Path:
         layers_per_block=sizes.vae.blocks,
         norm_num_groups=sizes.vae.norm_groups,
     ).save_pretrained(folder / "vae")
-    _save_encoders(folder, sizes)
+    save_encoders(folder, sizes)
     (folder / TEXT_FOLDER).rename(folder / "text_encoder")
     (folder / "tokenizer").mkdir()
     for path in (folder / "text_encoder").glob("*token*"):
@@ -128,7 +128,8 @@ def _filled(network: nn.Module, keys: KeyMap) -> dict[str, torch.Tensor]:
     return state
 
 
-def _save_encoders(folder: Path, sizes: Architecture) -> None:
+def save_encoders(folder: Path, sizes: Architecture) -> None:
+    """A text and a speech encoder, filled at random, in their folders below `folder`."""
     import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers
 

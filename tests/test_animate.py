@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import threading
+import tracemalloc
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,6 +40,7 @@ from omokage.media.clip import Audio
 from omokage.media.decode import probe, read_frames
 from omokage.pipelines.animate import AnimateConfig, animate
 from omokage.pipelines.animate_guard import asked_by_networks
+from omokage.pipelines.animate_plan import speech_bytes
 from omokage.pipelines.speech_track import read_speech
 from omokage.talking.blocks import Block
 from omokage.talking.caches import Conditions
@@ -192,6 +195,154 @@ def test_a_landscape_fills_the_frame(weights: Path, speech: Path, tmp_path: Path
     animate(wide, speech, output=tmp_path / "o.mp4", config=settings(weights))
     info = probe(tmp_path / "o.mp4")
     assert (info.width, info.height) == (96, 64)
+
+
+def lively(seconds: float, rate: int = 48000) -> Audio:
+    """Two voices of vowels, one in each ear."""
+    time = np.arange(round(seconds * rate)) / rate
+    ears = [
+        sum(
+            np.sin(2 * np.pi * pitch * k * time) * (1 + np.sin(2 * np.pi * (pace + k) * time)) / k
+            for k in (1, 3, 5)
+        )
+        for pitch, pace in ((180, 3.1), (260, 4.7))
+    ]
+    return Audio((0.1 * np.stack(ears, axis=1)).astype(np.float32), rate)
+
+
+def test_the_sound_of_the_video_is_that_of_the_speech(weights: Path, portrait: Path, tmp_path: Path) -> None:
+    """Both channels, from the first sample to the last, but for the codec and the mark that nobody hears."""
+    speech = save_sound(tmp_path / "s.wav", lively(0.5))
+    animate(portrait, speech, output=tmp_path / "o.mp4", config=settings(weights))
+    given, made = read_audio(speech), read_audio(tmp_path / "o.mp4")
+    assert given is not None and made is not None
+    assert made.sample_rate == given.sample_rate and made.samples.shape[1] == 2
+    # Pictures last 13 * 40 ms, and the sound is filled up with silence to their end.
+    count = len(given.samples)
+    assert count <= len(made.samples) <= round(0.52 * 48000) + 1024
+    mine, theirs = made.samples[:count].T, given.samples.T
+    alike = np.corrcoef(np.concatenate([mine, theirs]))[:2, 2:]
+    assert min(alike[0, 0], alike[1, 1]) > 0.99, alike
+    assert max(abs(alike[0, 1]), abs(alike[1, 0])) < 0.2, alike
+    assert np.sqrt((mine**2).mean() / (theirs**2).mean()) == pytest.approx(1, abs=0.05)
+
+
+# what is kept, and for how long
+
+
+def gone(references: list[Any]) -> list[str]:
+    """Shapes of what is still there."""
+    return [str(tuple(tensor.shape)) for reference in references if (tensor := reference()) is not None]
+
+
+def test_every_network_is_gone_before_the_denoiser_comes(
+    weights: Path, portrait: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And of the denoiser what works once, before the first step."""
+    seen = dict[str, list[Any]]()
+    left = list[tuple[str, list[str]]]()
+
+    def watched(name: str, network: torch.nn.Module) -> None:
+        parameters = [weakref.ref(value) for value in network.parameters()]
+        assert parameters
+        seen.setdefault(name, []).extend(parameters)
+
+    def watching(name: str) -> None:
+        load = getattr(TalkingModel, name)
+
+        def loaded(model: TalkingModel, given: Any) -> Any:
+            if name == "denoiser":
+                left.extend((part, gone(references)) for part, references in seen.items())
+            part = load(model, given)
+            if name == "denoiser":
+                watched(
+                    "what works once",
+                    torch.nn.ModuleList([part.modulation, part.face_tokens, part.audio_tokens]),
+                )
+                for block in part.blocks:
+                    watched("what works once", block.face.key_value)
+            elif name not in seen:  # a second autoencoder decodes
+                watched(name, getattr(part, "_network", part))
+            return part
+
+        monkeypatch.setattr(TalkingModel, name, loaded)
+
+    for name in ("text_encoder", "speech_encoder", "vae", "reference", "denoiser"):
+        watching(name)
+
+    def stop(report: Progress) -> None:
+        if report.stage == "animating":
+            left.append(("what works once", gone(seen["what works once"])))
+            raise KeyboardInterrupt
+
+    short = save_sound(tmp_path / "s.wav", beep(0, 0.1))
+    with pytest.raises(KeyboardInterrupt):
+        animate(portrait, short, output=tmp_path / "o.mp4", config=settings(weights), on_progress=stop)
+    assert left == [
+        (name, []) for name in ("text_encoder", "speech_encoder", "vae", "reference", "what works once")
+    ]
+
+
+def tensor_bytes() -> int:
+    """Of all tensors of this process."""
+    gc.collect()
+    tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), Tensor)]
+    storages = (tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu")
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+class Forgets:
+    """Keeps no window: each is computed, and none is there afterwards."""
+
+    def load(self, index: int) -> None:
+        return None
+
+    def save(self, index: int, latents: Tensor) -> None:
+        pass
+
+
+def test_memory_does_not_grow_with_the_windows(scene: Scene) -> None:
+    """After the first step of each of four windows as much is there as in the second one, pictures included."""
+    long = replace(scene, speech_tokens=scene.speech_tokens * 2, frame_count=4 * 47)
+    tensors, others = list[int](), list[int]()
+
+    def measure(index: int, done: int) -> None:
+        if done == 1:
+            tensors.append(tensor_bytes())
+            others.append(tracemalloc.get_traced_memory()[0])
+
+    tracemalloc.start()
+    try:
+        count = sum(1 for _ in rollout(long, Forgets(), measure))
+    finally:
+        tracemalloc.stop()
+    assert count == 4 * 47 and len(tensors) == 4
+    latents, picture = 13 * 16 * 8 * 12 * 4, 64 * 64 * 3
+    assert max(tensors[2:]) - tensors[1] < latents // 4
+    assert max(others[2:]) - others[1] < 47 * picture // 2
+
+
+def test_no_picture_waits_for_the_end_of_the_video(
+    weights: Path, portrait: Path, speech: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive, kept = list[int](), list[Any]()
+
+    def watched(*given: Any) -> Iterator[Any]:
+        for image in rollout(*given):
+            kept.append(weakref.ref(image))
+            alive.append(sum(reference() is not None for reference in kept))
+            yield image
+
+    monkeypatch.setattr(pipeline, "rollout", watched)
+    animate(portrait, speech, output=tmp_path / "o.mp4", config=settings(weights))
+    assert len(alive) == FRAMES and max(alive) <= 4
+
+
+def test_what_is_kept_of_a_speech_is_what_the_plan_counts(scene: Scene, weights: Path, speech: Path) -> None:
+    model = TalkingModel.open(weights, CPU)
+    voice = prepare_speech(model, read_speech(speech).voice, lambda _: None)
+    kept = voice.hidden.nbytes + sum(tokens.nbytes for tokens in scene.speech_tokens)
+    assert kept == speech_bytes(model.sizes.transformer, FRAMES, 4)
 
 
 # the savings change no number
@@ -578,6 +729,41 @@ def test_missing_weights_say_what_to_do(
     assert "not installed (39.9 GB; licence: CogVideoX" in said and "omokage weights pull hallo3" in said
     assert said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def files_of(*folders: Path) -> dict[Path, tuple[int, int]]:
+    """Every file, its length, and when it was last written."""
+    found = (path for folder in folders for path in folder.rglob("*"))
+    return {path: ((status := path.stat()).st_size, status.st_mtime_ns) for path in found}
+
+
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_a_plan_does_no_work(
+    is_installed: bool,
+    weights: Path,
+    portrait: Path,
+    speech: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The command itself: no network is loaded and no file written, with a model and without."""
+    monkeypatch.setenv("OMOKAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("denoiser", "reference", "vae", "text_encoder", "speech_encoder", "_filled"):
+        monkeypatch.setattr(TalkingModel, name, lambda *_, name=name: pytest.fail(f"{name} was loaded"))
+    monkeypatch.setattr(
+        "omokage.talking.model.load_weights", lambda *_, **__: pytest.fail("weights were read")
+    )
+    folders = (tmp_path, weights, portrait.parent, speech.parent)
+    before = files_of(*folders)
+    arguments = ["animate", str(portrait), str(speech), "--plan", "--device", "cpu", "--steps", "4"]
+    assert cli.run([*arguments, *(["--weights", str(weights)] if is_installed else [])]) == 0
+    said = capsys.readouterr().out
+    assert "60 frames, 2.40 s of" in said and "windows   2 of 49 frames" in said and "passes over" in said
+    assert ("of 64x64 pixels" in said) == is_installed
+    assert ("weights of hallo3 are not installed" in said) == (not is_installed)
+    assert files_of(*folders) == before
 
 
 def test_a_folder_with_another_model_is_refused(

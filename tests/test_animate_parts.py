@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import weakref
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -44,10 +48,11 @@ from omokage.talking.config import official_sampler
 from omokage.talking.folder import Architecture, official_architecture
 from omokage.talking.model import Machine
 from omokage.talking.parallel import Layout
-from omokage.talking.placement import expected, grouped
+from omokage.talking.placement import expected, grouped, resident
 from omokage.talking.prepare import Portrait
 from omokage.tracking.landmarks import Landmarks
 from omokage.tracking.morphable import MorphableModel
+from omokage.tracking.synthetic import SyntheticSubject
 from talking_folder import CPU, astronaut, save_face_network, save_picture, save_sound, tiny_architecture
 
 HEIGHT, WIDTH = 480, 720
@@ -165,6 +170,40 @@ def test_several_faces_and_profiles_are_refused_with_advice(tmp_path: Path) -> N
     assert allowed.portrait.landmarks is not None
 
 
+def test_two_people_side_by_side_are_refused(person: np.ndarray, tmp_path: Path) -> None:
+    """By the landmark network itself."""
+    head = person[:256, 96:352]
+    path = save_picture(tmp_path / "two.png", np.hstack([head, head]))
+    with pytest.raises(InputError, match="shows 2 faces and one is needed; crop it to one person"):
+        read_portrait(path, HEIGHT, WIDTH)
+    alone = read_portrait(save_picture(tmp_path / "one.png", head), HEIGHT, WIDTH)
+    assert alone.notes == ()
+
+
+def drawn_face(side: int = 300) -> np.ndarray:
+    """With chalk on a blackboard: a circle, two dots, a curve. (Drawn in ink the network takes it for a face.)"""
+    y, x = (np.mgrid[:side, :side] / side - 0.5) * 2
+    picture = np.full((side, side, 3), 5, np.uint8)
+    line = np.abs(np.hypot(x, y) - 0.8) < 0.02
+    mouth = (np.abs(np.hypot(x, y + 0.1) - 0.5) < 0.02) & (y > 0.2)
+    eyes = np.hypot(np.abs(x) - 0.3, y + 0.25) < 0.05
+    picture[line | mouth | eyes] = 245
+    return picture
+
+
+def test_a_drawn_face_is_taken_with_the_switch(tmp_path: Path) -> None:
+    path = save_picture(tmp_path / "drawn.png", drawn_face())
+    with pytest.raises(NoFaceError, match="if it is painted or drawn, add --any-face"):
+        read_portrait(path, HEIGHT, WIDTH)
+    taken = read_portrait(path, HEIGHT, WIDTH, any_face=True)
+    assert taken.portrait.picture.shape == (300, 300, 3) and "taken all the same" in taken.notes[0]
+    # One that is painted well enough is a face like others.
+    subject = SyntheticSubject(3)
+    (painted,) = subject.render_clip(subject.performance(0.04, size=256, motion=0))
+    good = read_portrait(save_picture(tmp_path / "painted.png", painted.image), HEIGHT, WIDTH, any_face=True)
+    assert good.notes == () and good.portrait.landmarks is not None
+
+
 def test_a_portrait_in_the_wrong_format_is_told(tmp_path: Path) -> None:
     sound = save_sound(tmp_path / "s.wav", Audio(np.zeros((100, 1), np.float32), 16000))
     with pytest.raises(MediaError, match="a picture"):
@@ -252,6 +291,59 @@ def test_a_voice_comes_at_16_khz_in_its_length(rate: int, tmp_path: Path) -> Non
     np.testing.assert_allclose(resampled(Audio(tone, rate), 16000)[middle, 0], expected[middle], atol=0.01)
 
 
+def hummed(rate: int, channels: int) -> Audio:
+    """A second of tones that swell and fade, so that no shift of it is like it."""
+    time = np.arange(rate) / rate
+    tones = sum(
+        np.sin(2 * np.pi * pitch * time) * (1 + np.sin(2 * np.pi * pace * time))
+        for pitch, pace in ((180, 3.1), (410, 5.3), (930, 4.2), (1730, 7.7))
+    )
+    ears = [0.08 * np.asarray(tones), 0.04 * np.asarray(tones)[::-1]]
+    return Audio(np.stack(ears[:channels], axis=1).astype(np.float32), rate)
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (48000, 2)])
+@pytest.mark.parametrize(
+    ("suffix", "codec", "error"),
+    [
+        (".mp3", "libmp3lame", 0.1),
+        (".flac", "flac", 0.001),
+        (".ogg", "libopus", 0.1),
+        (".m4a", "aac", 0.1),
+    ],
+)
+def test_a_voice_in_any_format_is_that_of_the_wav(
+    suffix: str, codec: str, error: float, rate: int, channels: int, tmp_path: Path
+) -> None:
+    """To the sample: what an encoder puts in front and behind is taken away again."""
+    try:
+        av.codec.Codec(codec, "w")
+    except av.error.FFmpegError:
+        pytest.skip(f"this build has no encoder {codec}")
+    sound = hummed(rate, channels)
+    plain = read_speech(save_sound(tmp_path / "s.wav", sound))
+    other = read_speech(encoded(tmp_path / f"s{suffix}", codec, sound))
+    assert other.sound.samples.shape[1] == channels
+    # The last packet of AAC is filled up.
+    assert len(plain.voice) <= len(other.voice) <= len(plain.voice) + 1024 * 16000 // rate
+    gap = other.voice[: len(plain.voice)] - plain.voice
+    assert np.sqrt((gap**2).mean() / (plain.voice**2).mean()) < error
+
+
+def encoded(path: Path, codec: str, sound: Audio) -> Path:
+    channels = sound.samples.shape[1]
+    layout = ("mono", "stereo")[channels - 1]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=sound.sample_rate, layout=layout)
+        if codec != "flac":
+            stream.bit_rate = 96_000 * channels if sound.sample_rate > 16_000 else 32_000
+        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound.samples).reshape(1, -1), "flt", layout)
+        frame.sample_rate, frame.pts, frame.time_base = sound.sample_rate, 0, Fraction(1, sound.sample_rate)
+        for piece in (frame, None):
+            container.mux(stream.encode(piece))
+    return path
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_sound_of_no_numbers_is_refused(value: float, tmp_path: Path) -> None:
     from scipy.io import wavfile
@@ -315,6 +407,23 @@ def test_a_long_speech_is_announced(tmp_path: Path) -> None:
     assert "s.wav is 5 minutes long" in track.drift_notes[0]
 
 
+def test_a_long_speech_is_read_in_a_few_times_its_memory(tmp_path: Path) -> None:
+    """Twenty minutes: 77 MB at 16 kHz; two hours then are 0.5 GB, and 1.6 GB while they are read."""
+    second = 0.3 * np.sin(np.arange(800) / 20)
+    given = Audio(np.tile(second, 1200)[:, None].astype(np.float32), 800)
+    path = save_sound(tmp_path / "s.wav", given)
+    tracemalloc.start()
+    try:
+        track = read_speech(path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert track.frame_count == 30_000 and len(track.voice) == 16_000 * 1200
+    assert peak < 5 * track.voice.nbytes
+    last = np.arange(20)[:, None] * 16_000 + 16_000 * 1100 + np.arange(16_000)
+    assert np.ptp(track.voice[last], axis=0).max() < 0.01  # every second as the one before
+
+
 def test_a_long_speech_is_read_in_pieces_that_fit_together() -> None:
     transformers = pytest.importorskip("transformers", reason="needs 'pip install omokage[portrait]'")
     import omokage.talking.conditions.speech as speech
@@ -340,6 +449,28 @@ def test_a_long_speech_is_read_in_pieces_that_fit_together() -> None:
     assert error.max() < 0.1
     half = encoder.features(voice, 49, exact=True, dtype=torch.bfloat16)
     assert torch.equal(half.hidden, whole.hidden.bfloat16())
+
+
+def test_no_piece_of_a_long_speech_is_there_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is laid into the features of all, and is gone when the next but one is made."""
+    import omokage.talking.conditions.speech as speech
+
+    pieces, alive = list[Any](), list[int]()
+
+    def hidden(encoder: Any, waveform: torch.Tensor, frames: int) -> torch.Tensor:
+        alive.append(sum(reference() is not None for reference in pieces))
+        made = torch.full((frames, 2, 3), float(len(pieces)))
+        pieces.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr(speech.SpeechEncoder, "hidden", hidden)
+    encoder = speech.SpeechEncoder(nn.Linear(1, 1))
+    monkeypatch.setattr(speech.SpeechEncoder, "depth", 2)
+    monkeypatch.setattr(speech.SpeechEncoder, "width", 3)
+    voice = np.ones(16000 * 60, np.float32)
+    features = encoder.features(voice, 49, exact=True, one_pass_frames=300)
+    assert len(pieces) == 6 and max(alive) <= 1
+    assert features.hidden[::300, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 # the folder of a stopped run
@@ -632,6 +763,35 @@ def test_the_plan_chooses_a_profile_for_a_card(
     # In another precision than that of the files the denoiser is converted in the machine's memory.
     single = replace(machine, dtype=torch.float32)
     assert planning.needs_of(published, costs, 250, official_sampler(), single).loading == costs.whole
+
+
+def test_the_plan_counts_what_a_long_speech_leaves_in_memory(
+    published: Architecture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two hours 5.8 GB in 16 bits: twelve states of 768 for 3674 windows of 49 frames, 32 tokens of 768 for 13
+    latent frames of 3830 windows."""
+    card, sampler, frames = Machine(torch.device("cuda"), torch.bfloat16), official_sampler(), 2 * 3600 * 25
+    kept = 2 * (3674 * 49 * 12 * 768 + 3830 * 13 * 32 * 768)
+    assert planning.speech_bytes(published.transformer, frames, 2) == kept
+    short, long = (planning.needs_of(published, counted(), count, sampler, card) for count in (250, frames))
+    assert long.speech == kept and short.speech < 0.02e9 and long.caches == short.caches
+    assert expected(grouped(), long).host_bytes - expected(grouped(), short).host_bytes == kept - short.speech
+    # A machine that has room for the waiting layers alone takes those of 8 bits.
+    monkeypatch.setattr(planning, "free_bytes", lambda device: 11.6e9 if device.type == "cuda" else 24e9)
+    chosen = [
+        planning.plan_animation(published, count, sampler, card, None).options[0] for count in (250, frames)
+    ]
+    assert [choice.profile.name for choice in chosen] == ["grouped", "grouped-8bit"]
+    # On a processor it is the device that has to have room.
+    alone = Machine(torch.device("cpu"), torch.bfloat16)
+    before, after = (
+        expected(resident(), planning.needs_of(published, counted(), count, sampler, alone))
+        for count in (250, frames)
+    )
+    assert after.device_bytes - before.device_bytes == pytest.approx(1.05 * (kept - short.speech))
+    assert after.host_bytes == before.host_bytes == 0
+    # What a short speech leaves is not worth a word.
+    assert "of the machine's memory" not in expected(resident(), replace(short, text=0.0)).sentence
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from golden_fill import Golden
-from omokage.errors import InputError, MissingDependencyError, NoFaceError
+from omokage.errors import InputError, MissingDependencyError, NoFaceError, WeightsError
 from omokage.talking.conditions.portrait import (
     MOTION_FRAMES,
     FaceRectangle,
@@ -40,8 +42,11 @@ from omokage.talking.conditions.speech import (
     window_rows,
 )
 from omokage.talking.conditions.text import TextEncoder
+from omokage.talking.config import tiny
+from omokage.talking.transformer import Transformer
 from omokage.talking.vae import CausalVae, official_vae_key, tiny_vae
 from omokage.tracking.morphable import MorphableModel
+from talking_folder import save_encoders, tiny_architecture
 
 WINDOW = 49
 
@@ -151,6 +156,12 @@ def test_a_later_windows_condition_and_the_networks_input_are_the_released_ones(
     image.check("next.pixels", clip.transpose(1, 2).numpy())
     latents = condition_latents(vae, clip, 13, frames_first(image, "posterior_noise"))
     image.check("next.latent", latents.numpy(), share=0.5)
+    # What the denoiser embeds: of every frame the noisy latents, then those of the condition.
+    sizes = replace(tiny(), latent_channels=4, latent_height=4, latent_width=6)
+    network, embedded = Transformer(sizes), list[torch.Tensor]()
+    network.embedding.register_forward_pre_hook(lambda _, given: embedded.append(given[0]))
+    network.embed(tensor(image, "state"), latents, torch.zeros(1, sizes.text_tokens, sizes.text_width))
+    image.check("network_input", embedded[0].numpy(), share=0.5)
 
 
 def test_the_reference_latents_are_the_released_ones(image: Golden, vae: CausalVae) -> None:
@@ -268,7 +279,13 @@ def test_the_speech_encoder_gives_the_released_hidden_states(speech_encoder: Spe
     features = speech_encoder.convolved(waveform)
     golden.check("features_50hz", features.numpy(), share=0.5)
     golden.check("features_25hz", to_frames(features, frames).numpy(), share=0.5)
+    # What enters the first layer, which is no hidden state that the video hears.
+    embedded: list[torch.Tensor] = []
+    layer = speech_encoder._network.encoder.layers[0]
+    listening = layer.register_forward_pre_hook(lambda _, given: embedded.append(given[0]))
     golden.check("hidden", speech_encoder.hidden(waveform[0], frames).numpy(), share=0.5)
+    listening.remove()
+    golden.check("embedding", embedded[0].numpy(), share=0.5)
 
 
 def test_a_speech_becomes_features_of_its_padded_length(speech_encoder: SpeechEncoder) -> None:
@@ -346,6 +363,83 @@ def test_the_text_encoder_is_read_from_a_folder_with_its_tokenizer(tmp_path: Pat
 
 
 # what is missing
+
+
+def without(folder: Path, name: str) -> None:
+    """Take a tensor out of the weights of a folder."""
+    state = load_file(folder / "model.safetensors")
+    del state[name]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+def resized(folder: Path, name: str) -> None:
+    """Let a tensor have one row more."""
+    state = load_file(folder / "model.safetensors")
+    state[name] = torch.cat([state[name], state[name][:1]])
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+
+
+@pytest.fixture
+def encoders(tmp_path: Path) -> dict[str, tuple[Path, Callable[[Path], object]]]:
+    """Folders of a text and a speech encoder as they are installed, and how each is loaded."""
+    pytest.importorskip("transformers", reason="the encoders need 'pip install omokage[portrait]'")
+    save_encoders(tmp_path, tiny_architecture())
+    return {
+        "text": (tmp_path / "text", lambda folder: TextEncoder.load(folder, tokens=6)),
+        "speech": (tmp_path / "speech", SpeechEncoder.load),
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "lacking"),
+    [
+        ("text", "encoder.block.0.layer.1.DenseReluDense.wo.weight"),
+        ("text", "shared.weight"),  # of which the embedding of tokens is another name
+        ("speech", "encoder.layers.1.attention.v_proj.bias"),
+        ("speech", "encoder.pos_conv_embed.conv.parametrizations.weight.original0"),
+    ],
+)
+def test_an_encoder_that_lacks_a_tensor_is_refused(
+    kind: str, lacking: str, encoders: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`transformers` would fill it at random, and go on with a warning."""
+    folder, load = encoders[kind]
+    load(folder)
+    without(folder, lacking)
+    capfd.readouterr()
+    with pytest.raises(
+        WeightsError, match=rf"the {kind} encoder in .* is incomplete or of .* missing"
+    ) as told:
+        load(folder)
+    named = {lacking, "encoder.embed_tokens.weight"} if lacking == "shared.weight" else {lacking}
+    assert any(f"such as '{name}'" in str(told.value) for name in named)
+    assert "'omokage weights pull hallo3'" in str(told.value) and "\n" not in str(told.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_encoder_of_another_network_is_refused(encoders: Any) -> None:
+    (text, load_text), (speech, load_speech) = encoders["text"], encoders["speech"]
+    resized(text, "encoder.final_layer_norm.weight")
+    with pytest.raises(
+        WeightsError, match=r"or of another size, such as 'encoder\.final_layer_norm\.weight'"
+    ):
+        load_text(text)
+    # Right names around the weights of somebody else.
+    (text / "model.safetensors").write_bytes((speech / "model.safetensors").read_bytes())
+    with pytest.raises(WeightsError, match=r"of another network than its config.json says: \d+ of its"):
+        load_text(text)
+    whole = (speech / "model.safetensors").read_bytes()
+    for broken in (whole[: len(whole) // 2], whole[:5]):
+        (speech / "model.safetensors").write_bytes(broken)
+        with pytest.raises(WeightsError, match=r"the speech encoder in .* is damaged or incomplete"):
+            load_speech(speech)
+
+
+def test_what_an_encoder_never_reads_may_lack(encoders: Any) -> None:
+    """The published speech recogniser has no vector for masked frames."""
+    folder, load = encoders["speech"]
+    without(folder, "masked_spec_embed")
+    load(folder)
 
 
 @pytest.mark.parametrize(

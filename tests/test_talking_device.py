@@ -6,7 +6,7 @@ is the meta device, which every build of PyTorch has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -17,10 +17,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 pytest.importorskip("diffusers", reason="animation needs 'pip install omokage[portrait]'")
 
 from omokage.talking import reuse, rollout
+from omokage.talking.blocks import Block
 from omokage.talking.conditions.identity import ZeroIdentity
 from omokage.talking.conditions.portrait import FaceRectangle, first_motion, next_motion
 from omokage.talking.conditions.speech import SpeechFeatures, speech_length
@@ -102,6 +105,26 @@ def tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:
             yield from tensors(getattr(value, field.name), f"{name}.{field.name}")
 
 
+class NothingComesBack(TorchDispatchMode):
+    """Refuses every operation, by whatever method it was asked for, that makes something of the card's on the
+    processor."""
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        given, made = (
+            [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+            for tree in ((args, kwargs), result)
+        )
+        if any(tensor.device == CARD for tensor in given):
+            for tensor in made:
+                assert tensor.device.type != "cpu", (
+                    f"{tuple(tensor.shape)} is brought to the host ({operation})"
+                )
+        return result
+
+
 @contextmanager
 def kept_from_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is brought to the processor, which would wait for the card."""
@@ -112,7 +135,8 @@ def kept_from_the_host(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with monkeypatch.context() as patch:
         for name in ("cpu", "item", "tolist", "numpy", "__float__", "__bool__", "__int__"):
             patch.setattr(Tensor, name, refuse)
-        yield
+        with NothingComesBack():
+            yield
 
 
 @pytest.mark.parametrize("profile", profiles(), ids=lambda profile: profile.name)
@@ -172,3 +196,30 @@ def test_a_tensor_on_the_wrong_device_is_seen(card: None, monkeypatch: pytest.Mo
         denoise_window(misplaced, 0, first_motion(scene.picture), lambda *_: None)
     with kept_from_the_host(monkeypatch), pytest.raises(AssertionError, match="brought to the host"):
         scene.text.cpu()
+
+
+BROUGHT: list[Callable[[Tensor], object]] = [
+    lambda tensor: tensor.to("cpu"),
+    lambda tensor: tensor.to(torch.device("cpu")),
+    lambda tensor: tensor.to(device="cpu", dtype=torch.float32, non_blocking=True),
+    lambda tensor: tensor.to(torch.zeros(1)),
+    lambda tensor: torch.empty(tensor.shape).copy_(tensor),
+    lambda tensor: tensor.item(),
+]
+
+
+def test_whatever_waits_for_the_card_within_a_step_is_seen(
+    card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That the test above can fail, by each of the ways to the processor."""
+    forward, scene = Block.forward, scene_on_card(profiles()[0], sampler())
+    motion = first_motion(scene.picture)
+    for bring in BROUGHT:
+
+        def waiting(block: Block, tokens: Any, *given: Any, bring: Any = bring, **named: Any) -> Any:
+            bring(tokens.video)
+            return forward(block, tokens, *given, **named)
+
+        monkeypatch.setattr(Block, "forward", waiting)
+        with kept_from_the_host(monkeypatch), pytest.raises(AssertionError, match="brought to the host"):
+            denoise_window(scene, 0, motion, lambda *_: None)

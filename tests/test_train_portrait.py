@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
+from torch import Tensor
 
 from clips import beep, make_clip
 from omokage.config import Progress
@@ -31,7 +32,7 @@ from omokage.pipelines.training_data import (
 from omokage.pipelines.training_plan import activation_bytes, kept_bytes, plan_training
 from omokage.pipelines.untrained import make_untrained, tiny_architecture
 from omokage.talking.conditions.identity import ThumbnailIdentity
-from omokage.talking.conditions.portrait import prepare_portrait
+from omokage.talking.conditions.portrait import face_rectangle, prepare_portrait
 from omokage.talking.conditions.speech import context_rows, take
 from omokage.talking.config import tiny
 from omokage.talking.folder import SPEECHLESS, load_architecture, official_architecture
@@ -39,6 +40,7 @@ from omokage.talking.model import Machine, TalkingModel
 from omokage.talking.placement import resident
 from omokage.talking.training.config import stage_one, stage_two
 from omokage.talking.transformer import Transformer
+from omokage.talking.vae import Posterior
 from omokage.tracking.landmarks import Landmarks
 from processes import Started, places
 from talking_folder import (
@@ -189,6 +191,97 @@ def test_windows_hold_what_animation_would_see(tmp_path: Path, model: TalkingMod
         ((sample.latents - model.sizes.vae.scale * posterior.mean) / deviation).std()
     ) == pytest.approx(1, abs=0.2)
     assert not torch.equal(values["condition"][1, 0], values["condition"][1, 1])
+
+
+class Seen:
+    """In the place of an autoencoder: remembers the videos (1, T, 3, H, W) that it was to encode."""
+
+    def __init__(self) -> None:
+        self.videos: list[Tensor] = []
+
+    def posterior(self, video: Tensor) -> Posterior:
+        self.videos.append(video[0].clone())
+        return Posterior(torch.zeros(1, 1, 8, 4, 4), torch.zeros(1, 1, 8, 4, 4))
+
+    def of_length(self, frames: int) -> Tensor:
+        return torch.stack([video for video in self.videos if len(video) == frames])
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    watching = Seen()
+    monkeypatch.setattr(TalkingModel, "vae", lambda *_: watching)
+    return watching
+
+
+def test_pictures_of_a_window_are_those_of_the_published_training(
+    tmp_path: Path, model: TalkingModel, seen: Seen
+) -> None:
+    """Specification 4.2, of 600 draws: what the autoencoder is given."""
+    video, draws = clip(tmp_path / "one.mp4"), 300
+    prepare_training_data(
+        [video], {}, tmp_path / "shards", model, ThumbnailIdentity(), DataConfig(draws=draws, pool=3), backend=Faces(),
+    )  # fmt: skip
+    masked, conditions, windows = seen.of_length(1)[:, 0], seen.of_length(3), seen.of_length(17)
+    assert len(masked) == len(conditions) == 2 * draws and len(windows) == 2
+
+    # The reference: one of three frames of the clip, whole, and with everything but the face black.
+    frames = [frame.image for frame in read_frames(video, frame_rate=Fraction(25))]
+    box = face_rectangle(Faces().detect(frames[0])[0].points, *frames[0].shape[:2], enlargement=1.0)
+    whole, faces = [], []
+    for image in frames:
+        kept = np.zeros_like(image)
+        kept[box.top : box.bottom, box.left : box.right] = image[box.top : box.bottom, box.left : box.right]
+        for pictures, given in ((whole, image), (faces, kept)):
+            pixels = torch.from_numpy(given).permute(2, 0, 1) / 255
+            pictures.append(prepare_portrait(pixels, model.height, model.width))
+    chosen = [
+        next(number for number, given in enumerate(whole) if torch.equal(given, clip_of[0]))
+        for clip_of in conditions
+    ]
+    assert len(set(chosen)) == 3
+    assert all(torch.equal(masked[draw], faces[number]) for draw, number in enumerate(chosen))
+    assert 0.2 < float((masked == -1).all(dim=1).float().mean()) < 0.95
+
+    # The motion frames: the window's own first ones, with noise, a tenth of whose pixels are hidden in both.
+    motion = windows.repeat_interleave(draws, dim=0)[:, :2]
+    hidden = (conditions[:, 1:] == 0).all(dim=2)
+    assert torch.equal(hidden[:, 0], hidden[:, 1])
+    shares = hidden[:, 0].float().mean(dim=(1, 2))
+    assert float(shares.mean()) == pytest.approx(0.1, abs=0.01) and not torch.equal(hidden[0], hidden[1])
+    # The reference frame in front of them is whole: it has no such pixel where they do.
+    assert not (conditions[:, 0] == 0).all(dim=1)[hidden[:, 0]].any()
+    noise = (conditions[:, 1:] - motion).transpose(1, 2)
+    sigmas = torch.stack(
+        [noise[draw][:, :, ~hidden[draw, 0]].square().mean().sqrt().log() for draw in range(2 * draws)]
+    )
+    assert float(sigmas.mean()) == pytest.approx(-3, abs=0.1)
+    assert float(sigmas.std()) == pytest.approx(0.5, abs=0.07)
+    assert float(sigmas.min()) < -3.9 and float(sigmas.max()) > -2.1
+    # Gaussian, of its own in each frame.
+    first, second = (noise[:, :, frame].permute(1, 0, 2, 3)[:, ~hidden[:, 0]] for frame in range(2))
+    assert abs(float(torch.corrcoef(torch.stack([first.flatten(), second.flatten()]))[0, 1])) < 0.05
+
+
+def test_a_clip_of_another_rate_is_read_at_25(tmp_path: Path, model: TalkingModel, seen: Seen) -> None:
+    """At 30 frames a second the picture would be late by a sixth of the time that has passed."""
+
+    def brightening(time_s: float, width: int, height: int) -> NDArray[np.uint8]:
+        image = np.full((height, width, 3), round(20 + 140 * time_s), np.uint8)
+        image[: height // 4, : width // 4] = (80, 0, 0)
+        return image
+
+    sound = beep(0.3, 1.4, length_s=0.5)
+    video = make_clip(
+        tmp_path / "one.mp4", draw=brightening, seconds=1.4, frame_rate=30, audio=sound, width=128, height=96
+    )
+    data, _ = prepare([video], tmp_path / "shards", model)
+    windows = seen.of_length(17)
+    assert len(windows) == data.records[0].windows == 2
+    levels = 127.5 * (windows[:, :, :, model.height // 2 :, model.width // 2 :].mean(dim=(2, 3, 4)) + 1)
+    times = (levels - 20) / 140
+    expected = (torch.arange(2)[:, None] * 15 + torch.arange(17)) / 25
+    assert float((times - expected).abs().max()) < 0.04, times
 
 
 def test_captions(tmp_path: Path) -> None:

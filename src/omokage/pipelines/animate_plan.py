@@ -236,13 +236,15 @@ def needs_of(
     layers = sizes.transformer.layers
     text, speech = _encoder_bytes(sizes, folder)
     heard, is_card = speech + _hearing_bytes(frames), machine.device.type == "cuda"
+    remembered = speech_bytes(sizes.transformer, frames, machine.dtype.itemsize)
+    beside = 0.0 if is_card else remembered  # on a processor it is the device that has to have room
     return Needs(
         layers=layers,
         layer=costs.layer,
         waiting=costs.waiting,
         rest=costs.kept - layers * costs.layer,
         preparing=costs.whole - layers * costs.layer,
-        caches=cache_bytes(sizes.transformer, sampler, machine.dtype.itemsize),
+        caches=beside + cache_bytes(sizes.transformer, sampler, machine.dtype.itemsize),
         denoising=(costs.denoise if sampler.together else costs.denoise_half).held,
         denoising_single=costs.denoise_half.held,
         autoencoder=costs.autoencoder,
@@ -250,9 +252,10 @@ def needs_of(
         decoding=costs.decode.held,
         decoding_lean=costs.decode_lean.held,
         # On a card a prompt that has no room goes to the processor.
-        encoders=heard if is_card else max(heard, text),
+        encoders=heard if is_card else max(heard + beside, text),
         text=text if is_card else 0.0,
         loading=_loading_bytes(costs, machine, folder),
+        speech=remembered if is_card else 0.0,
     )
 
 
@@ -330,6 +333,17 @@ def cache_bytes(config: TransformerConfig, sampler: SamplerConfig, size: int) ->
     return float(
         reference + heard + table + sampler.steps * latents * 4 + _residual_bytes(config, sampler, row)
     )
+
+
+def speech_bytes(config: TransformerConfig, frames: int, size: int) -> float:
+    """Bytes of the machine's memory that grow with the speech, in numbers of `size` bytes: its features, which a
+    smaller memory profile projects anew, and what they became, the tokens of every window."""
+    if config.audio is None:
+        return 0.0
+    audio, windows = config.audio, window_count(frames, config.frames)
+    features = -(-frames // config.frames) * config.frames * audio.layers * audio.channels
+    tokens = windows * config.latent_frames * audio.tokens * audio.width
+    return float((features + tokens) * size)
 
 
 def _residual_bytes(config: TransformerConfig, sampler: SamplerConfig, row: int) -> int:

@@ -111,6 +111,7 @@ class Needs:
     autoencoder: its weights.  encoding, decoding, decoding_lean: what they hold.
     encoders: weights and work of the encoders of speech and prompt, as far as they must be on the device.
     text, loading: of the machine's memory while text encoder and denoiser are loaded; 0 for files that are only mapped.
+    speech: of the machine's memory from the first window to the last, for what is kept of the whole speech.
     """
 
     layers: int
@@ -128,6 +129,7 @@ class Needs:
     encoders: float
     text: float
     loading: float
+    speech: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,7 @@ class Choice:
     def sentence(self) -> str:
         """For the user."""
         where = f"{self.device_bytes / 1e9:.1f} GB on the device"
-        if self.host_bytes:
+        if self.host_bytes >= 0.05e9:  # a short speech's would be told as 0.0 GB
             where += f" and {self.host_bytes / 1e9:.1f} GB of the machine's memory"
         exact = "exact" if self.profile.is_exact else "nearly exact"
         return f"memory profile '{self.profile.name}' ({exact}) is expected to take {where}"
@@ -164,7 +166,7 @@ def expected(profile: Profile, needs: Needs) -> Choice:
         needs.rest + needs.autoencoder + staying + coding,
     )
     on_device = RESERVED_BYTES + (1 + FRAGMENTED) * max(needs.caches + max(peaks), needs.encoders)
-    return Choice(profile, on_device, max(needs.text, _host_bytes(profile, needs, share)))
+    return Choice(profile, on_device, max(needs.text, needs.speech + _host_bytes(profile, needs, share)))
 
 
 def _host_bytes(profile: Profile, needs: Needs, share: float) -> float:

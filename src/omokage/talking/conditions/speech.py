@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from omokage.errors import InputError, MissingDependencyError
 from omokage.talking.conditions.portrait import MOTION_FRAMES
+from omokage.talking.conditions.pretrained import load_whole
 
 SAMPLE_RATE = 16_000
 FRAME_RATE = 25
@@ -147,7 +148,8 @@ class SpeechEncoder:
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> Self:
         """Read the encoder from a folder in the format of `transformers`, in float32, from this machine alone.
 
-        Raises InputError when the folder holds no such encoder, MissingDependencyError without `transformers`.
+        Raises InputError when the folder holds no such encoder, its kind WeightsError for one that is not whole,
+        MissingDependencyError without `transformers`.
         """
         try:
             from transformers import AutoConfig, HubertModel, Wav2Vec2Model
@@ -161,7 +163,7 @@ class SpeechEncoder:
             transformers_logging.disable_progress_bar()
             kinds = {"wav2vec2": Wav2Vec2Model, "hubert": HubertModel}
             kind = kinds[AutoConfig.from_pretrained(folder, local_files_only=True).model_type]
-            network = kind.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            network = load_whole(kind, folder, "speech encoder")
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{folder} holds no speech encoder: a folder of wav2vec2 or hubert with config.json and safetensors is "
@@ -207,7 +209,9 @@ class SpeechEncoder:
         length = speech_length(len(speech), window_frames, exact=exact)
         device = next(self._network.parameters()).device
         padded = torch.from_numpy(np.pad(normalized(speech), (0, length.padding)))
-        total, parts = length.padded_frames, []
+        total = length.padded_frames
+        # Laid out at once: of two hours they are gigabytes, and pieces that were put together would be there twice.
+        features = torch.empty(total, self.depth, self.width, dtype=dtype)
         step = max(total, 1) if total <= one_pass_frames else one_pass_frames
         with torch.no_grad():
             for start in range(0, total, step):
@@ -215,8 +219,8 @@ class SpeechEncoder:
                 first, last = max(start - OVERLAP_FRAMES, 0), min(stop + OVERLAP_FRAMES, total)
                 piece = padded[first * SAMPLES_PER_FRAME : last * SAMPLES_PER_FRAME].to(device)
                 hidden = self.hidden(piece, last - first)[start - first : stop - first]
-                parts.append(hidden.to("cpu", dtype))
-        return SpeechFeatures(torch.cat(parts), length)
+                features[start:stop] = hidden.to("cpu", dtype)
+        return SpeechFeatures(features, length)
 
 
 def _first(result: Any) -> Tensor:

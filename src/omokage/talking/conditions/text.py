@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from omokage.errors import InputError, MissingDependencyError
+from omokage.talking.conditions.pretrained import load_whole
 
 # From a prompt to its token ids, padded or cut to the given number.
 Tokenizer = Callable[[str, int], Sequence[int]]
@@ -47,7 +48,8 @@ class TextEncoder:
     ) -> Self:
         """Read encoder and tokenizer from a folder in the format of `transformers`, from this machine alone.
 
-        Raises InputError when the folder holds no such encoder, MissingDependencyError without `transformers`.
+        Raises InputError when the folder holds no such encoder, its kind WeightsError for one that is not whole,
+        MissingDependencyError without `transformers`.
         """
         try:
             from transformers import AutoTokenizer, T5EncoderModel
@@ -61,9 +63,7 @@ class TextEncoder:
             transformers_logging.disable_progress_bar()
             # A folder may name code of its own, which transformers would otherwise ask to run.
             words = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            network = T5EncoderModel.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=dtype
-            )
+            network = load_whole(T5EncoderModel, folder, "text encoder", trust_remote_code=False, dtype=dtype)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"{folder} holds no text encoder: a T5 folder with config.json, tokenizer and safetensors is needed; "
