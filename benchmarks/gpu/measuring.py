@@ -148,6 +148,8 @@ def now(device: torch.device) -> float:
 
 def begin_memory(device: torch.device) -> None:
     """Let go of the row before, which may refer to itself, and count from here."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # what was compiled holds its network
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
