@@ -368,12 +368,17 @@ def test_the_target_rows_come_first_and_near_lossless_has_no_guidance_interval(r
 
 def test_a_window_that_is_left_early_keeps_its_steps(kit: ModuleType, rows: ModuleType) -> None:
     """And says what is measured and what is not."""
-    setting = rows.Setting("near-lossless", rows.resident(), {"reuse_threshold": 1e9}, steps=50)
+    setting = rows.Setting("near-lossless", rows.resident(), {"reuse_threshold": 0.99}, steps=50)
     bench, begun = bench_of(kit), time.monotonic()
     timed = rows.run(setting, replace(bench, row_end=begun))
-    assert len(timed.seconds) == 6 and timed.marks.keys() == {6} and timed.reused == 5
+    assert len(timed.seconds) == 6 and timed.marks.keys() == {6}
+    assert timed.reused is not None and 0 < timed.reused < 6
     row = kit.numbers_of(setting, timed, bench, 1e12)
-    assert "seconds_per_window" not in row and row["extrapolated_from_steps"] == 5 and row["reused"] == 5
+    assert (
+        "seconds_per_window" not in row
+        and row["extrapolated_from_steps"] == 5
+        and row["reused"] == timed.reused
+    )
     assert row["seconds_per_window_extrapolated"] == pytest.approx(
         50 * row["mean_seconds_per_step"], rel=0.01
     )
