@@ -287,10 +287,14 @@ def test_types_of_a_card_are_those_of_autocast() -> None:
         (torch.float32, torch.float32),
         (torch.bfloat16, torch.float32),
     ]
+    mixing = ("mse_loss", "product", "cat")
     before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     for name, function in functions.items():
         for types in pairs:
-            if name in ("mse_loss", "product", "cat", "attention") or types[0] == types[1]:
+            is_mixed = types[0] != types[1]
+            # Of 16 bits attention would ask the card which kernel it has.
+            is_known = types[0] == torch.float32 if name == "attention" else not is_mixed or name in mixing
+            if is_known:
                 with torch.device("meta"), CardAutocast(torch.bfloat16):
                     counted = function(*(torch.empty(8, 8, dtype=dtype) for dtype in types)).dtype
                 torch.set_autocast_enabled("cuda", True)
