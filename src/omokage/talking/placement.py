@@ -251,7 +251,7 @@ def let_go() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     empty_pinned: Callable[[], None] | None = getattr(torch._C, "_host_emptyCache", None)
-    if empty_pinned is not None and torch.cuda.is_initialized():
+    if empty_pinned is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()  # what a copy still reads would stay
         empty_pinned()
 
