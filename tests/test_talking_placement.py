@@ -485,3 +485,21 @@ def test_a_lean_decoder_takes_less_than_half_of_the_memory(clips: Golden) -> Non
         place_vae(vae, profile, torch.device("meta"))
         held.append(load_of(vae, lambda vae=vae, latents=latents: deque(vae.decode(latents), maxlen=0)).held)  # type: ignore[misc]
     assert held[1] < 0.47 * held[0]
+
+
+def test_pinned_memory_is_given_back_before_another_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch keeps it for the process; and what a copy still reads is not free yet."""
+    done = list[str]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("card"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("waited"))
+    monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: done.append("machine"), raising=False)
+    options = [expected(profile, OFFICIAL) for profile in (grouped(), layerwise())]
+
+    def attempt(choice: Choice) -> str:
+        if choice is options[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return " ".join(done)
+
+    assert falling_back(attempt, options, lambda _: None) == "card waited machine"

@@ -14,12 +14,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 
 from clips import beep, make_clip
 from omokage.config import Progress
 from omokage.errors import InputError, MemoryShortageError, OutputError, WeightsError
 from omokage.media.decode import read_frames
 from omokage.pipelines.animate import AnimateConfig, animate
+from omokage.pipelines.network_load import CardAutocast
 from omokage.pipelines.speech_track import read_speech
 from omokage.pipelines.talker import write_talker
 from omokage.pipelines.train_portrait import TrainConfig, first_folder, train_portrait
@@ -355,6 +358,52 @@ def test_recomputing_keeps_less() -> None:
         activation_bytes(sizes, replace(stage_one(), recompute=flag), dtype) for flag in (True, False)
     )
     assert less < 0.2 * more
+
+
+def test_types_of_a_card_are_those_of_autocast() -> None:
+    """Against PyTorch's own rules, which a tensor without memory follows anywhere."""
+    functions: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+        "linear": F.linear,
+        "matmul": torch.matmul,
+        "layer_norm": lambda one, _: F.layer_norm(one, (8,)),
+        "group_norm": lambda one, _: F.group_norm(one, 2),
+        "softmax": lambda one, _: one.softmax(-1),
+        "sum": lambda one, _: one.sum(),
+        "mse_loss": F.mse_loss,
+        "mean": lambda one, _: one.mean(),
+        "gelu": lambda one, _: F.gelu(one, approximate="tanh"),
+        "silu": lambda one, _: F.silu(one),
+        "cat": lambda one, other: torch.cat([one, other]),
+        "product": lambda one, other: one * other,
+    }
+    pairs = [
+        (torch.bfloat16, torch.bfloat16),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+    ]
+    mixing = ("mse_loss", "product", "cat")
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    for name, function in functions.items():
+        for types in pairs:
+            if types[0] == types[1] or name in mixing:
+                with torch.device("meta"), CardAutocast(torch.bfloat16):
+                    counted = function(*(torch.empty(8, 8, dtype=dtype) for dtype in types)).dtype
+                torch.set_autocast_enabled("cuda", True)
+                torch.set_autocast_dtype("cuda", torch.bfloat16)
+                try:
+                    with FakeTensorMode():
+                        given = (torch.empty(8, 8, dtype=dtype, device="cuda") for dtype in types)
+                        assert counted == function(*given).dtype, (name, types)
+                finally:
+                    torch.set_autocast_enabled("cuda", before[0])
+                    torch.set_autocast_dtype("cuda", before[1])
+
+
+def test_what_is_kept_in_sixteen_bits_is_partly_float32() -> None:
+    """Normalised tokens are: more than half of what the same layer keeps in float32, and less than all."""
+    config = tiny()
+    short, long = (kept_bytes(config, dtype, 2) for dtype in (torch.bfloat16, torch.float32))
+    assert 0.55 * long < short < 0.9 * long
 
 
 def test_what_cannot_fit_is_refused_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import statistics
+import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
+import beginning  # noqa: F401 - where the project is
 import torch
 from torch import Tensor
 
@@ -21,24 +24,29 @@ from omokage.talking.placement import is_shortage
 Row = dict[str, Any]
 Result = TypeVar("Result")
 OUT_OF_TIME = "no time was left"
+# What another attempt on the same machine would not change: a failure that begins so is as good as a result.
+LASTING = ("needs ",)
 
 
 @dataclass
 class Report:
     """The file, as far as it goes: what the numbers hold for, and rows by their names.
 
+    begun: seconds of the clock (`time.time`) at which the call began: what failed before is tried again, and what
+    failed since is not, also by a process that goes on in this one's place.
     same: entries of `head`, and of its `machine`, that must be equal for a file to be gone on with.
     """
 
     output: Path
     head: Row
     rows: dict[str, Row] = field(default_factory=dict)
-    same: ClassVar[tuple[str, ...]] = ("size", "accelerator", "processor")
+    begun: float = 0.0
+    same: ClassVar[tuple[str, ...]] = ("size", "accelerator", "processor", "torch")
 
     @classmethod
-    def begin(cls, output: Path, head: Row) -> Self:
-        """Go on with a file of the same size and machine; rows for which there was no time are measured again."""
-        report = cls(output, head)
+    def begin(cls, output: Path, head: Row, begun: float = 0.0) -> Self:
+        """Go on with a file of the same size, machine and version of PyTorch."""
+        report = cls(output, head, begun=begun)
         try:
             known = json.loads(output.read_text(encoding="utf-8"))
             if all(_entry(of, name) == _entry(head, name) for of in (known,) for name in cls.same):
@@ -51,6 +59,14 @@ class Report:
         """Keep what a file of an earlier run says. Raises OSError or ValueError where that cannot be used."""
         self.rows = {row["name"]: row for row in known["rows"] if row.get("failed") != OUT_OF_TIME}
 
+    def is_done(self, name: str) -> bool:
+        """Whether a row is there for good: measured, or failed for a reason that lasts, or in this call."""
+        row = self.rows.get(name)
+        if row is None:
+            return False
+        failed = row.get("failed")
+        return not failed or failed.startswith(LASTING) or row.get("failed_at", 0.0) >= self.begun
+
     def content(self) -> Row:
         return self.head | {"rows": list(self.rows.values())}
 
@@ -61,6 +77,8 @@ class Report:
 
     def add(self, row: Row) -> None:
         """Write a row, and say it."""
+        if "failed" in row:
+            row["failed_at"] = round(time.time(), 3)
         self.rows[row["name"]] = row
         self.write()
         print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -73,7 +91,24 @@ class Report:
 
 
 def _entry(head: Row, name: str) -> Any:
-    return head[name] if name in head else head["machine"].get(name)
+    machine = head["machine"]
+    return head[name] if name in head else machine.get(name, machine.get("versions", {}).get(name))
+
+
+def indexed(device: torch.device) -> torch.device:
+    """A card by its number, which some calls of PyTorch insist on."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def go_on_anew(script: str, arguments: Sequence[str], begun: float, limit: Sequence[str]) -> None:
+    """The same script in a process of its own, in this one's place: a fault of the card stays with a process.
+
+    begun: of the report.  limit: options that say what is left of the time.
+    """
+    path = str(Path(script).resolve())
+    os.execv(sys.executable, [sys.executable, path, *arguments, "--begun", repr(begun), *limit])
 
 
 def command_of(script: str, arguments: Sequence[str]) -> str:
@@ -113,6 +148,8 @@ def now(device: torch.device) -> float:
 
 def begin_memory(device: torch.device) -> None:
     """Let go of the row before, which may refer to itself, and count from here."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # what was compiled holds its network
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import os
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Row, begin_memory, difference, now, peak_memory
+from measuring import Row, attempt, begin_memory, difference, indexed, now, peak_memory
 from portrait_networks import Inputs, filled, official_loop
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from omokage.talking import sampler as sampling
 from omokage.talking.compiling import compile_layers
 from omokage.talking.config import SamplerConfig, TransformerConfig, official_sampler
 from omokage.talking.parallel import ALONE, Layout, Team
@@ -43,6 +44,12 @@ from omokage.workers import Workers
 
 WINDOW_STEPS = 50
 INTERVAL, REUSE = (0.2, 0.8), 0.1
+CUDNN = "CUDNN_ATTENTION"
+# So many steps are worth more than none when the time of a row is over; the first is not timed.
+LEAST_STEPS = 3
+# Of a window that is left early: after these steps it can be compared with the exact one, and at its end.
+MARKS = (6, 25)
+EXACT, OFFICIAL, NEAR, LIMITED = "resident", "official loop", "near-lossless", "24 GB"
 
 
 @dataclass(frozen=True)
@@ -53,7 +60,7 @@ class Setting:
     attention: the kernel of attention by PyTorch's name, None for the one that it chooses.
     is_official_loop: everything is computed again at every step.  layout: which processes share the work.
     limit_gb: memory of the card that is simulated; then a window is decoded, too, with all weights where they were.
-    steps: of this row, None for those of all.
+    steps: of this row's schedule, None for those of all; such a row may be left before its end.
     """
 
     name: str
@@ -67,6 +74,11 @@ class Setting:
     steps: int | None = None
 
     @property
+    def is_exact(self) -> bool:
+        """Whether this is what others are compared with: everything computed, by PyTorch's own choice of kernels."""
+        return self.name in (EXACT, f"{EXACT}, {WINDOW_STEPS} steps")
+
+    @property
     def is_whole(self) -> bool:
         """Whether every step does all of the work."""
         plain = official_sampler()
@@ -76,14 +88,26 @@ class Setting:
 
 @dataclass(frozen=True)
 class Timed:
-    """Seconds of every step by the clock and of this process's work, the latents after the last, GB taken at most, and
-    seconds of decoding a window where that was asked for."""
+    """What a row measured.
+
+    seconds, worked: of every step, by the clock and of this process's work.  marks: the latents after some steps, the
+    last one among them.  peak_gb: taken at most.  kernels: of attention, by PyTorch's names.  reused: evaluations that
+    ended behind the first layer, None where none may.  not_compiled: why layers ran as they are, "" when they did not.
+    decoding: seconds of a window's decoding, or why there are none; None where it was not asked for.
+    """
 
     seconds: list[float]
     worked: list[float]
-    latents: Tensor
+    marks: dict[int, Tensor]
     peak_gb: float | None
-    decoded: float | None = None
+    kernels: list[str]
+    reused: int | None = None
+    not_compiled: str = ""
+    decoding: Row | None = None
+
+    @property
+    def latents(self) -> Tensor:
+        return self.marks[len(self.seconds)]
 
 
 def settings(*, compiled: bool, processes: int = 1, card: bool = False) -> list[Setting]:
@@ -91,26 +115,30 @@ def settings(*, compiled: bool, processes: int = 1, card: bool = False) -> list[
 
     card: with the rows that only a graphics card can have.
     """
-    near = {"guidance_interval": INTERVAL, "reuse_threshold": REUSE}
     rows = [
-        Setting("resident", resident(), {}),
-        Setting("official loop", resident(), {}, is_official_loop=True),
+        Setting(EXACT, resident(), {}),
+        Setting(OFFICIAL, resident(), {}, is_official_loop=True),
     ]
+    if card:
+        rows.append(Setting(LIMITED, resident_lean(), {}, limit_gb=24))
+        if compiled:
+            rows.append(
+                Setting("compiled, attention of cuDNN", resident(), {}, is_compiled=True, attention=CUDNN)
+            )
+        # Each of its options alone was measured to change little (portrait-options.json); guidance in a part of the
+        # steps, which changes much, is no part of it.
+        near = Setting(NEAR, resident(), {"reuse_threshold": REUSE}, is_compiled=compiled, attention=CUDNN)
+        interval = {"guidance_interval": INTERVAL, "reuse_threshold": REUSE}
+        rows += [
+            Setting(f"{EXACT}, {WINDOW_STEPS} steps", resident(), {}, steps=WINDOW_STEPS),
+            replace(near, steps=WINDOW_STEPS),
+            Setting("12 GB", grouped(), {}, limit_gb=12),
+            Setting("attention of cuDNN", resident(), {}, attention=CUDNN),
+        ]
     rows += [Setting("compiled", resident(), {}, is_compiled=True)] * compiled
     if card:
-        cudnn = "CUDNN_ATTENTION"
-        rows += [
-            Setting("compiled, attention of cuDNN", resident(), {}, is_compiled=True, attention=cudnn),
-            Setting("24 GB", resident_lean(), {}, limit_gb=24),
-            Setting("12 GB", grouped(), {}, limit_gb=12),
-            Setting("a whole window", resident(), {}, steps=WINDOW_STEPS),
-            replace(
-                Setting("a whole window, nearly lossless", resident(), near, is_compiled=True),
-                attention=cudnn,
-                steps=WINDOW_STEPS,
-            ),
-            Setting("attention of cuDNN", resident(), {}, attention=cudnn),
-        ]
+        name = f"guidance from 20 to 80 % of {WINDOW_STEPS} steps, reuse, compiled"
+        rows.append(replace(near, name=name, sampler=interval, steps=WINDOW_STEPS))
     rows += [
         Setting("grouped", grouped(), {}),
         Setting("layerwise", layerwise(), {"together": False}),
@@ -135,7 +163,10 @@ def settings(*, compiled: bool, processes: int = 1, card: bool = False) -> list[
 
 @dataclass(frozen=True)
 class Bench:
-    """Sizes, device and precision of a benchmark; `count`: sampling steps of a row.  deadline: of `time.monotonic`."""
+    """Sizes, device and precision of a benchmark; `count`: sampling steps of a row.
+
+    deadline: of `time.monotonic`.  row_end: the same, after which a row with steps of its own is left early.
+    """
 
     config: TransformerConfig
     vae: VaeConfig
@@ -143,41 +174,73 @@ class Bench:
     device: torch.device
     dtype: torch.dtype
     deadline: float = math.inf
+    row_end: float = math.inf
 
     def steps(self, setting: Setting) -> int:
         return setting.steps or self.count
 
 
 def run(setting: Setting, bench: Bench, workers: Workers | None = None) -> Timed:
-    """A row, or this process's part of it. Raises TimeoutError when the deadline passes between two steps."""
+    """A row, or this process's part of it. Raises TimeoutError when the time is over before `LEAST_STEPS`."""
     device, config, count = bench.device, bench.config, bench.steps(setting)
     if workers is not None:
         device = workers.device
     begin_memory(device)
     team = Team.gather(workers or Workers.alone(device), official_sampler(), config.heads, setting.layout)
     sampler = team.layout.sampler(replace(official_sampler(), steps=count, **setting.sampler))
-    with torch.no_grad(), memory_limit(device, setting.limit_gb), attention_kernel(setting.attention):
+    with (
+        torch.no_grad(),
+        memory_limit(device, setting.limit_gb),
+        attention_kernel(setting.attention),
+        counted_reuse() as reuses,
+        compiling(setting.is_compiled) as complaints,
+    ):
         is_direct = not setting.profile.group and setting.profile.is_exact
         network = filled(Transformer, config, bench.dtype, device if is_direct else torch.device("cpu"))
         place(network, setting.profile, device)
         if setting.is_compiled:
-            torch.compiler.reset()  # what was compiled keeps the kernel of attention that was chosen then
-            compile_layers(network, lambda sentence: print(sentence, file=sys.stderr))
+            compile_layers(network, complaints.append)
         velocity = row_velocity(setting, network, sampler, team, Inputs.draw(config, device, bench.dtype))
         shape = (1, config.latent_frames, config.latent_channels, config.latent_height, config.latent_width)
         noise = [draw_noise(shape, 1, step).to(device) for step in range(count)]
         times, worked, latents = list[float](), list[float](), draw_noise(shape, 0).to(device)
+        marks = dict[int, Tensor]()
         begin, work = now(device), time.process_time()
         for state in denoise(velocity, sampling_steps(count), latents, noise.__getitem__):
             latents = state.clean
             end = now(device)
             times.append(end - begin)
             worked.append(time.process_time() - work)
-            if time.monotonic() > bench.deadline:
-                raise TimeoutError
+            done = len(times)
+            is_over = done < count and is_time_over(setting, bench, done, is_shared=workers is not None)
+            if is_over or done == count or done in MARKS:
+                marks[done] = latents
+            if is_over:
+                break
             begin, work = end, time.process_time()
-        decoded = None if setting.limit_gb is None else decoding_seconds(setting.profile, bench)
-        return Timed(times, worked, latents, peak_memory(device), decoded)
+        peak, reused = peak_memory(device), len(reuses)
+        may_reuse = bool(setting.sampler.get("reuse_threshold"))
+        kernels = list[str]()
+        if workers is None and time.monotonic() < bench.deadline:
+            kernels = attention_kernels(partial(velocity, latents, done - 1))
+        not_compiled = "; ".join(complaints) or compiler_idleness() if setting.is_compiled else ""
+        decoding = None if setting.limit_gb is None else decoding_of(setting.profile, bench)
+        return Timed(
+            times, worked, marks, peak, kernels, reused if may_reuse else None, not_compiled, decoding
+        )
+
+
+def is_time_over(setting: Setting, bench: Bench, done: int, *, is_shared: bool) -> bool:
+    """Whether a row is left with the steps that it has. Raises TimeoutError when those are too few.
+
+    Processes that share a row would not leave it together: with them it is whole or nothing.
+    """
+    if time.monotonic() > bench.deadline:
+        if is_shared or done < LEAST_STEPS:
+            raise TimeoutError
+        return True
+    is_long = setting.steps is not None and done >= max(LEAST_STEPS, MARKS[0])
+    return not is_shared and is_long and time.monotonic() > bench.row_end
 
 
 def row_velocity(
@@ -205,8 +268,8 @@ def run_shared(setting: Setting, bench: Bench) -> Timed:
             one_process, (address, result, setting, bench), nprocs=setting.layout.world
         )
         values = load_file(result)
-    peak = float(values["peak"]) or None
-    return Timed(values["seconds"].tolist(), values["worked"].tolist(), values["latents"], peak)
+    seconds, peak = values["seconds"].tolist(), float(values["peak"]) or None
+    return Timed(seconds, values["worked"].tolist(), {len(seconds): values["latents"]}, peak, [])
 
 
 def one_process(rank: int, address: dict[str, str], result: Path, setting: Setting, bench: Bench) -> None:
@@ -224,14 +287,21 @@ def one_process(rank: int, address: dict[str, str], result: Path, setting: Setti
     torch.distributed.destroy_process_group()
 
 
-def decoding_seconds(profile: Profile, bench: Bench) -> float:
-    """Of one window with the profile's decoder, the denoiser's weights and caches still being where they were."""
-    vae = filled(CausalVae, bench.vae, bench.dtype, bench.device)
-    place_vae(vae, profile, bench.device)
-    begin = now(bench.device)
-    for chunk in vae.decode(window_latents(bench)):
-        chunk.cpu()
-    return now(bench.device) - begin
+def decoding_of(profile: Profile, bench: Bench) -> Row:
+    """Seconds of one window with the profile's decoder, the denoiser's weights and caches still being where they were;
+    or why it could not be decoded, which costs the row nothing else."""
+
+    def decode() -> Row:
+        vae = filled(CausalVae, bench.vae, bench.dtype, bench.device)
+        place_vae(vae, profile, bench.device)
+        begin = now(bench.device)
+        for chunk in vae.decode(window_latents(bench)):
+            chunk.cpu()
+        seconds = round(now(bench.device) - begin, 3)
+        return {"seconds": seconds, "peak_gb": peak_memory(bench.device)}
+
+    row: Row = {}
+    return attempt(row, bench.deadline, decode) or row
 
 
 def decoders(bench: Bench) -> Row:
@@ -266,13 +336,13 @@ def window_latents(bench: Bench) -> Tensor:
 def decoded(vae: CausalVae, latents: Tensor, device: torch.device) -> tuple[Row, Tensor]:
     """Seconds of decoding a window twice, the memory that it took, and the frames on the CPU."""
     row: Row = {}
-    for attempt in ("first", "second"):
+    for turn in ("first", "second"):
         begin, work, frames = now(device), time.process_time(), []
         for chunk in vae.decode(latents):
             frames.append(chunk.cpu())
-        row[f"seconds_{attempt}"] = round(now(device) - begin, 3)
+        row[f"seconds_{turn}"] = round(now(device) - begin, 3)
         if device.type == "cpu":
-            row[f"processor_seconds_{attempt}"] = round(time.process_time() - work, 3)
+            row[f"processor_seconds_{turn}"] = round(time.process_time() - work, 3)
     return row | {"peak_gb": peak_memory(device)}, torch.cat(frames, dim=1)
 
 
@@ -282,6 +352,7 @@ def memory_limit(device: torch.device, gigabytes: float | None) -> Iterator[None
     if gigabytes is None or device.type != "cuda":
         yield
         return
+    device = indexed(device)
     total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.set_per_process_memory_fraction((1e9 * gigabytes - RESERVED_BYTES) / total, device)
     try:
@@ -299,3 +370,58 @@ def attention_kernel(name: str | None) -> Iterator[None]:
     others = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
     with sdpa_kernel([getattr(SDPBackend, name), *others], set_priority=True):
         yield
+
+
+@contextmanager
+def counted_reuse() -> Iterator[list[bool]]:
+    """An entry for every evaluation that reused what the layers behind the first did before."""
+    found, genuine = list[bool](), sampling.pass_or_reuse
+
+    def counting(*given: Any, **named: Any) -> Any:
+        done = genuine(*given, **named)
+        found.extend([True] * done.is_reused)
+        return done
+
+    sampling.pass_or_reuse = counting
+    try:
+        yield found
+    finally:
+        sampling.pass_or_reuse = genuine
+
+
+@contextmanager
+def compiling(is_compiled: bool) -> Iterator[list[str]]:
+    """What a row compiles is compiled for it, and nothing is taken from another one's or from the disk: that keeps the
+    kernel of attention that was chosen then. Gives the list of what goes wrong."""
+    if not is_compiled:
+        yield []
+        return
+    import torch._dynamo.utils
+    import torch._inductor.config as inductor
+
+    before = inductor.force_disable_caches
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    inductor.force_disable_caches = True
+    try:
+        yield []
+    finally:
+        inductor.force_disable_caches = before
+
+
+def compiler_idleness() -> str:
+    """Why nothing was compiled though nothing failed; "" when something was."""
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    return "" if graphs else "the compiler was given nothing"
+
+
+def attention_kernels(call: Callable[[], object]) -> list[str]:
+    """The kernels that attention takes in a call, by PyTorch's names; none where they could not be seen."""
+    begun = "_scaled_dot_product_"
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+            call()
+        names = {event.key.removeprefix("aten::") for event in profiler.key_averages()}
+    except RuntimeError:
+        return []
+    return sorted(name.removeprefix(begun) for name in names if name.startswith(begun))

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -30,12 +29,34 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 
+import beginning
 import PIL.Image
 import torch
-from measuring import Report, Row, accelerator, attempt, command_of, is_usable, matmul_rate
+from measuring import (
+    Report,
+    Row,
+    accelerator,
+    attempt,
+    command_of,
+    go_on_anew,
+    indexed,
+    is_usable,
+    matmul_rate,
+)
 from style_networks import SIZES
-from style_rows import OFFICIAL_EAGER, PORTRAIT, STATIC, Bench, Exact, measured, parity_rows, settings
+from style_rows import (
+    COMPILED,
+    OFFICIAL_EAGER,
+    PORTRAIT,
+    STATIC,
+    Bench,
+    Exact,
+    measured,
+    parity_rows,
+    settings,
+)
 from style_training import (
+    Part,
     SyntheticFrames,
     Way,
     clip_store,
@@ -54,10 +75,11 @@ from omokage.pipelines.this_machine import machine
 PARTS = ("parity", "speed", "training")
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden"
 # Of the rows of speed, so many come before the training: what is compared with the targets.
-FIRST_ROWS = 10
+FIRST_ROWS = 12
+COMPILING_S = 60.0  # of a card's first compiled row, of which nothing is known yet
 RESERVE_S = 45.0  # for what comes after a training
 TRAINING = "training, a person"
-SUMMARY = ("name", "ms", "recorded_ms", "fps", "recorded_fps", "to_host_ms", "psnr_db", "peak_gb")
+TIMES = ("ms", "fps", "latency_ms", "to_host_ms", "peak_gb")
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -82,16 +104,23 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--train-steps", type=int, default=16, help="steps that are timed of every way")
     parser.add_argument("--train-minutes", type=float, default=10.0)
+    parser.add_argument(
+        "--goes-on",
+        action="store_true",
+        help="a training that the budget ends is gone on with by the same command, from --work",
+    )
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--begun", type=float, default=time.time(), help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str]) -> int:
-    given, started = parse(arguments), time.monotonic()
-    device = torch.device(given.device)
+def main(arguments: Sequence[str], started: float | None = None) -> int:
+    """started: of `time.monotonic`, from which the budget counts; now if it is None."""
+    given, started = parse(arguments), time.monotonic() if started is None else started
+    device = indexed(torch.device(given.device))
     compiled = device.type == "cuda" if given.compile is None else given.compile
     bench = Bench(SIZES[given.size](), device, given.runs, started + given.budget_s, compiled)
-    report = StyleReport.begin(given.output, head(arguments, given, device))
+    report = StyleReport.begin(given.output, head(arguments, given, device), given.begun)
     kit = Kit(given, bench, report)
     for part, measure in (
         ("parity", kit.check_parity),
@@ -101,11 +130,9 @@ def main(arguments: Sequence[str]) -> int:
     ):
         if part in given.parts:
             measure()
-        if not is_usable(
-            device
-        ):  # a fault of the card stays with the process: another one takes the other rows
+        if not is_usable(device):
             left = max(bench.deadline - time.monotonic(), 0.0)
-            os.execv(sys.executable, [sys.executable, __file__, *arguments, "--budget-s", str(left)])
+            go_on_anew(__file__, arguments, given.begun, ["--budget-s", str(left)])
     return 0 if report.is_sound else 1
 
 
@@ -144,7 +171,9 @@ class StyleReport(Report):
             row for name, row in self.rows.items() if name.startswith(f"{PORTRAIT}, {STATIC}") and "ms" in row
         ]
         best = min(drawn, key=lambda row: row.get("recorded_ms", row["ms"]), default={})
-        return {key: value for key, value in best.items() if key in SUMMARY or key.startswith("times_")}
+        way = "recorded_" if "recorded_ms" in best else ""  # all of one way, not the best of each
+        wanted = ("name", *(way + name for name in TIMES), "psnr_db")
+        return {key: value for key, value in best.items() if key in wanted or key.startswith("times_")}
 
 
 @dataclass
@@ -158,11 +187,11 @@ class Kit:
     def is_asked(self, name: str) -> bool:
         """Whether a row is wanted, and not there yet."""
         chosen = self.given.rows
-        return name not in self.report.rows and (not chosen or name.startswith(tuple(chosen)))
+        return not self.report.is_done(name) and (not chosen or name.startswith(tuple(chosen)))
 
     def check_parity(self) -> None:
         for name, measure in parity_rows(self.given.golden, self.bench):
-            if self.is_asked(name):
+            if self.is_asked(name) and is_usable(self.bench.device):
                 self._add(name, measure)
 
     def time_networks(self, first: int | None, last: int | None) -> None:
@@ -173,13 +202,17 @@ class Kit:
 
     def _expected(self, mode: str) -> float:
         """Seconds of another row: as the slowest of its kind so far."""
-        rows = self.report.rows.items()
+        rows, is_card = self.report.rows.items(), self.bench.device.type == "cuda"
         return max(
-            (row["seconds"] for name, row in rows if f", {mode}, " in name and "ms" in row), default=0.0
+            (row["seconds"] for name, row in rows if f", {mode}, " in name and "ms" in row),
+            default=COMPILING_S if mode == COMPILED and is_card else 0.0,
         )
 
     def train(self) -> None:
-        """Steps in every way, then a person in the fastest; where that diverges, in the next."""
+        """Steps in every way that needs no compiler, then a person in the fastest; where that diverges, in the next.
+
+        Ways that are compiled come at last: what that takes, the person would not have.
+        """
         device = self.bench.device
         every = ways(compiled=self.bench.compiled, card=device.type == "cuda")
         asked = [way for way in every if self.is_asked(steps_of(way))]
@@ -190,21 +223,34 @@ class Kit:
             return
         batch, steps = self.given.batch, self.given.train_steps
         base = PaperTrainingConfig(batch=batch, micro_batch=min(4, batch), passes=1e6)
-        for way in asked:
-            self._add(steps_of(way), partial(step_row, way, self.bench.sizes, base, store, device, steps))
-        if self.is_asked(TRAINING):
+
+        def time_steps(chosen: Sequence[Way]) -> None:
+            for way in chosen:
+                if is_usable(device):
+                    work = partial(step_row, way, self.bench.sizes, base, store, device, steps)
+                    self._add(steps_of(way), work)
+
+        time_steps([way for way in asked if not way.compiled])
+        if self.is_asked(TRAINING) and is_usable(device):
             known = [(way, self.report.rows.get(steps_of(way), {})) for way in every]
             self._add(TRAINING, partial(self._person, fastest(known) or every[:1], base, store))
+        time_steps([way for way in asked if way.compiled])
 
     def _person(self, order: Sequence[Way], base: PaperTrainingConfig, store: FrameStore) -> Row:
         diverged: list[str] = []
         for way in order:
-            left = (self.bench.deadline - time.monotonic() - RESERVE_S) / 60
-            minutes = min(self.given.train_minutes, left)
-            if minutes < self.given.train_minutes / 4:
+            until = self.bench.deadline - RESERVE_S
+            left, checkpoint = (until - time.monotonic()) / 60, None
+            if min(self.given.train_minutes, left) < self.given.train_minutes / 4:
                 raise TimeoutError
+            minutes = min(self.given.train_minutes, left)
+            if self.given.goes_on:
+                minutes = self.given.train_minutes
+                checkpoint = store.folder.with_name(f"{store.folder.name}.{way.name}.checkpoint")
+            end = until if self.given.goes_on else math.inf
+            part = Part(minutes, end, checkpoint, partial(self._keep, way))
             try:
-                row, sheet = training_row(way, self.bench.sizes, base, store, self.bench.device, minutes)
+                row, sheet = training_row(way, self.bench.sizes, base, store, self.bench.device, part)
             except DivergedError:
                 diverged.append(way.name)
                 continue
@@ -212,6 +258,12 @@ class Kit:
                 PIL.Image.fromarray(sheet).save(self.given.output.with_suffix(".png"))
             return row | {"diverged": diverged}
         return {"failed": "the training has diverged in every way", "diverged": diverged}
+
+    def _keep(self, way: Way, curve: list[Row]) -> None:
+        """Write what is known of a training that is not over: the process may be ended before."""
+        row = {"name": TRAINING, "way": way.name, "failed": "stopped before its end", "curve": curve}
+        self.report.rows[TRAINING] = row
+        self.report.write()
 
     def _add(self, name: str, work: Callable[[], Row]) -> None:
         row: Row = {"name": name}
@@ -243,4 +295,4 @@ def steps_of(way: Way) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:], beginning.STARTED))

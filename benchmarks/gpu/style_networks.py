@@ -21,9 +21,7 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from golden_fill import draw, is_constant, weight
-from omokage.avatar.bundle import Provenance
 from omokage.avatar.paper import keys
-from omokage.avatar.paper.bundle import PaperAvatar
 from omokage.avatar.paper.config import (
     BANDS,
     STYLE,
@@ -39,6 +37,7 @@ from omokage.avatar.paper.config import (
 from omokage.avatar.paper.discriminator import Discriminator
 from omokage.avatar.paper.filters import DoubleBands, HalveBands
 from omokage.avatar.paper.layers import ModulatedConv
+from omokage.avatar.paper.networks import AvatarNetworks
 from omokage.avatar.paper.portrait import PortraitGenerator, draw_noise
 from omokage.avatar.paper.textures import Texture, TextureGenerator
 from omokage.avatar.paper.time_code import REST_TIME, time_code
@@ -109,7 +108,7 @@ def named(network: nn.Module, maps: KeyMap, entry: str) -> None:
     network.eval().requires_grad_(False)
 
 
-def avatar_of(config: PortraitConfig, device: torch.device) -> PaperAvatar:
+def avatar_of(config: PortraitConfig, device: torch.device) -> AvatarNetworks:
     """An avatar whose generator is filled by name, with textures and noise, on the device."""
     generator = PortraitGenerator(config)
     named(generator, keys.portrait_keys(config), "g_ema")
@@ -125,9 +124,8 @@ def avatar_of(config: PortraitConfig, device: torch.device) -> PaperAvatar:
         )
         return Texture(features, bands)
 
-    made = Provenance("", "drawn", "", "", False, None, 0.0, 0, "")
     face, background = texture("face"), texture("background")
-    return PaperAvatar(generator, face, background, draw_noise(config, 0), REST_TIME, made).to(device)
+    return AvatarNetworks(generator, face, background, draw_noise(config, 0), REST_TIME).to(device)
 
 
 def meshes(config: PortraitConfig, device: torch.device) -> list[tuple[Tensor, Tensor]]:
@@ -183,7 +181,7 @@ def other_networks(sizes: Sizes) -> dict[str, Callable[[], tuple[nn.Module, list
 # the generator as the released code goes about it
 
 
-def official_graph(avatar: PaperAvatar) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+def official_graph(avatar: AvatarNetworks) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     """The unfolded generator in eager operations; it takes the avatar's own network and changes how that computes."""
     generator, middle = avatar.generator, centred(avatar.config.grid)
     for module in generator.modules():

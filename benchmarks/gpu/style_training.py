@@ -3,9 +3,10 @@ over the minutes, beside the nearest training frame."""
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -15,28 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import Row, begin_memory, now, peak_memory
+from measuring import OUT_OF_TIME, Row, begin_memory, now, peak_memory
 from style_networks import Sizes
 from torch.nn import functional as F
 
-from omokage.avatar.conditioning import AvatarState
 from omokage.avatar.loop import BudgetConfig, check_sheet
 from omokage.avatar.paper.batch import Draws, Loader
-from omokage.avatar.paper.drawing import MeshDrawing
 from omokage.avatar.paper.frames import FrameRecord, FrameStore, FrameWriter, alpha_of_cells, crop_side
 from omokage.avatar.paper.precision import fastest_kernels, matrix_precision
 from omokage.avatar.paper.run import PaperRun, PaperTrainingConfig
 from omokage.avatar.paper.train import Learner, compile_networks, drawn_after, train_paper
-from omokage.avatar.sheet import Crop, Pose
 from omokage.config import Progress
 from omokage.media.clip import Image
-from omokage.tracking.synthetic import SyntheticSubject
 from omokage.workers import Workers
 
 SEED = 3
 DISTANCE = 110.0  # cm, where the face is as large in the crop as that of a recording
 FRAME_RATE = 12.0  # of the synthetic performance: more movement in few frames
 HELD_OUT_SHARE, CHECKED = 0.2, 8
+CHECKPOINT_S = 120.0
 
 
 # frames
@@ -71,7 +69,10 @@ class SyntheticFrames:
 
 
 @cache
-def _performance(size: int, count: int) -> tuple[SyntheticSubject, Any]:
+def _performance(size: int, count: int) -> tuple[Any, Any]:
+    # Whoever only times networks needs nothing of what draws people.
+    from omokage.tracking.synthetic import SyntheticSubject
+
     subject = SyntheticSubject(SEED, distance=DISTANCE)
     return subject, subject.performance(
         count / FRAME_RATE, frame_rate=FRAME_RATE, size=crop_side(size), motion=0.7
@@ -80,6 +81,10 @@ def _performance(size: int, count: int) -> tuple[SyntheticSubject, Any]:
 
 def synthetic_record(job: tuple[int, int, int]) -> FrameRecord:
     """One frame of the performance: the whole picture is the crop."""
+    from omokage.avatar.conditioning import AvatarState
+    from omokage.avatar.paper.drawing import MeshDrawing
+    from omokage.avatar.sheet import Crop, Pose
+
     size, count, number = job
     subject, track = _performance(size, count)
     side = crop_side(size)
@@ -175,12 +180,18 @@ def step_row(
 
 @dataclass
 class Curve:
-    """Quality of held-out frames while it learns. points: step, seconds, PSNR of whole pictures and of faces in dB."""
+    """Quality of held-out frames while it learns.
+
+    points: step, seconds, PSNR of whole pictures and of faces in dB.  say: hears of them whenever there is a new one.
+    file: where they are kept beside the checkpoint of a training that goes on later, None of one that does not.
+    """
 
     run: PaperRun
     store: FrameStore
     config: BudgetConfig
     points: list[Row]
+    say: Callable[[list[Row]], None]
+    file: Path | None = None
     sheet: Image = field(default_factory=lambda: np.zeros((1, 1, 3), np.uint8))
 
     def add(self, step: int, _: Image) -> None:
@@ -195,6 +206,9 @@ class Curve:
         self.points.append(
             {"step": step, "seconds": seconds, "psnr_db": round(whole, 3), "face_psnr_db": face}
         )
+        self.say(self.points)
+        if self.file is not None:
+            self.file.write_text(json.dumps(self.points), encoding="utf-8")
 
 
 def held_out_batches(store: FrameStore, seed: int) -> Iterator[Any]:
@@ -226,37 +240,67 @@ def nearest_frames(store: FrameStore, seed: int) -> Row:
     return {"psnr_db": round(float(np.mean(whole)), 3), "face_psnr_db": round(float(np.mean(faces)), 3)}
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one call does of a training. minutes: of the whole, along which the rates fall.
+
+    until: of `time.monotonic`, when it stops before its end.  checkpoint: what another call goes on from, None where
+    none will.  say: hears the curve as far as it goes.
+    """
+
+    minutes: float
+    until: float
+    checkpoint: Path | None
+    say: Callable[[list[Row]], None]
+
+
+class Stopped(Exception):
+    """The time of this call is over."""
+
+
 def training_row(
-    way: Way, sizes: Sizes, base: PaperTrainingConfig, store: FrameStore, device: torch.device, minutes: float
+    way: Way, sizes: Sizes, base: PaperTrainingConfig, store: FrameStore, device: torch.device, part: Part
 ) -> tuple[Row, Image]:
-    """Train for so many minutes; a row with the curve, and the last sheet of truth above pictures.
+    """Train, or a part of it; a row with the curve, and the last sheet of truth above pictures.
 
     Raises DivergedError.
     """
     begin_memory(device)
-    torch.compiler.reset()
-    config = replace(way.config(base), minutes=minutes)
+    config = replace(way.config(base), minutes=part.minutes, checkpoint_seconds=CHECKPOINT_S)
     run = PaperRun(sizes.portrait, sizes.critic, config, frames=store.train, workers=Workers.alone(device))
-    curve, begin = Curve(run, store, config, []), time.monotonic()
+    curve, begin, stopped = Curve(run, store, config, [], part.say), time.monotonic(), False
+    if part.checkpoint is not None:
+        part.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        curve.file = part.checkpoint.with_suffix(".curve.json")
+        if part.checkpoint.is_file() and curve.file.is_file():
+            curve.points = json.loads(curve.file.read_text(encoding="utf-8"))
 
     def said(progress: Progress) -> None:
         if run.step % 100 == 0:
             print(f"step {run.step}, {100 * progress.done:.0f} %{progress.note}", flush=True)
+        if time.monotonic() > part.until:
+            raise Stopped
 
-    result = train_paper(run, [store], config, on_progress=said, on_preview=curve.add)
-    curve.add(result.steps, np.zeros(0, np.uint8))
+    try:
+        train_paper(run, [store], config, checkpoint=part.checkpoint, on_progress=said, on_preview=curve.add)
+    except Stopped:
+        stopped = True
+        if part.checkpoint is not None:
+            run.save(part.checkpoint)
+    curve.add(run.step, np.zeros(0, np.uint8))
     row: Row = {
         "way": way.name,
-        "minutes": round(minutes, 2),
-        "steps": result.steps,
+        "minutes": round(part.minutes, 2),
+        "steps": run.step,
         "seconds": round(time.monotonic() - begin, 1),
+        "seconds_of_training": round(run.seconds, 1),
         "frames": store.train,
         "nearest_training_frame": nearest_frames(store, config.seed),
         "critic_trust": round(run.critic_trust, 3),
         "peak_gb": peak_memory(device),
         "curve": curve.points,
     }
-    return row, curve.sheet
+    return row | ({"failed": OUT_OF_TIME} if stopped else {}), curve.sheet
 
 
 def usable_cores() -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -80,6 +81,43 @@ class _Attention(TorchFunctionMode):
 def stand_in_attention() -> TorchFunctionMode:
     """Where it is entered, attention keeps its inputs and its result for a gradient, as real kernels do."""
     return _Attention(keeps=True)
+
+
+class CardAutocast(TorchFunctionMode):
+    """The types that `torch.autocast` computes in on a graphics card, for the meta device, where it has no effect:
+    products in 16 bits, normalisation and sums in float32 (PyTorch, "Automatic mixed precision", "CUDA op-specific
+    behavior"), of the functions that our networks call; all others compute in what they are given."""
+
+    SHORT = frozenset(
+        {F.linear, F.scaled_dot_product_attention, F.conv1d, F.conv2d, F.conv3d, torch.matmul, torch.bmm}
+    )
+    LONG = frozenset(
+        {
+            F.layer_norm,
+            F.group_norm,
+            F.softmax,
+            torch.softmax,
+            Tensor.softmax,
+            F.mse_loss,
+            torch.sum,
+            Tensor.sum,
+        }
+    )
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        dtype = self._dtype if func in self.SHORT else torch.float32 if func in self.LONG else None
+        if dtype is not None:
+            args, kwargs = tree_map_only(Tensor, partial(_as_type, dtype=dtype), (args, kwargs))
+        return func(*args, **kwargs)
+
+
+def _as_type(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

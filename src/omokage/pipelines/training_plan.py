@@ -5,6 +5,7 @@ Weights are counted in the real networks on PyTorch's meta device, and so is wha
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from omokage.pipelines.animate_plan import EFFICIENCY
 from omokage.pipelines.network_costs import denoiser_load, of_all
-from omokage.pipelines.network_load import kept_for_gradients, stand_in_attention
+from omokage.pipelines.network_load import CardAutocast, kept_for_gradients, stand_in_attention
 from omokage.pipelines.this_machine import duration, free_bytes, matmul_rate
 from omokage.talking.caches import Conditions
 from omokage.talking.config import TransformerConfig
@@ -147,7 +148,10 @@ def activation_bytes(config: TransformerConfig, stage: StageConfig, dtype: torch
 
 
 def kept_bytes(config: TransformerConfig, dtype: torch.dtype, layers: int) -> int:
-    """Bytes that one sample's pass through a denoiser of so many layers keeps for its gradients, weights left out."""
+    """Bytes that one sample's pass through a denoiser of so many layers keeps for its gradients, weights left out.
+
+    In 16 bits it is computed as a training does it on a card: normalised tokens and what follows from them are float32.
+    """
     with torch.device("meta"):
         network = Transformer(replace(config, layers=layers)).to(dtype)
         grid = (config.latent_channels, config.latent_height, config.latent_width)
@@ -162,7 +166,8 @@ def kept_bytes(config: TransformerConfig, dtype: torch.dtype, layers: int) -> in
             if config.audio
             else None,
         )
-        with stand_in_attention():
+        types = nullcontext() if dtype == torch.float32 else CardAutocast(dtype)
+        with stand_in_attention(), types:
             return kept_for_gradients(
                 network, lambda: network(state, network.modulation(torch.zeros(1)), conditions)
             )

@@ -15,7 +15,7 @@ from omokage.avatar.paper.batch import to_unit
 from omokage.avatar.paper.bundle import PaperAvatar, Person
 from omokage.avatar.samples import avatar_state
 from omokage.errors import BundleError
-from omokage.render.paper_runtime import MeshPair, PaperRuntime, start
+from omokage.render.paper_runtime import MeshPair, PaperRuntime, picture_of, start, to_bytes
 from omokage.render.renderer import Portrait
 
 JUDGED_STATES = 8  # of the recording, by which a runtime is judged
@@ -52,7 +52,7 @@ class PaperRenderer:
         picture = picture_of(image)
         shown = (1.1 * mask).clamp(-1, 1) / 2 + 0.5  # as the generator composes
         clear = F.interpolate(shown.float(), scale_factor=8.0, mode="bilinear", align_corners=False)[0, 0]
-        return Portrait(image=picture, matte=_to_bytes(255 * (1 - clear)), color=picture)
+        return Portrait(image=picture, matte=to_bytes(255 * (1 - clear)), color=picture)
 
     def _meshes(self, state: AvatarState) -> MeshPair:
         drawn = self.person.drawing.draw(state)
@@ -76,12 +76,3 @@ def person_of(avatar: PaperAvatar) -> Person:
             "from a recording with 'omokage create'"
         )
     return avatar.person
-
-
-def picture_of(image: Tensor) -> NDArray[np.uint8]:
-    """The first of images (B, 3, S, S), nominally in [-1, 1], as a picture in the processor's memory, (S, S, 3)."""
-    return _to_bytes(image[0].permute(1, 2, 0) * 127.5 + 127.5)
-
-
-def _to_bytes(values: Tensor) -> NDArray[np.uint8]:
-    return np.ascontiguousarray(values.round().clamp(0, 255).to(torch.uint8).cpu().numpy())

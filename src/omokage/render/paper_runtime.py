@@ -16,10 +16,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from omokage.avatar.paper.bundle import PaperAvatar
+from omokage.avatar.paper.networks import AvatarNetworks
 from omokage.avatar.paper.precision import fastest_kernels, matrix_precision
 from omokage.compiling import BACKEND, Compiled
 from omokage.errors import InputError
@@ -52,7 +54,7 @@ class EagerRuntime:
 
     name, precision = "torch", "fp32"
 
-    def __init__(self, avatar: PaperAvatar) -> None:
+    def __init__(self, avatar: AvatarNetworks) -> None:
         self._avatar = avatar
 
     def draw(self, render: Tensor, uv: Tensor) -> Drawn:
@@ -109,7 +111,7 @@ def record(function: Callable[[], tuple[Tensor, ...]]) -> tuple[tuple[Tensor, ..
 
 
 def start(
-    avatar: PaperAvatar,
+    avatar: AvatarNetworks,
     wish: str,
     *,
     states: Callable[[], Sequence[MeshPair]],
@@ -148,7 +150,12 @@ def _is_card(device: torch.device) -> bool:
 
 
 def _graph_runtime(
-    avatar: PaperAvatar, precision: str, example: MeshPair, *, is_compiled: bool, say: Callable[[str], None]
+    avatar: AvatarNetworks,
+    precision: str,
+    example: MeshPair,
+    *,
+    is_compiled: bool,
+    say: Callable[[str], None],
 ) -> GraphRuntime:
     draw = graph_function(avatar, precision, is_compiled=is_compiled, say=say)
     return GraphRuntime("compiled" if is_compiled else "cuda-graph", precision, draw, example)
@@ -158,7 +165,7 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "
 
 
 def graph_function(
-    avatar: PaperAvatar,
+    avatar: AvatarNetworks,
     precision: str,
     *,
     is_compiled: bool,
@@ -199,3 +206,13 @@ def psnr_db(errors: Sequence[float]) -> float:
     """Of pictures in [-1, 1], from the mean squared error of each; -inf where one is not finite."""
     mean = sum(errors) / len(errors)
     return 10 * math.log10(4 / max(mean, 1e-12)) if math.isfinite(mean) else -math.inf
+
+
+def picture_of(image: Tensor) -> NDArray[np.uint8]:
+    """The first of images (B, 3, S, S), nominally in [-1, 1], as a picture in the processor's memory, (S, S, 3)."""
+    return to_bytes(image[0].permute(1, 2, 0) * 127.5 + 127.5)
+
+
+def to_bytes(values: Tensor) -> NDArray[np.uint8]:
+    """Values of 0 to 255, in the processor's memory."""
+    return np.ascontiguousarray(values.round().clamp(0, 255).to(torch.uint8).cpu().numpy())

@@ -173,7 +173,7 @@ def _host_bytes(profile: Profile, needs: Needs, share: float) -> float:
     """Of the machine's memory: what waits there, and its loading, group after group."""
     if not profile.group:
         return 0.0 if profile.is_exact else needs.loading
-    # PyTorch takes pinned memory in powers of two.
+    # PyTorch takes pinned memory in powers of two; a profile that was tried before has given its own back (`let_go`).
     piece = float(2 ** math.ceil(math.log2(max(profile.group * needs.waiting * share, 1))))
     return max(math.ceil(needs.layers / profile.group) * piece, needs.loading + piece)
 
@@ -248,10 +248,14 @@ def falling_back(
 
 def let_go() -> None:
     """Give back what nobody uses any more. Layers that are compiled refer to themselves, and so stay until they are
-    looked for; PyTorch keeps memory of a card that its tensors gave back."""
+    looked for; PyTorch keeps memory of a card that its tensors gave back, and pinned memory of the machine."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    empty_pinned: Callable[[], None] | None = getattr(torch._C, "_host_emptyCache", None)
+    if empty_pinned is not None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()  # what a copy still reads would stay
+        empty_pinned()
 
 
 def smaller(choice: Choice, needs: Needs, free_host: float) -> tuple[Choice, ...]:

@@ -8,15 +8,13 @@ the header the architecture, the time whose code draws every picture, and where 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from omokage.avatar.bundle import Provenance
 from omokage.avatar.container import FIRST_WITH_KINDS, STYLEAVATAR, Content, read_content, write_content
@@ -24,10 +22,9 @@ from omokage.avatar.motion import motion_arrays, read_motion
 from omokage.avatar.paper.checkpoint import State
 from omokage.avatar.paper.config import PortraitConfig
 from omokage.avatar.paper.drawing import MeshDrawing
-from omokage.avatar.paper.portrait import NoiseMaps, Portrait, PortraitGenerator
+from omokage.avatar.paper.networks import AvatarNetworks
+from omokage.avatar.paper.portrait import NoiseMaps, PortraitGenerator
 from omokage.avatar.paper.textures import Texture
-from omokage.avatar.paper.time_code import time_code
-from omokage.avatar.paper.window import centred, cut_background, face_cells, to_cells
 from omokage.avatar.sheet import Crop
 from omokage.errors import BundleError
 from omokage.geometry.camera import Camera
@@ -56,34 +53,18 @@ class Person:
 
 
 @dataclass(frozen=True)
-class PaperAvatar:
+class PaperAvatar(AvatarNetworks):
     """A person in StyleAvatar's own networks.
 
-    face, background: textures of G x G cells, batch of 1.  noise: kept, so that a picture comes out the same every
-    time; official checkpoints have none.  time: whose code draws every picture.  origin: of an imported one, or
-    provenance of one that was trained here.  training: weights that more training starts from, by network, {} when they
-    were not kept.  person: None where the face meshes were drawn by another program.
+    origin: of an imported one, or provenance of one that was trained here.  training: weights that more training starts
+    from, by network, {} when they were not kept.  person: None where the face meshes were drawn by another program.
     evaluation: what was measured on held-out frames.
     """
 
-    generator: PortraitGenerator
-    face: Texture
-    background: Texture
-    noise: NoiseMaps
-    time: float
     origin: Origin | Provenance
     training: Mapping[str, State] = field(default_factory=dict)
     person: Person | None = None
     evaluation: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def config(self) -> PortraitConfig:
-        return self.generator.config
-
-    @property
-    def size(self) -> int:
-        """Side of its pictures, pixels."""
-        return self.config.size
 
     def to_text(self) -> str:
         """What is known of its making, for people."""
@@ -96,49 +77,6 @@ class PaperAvatar:
         if not measured:
             return trained
         return f"{trained}, {measured['psnr']:.2f} dB on {measured['held_out_frames']} held-out frames"
-
-    def to(self, device: torch.device) -> PaperAvatar:
-        """The same with all that draws on a device; the generator itself moves there."""
-
-        def moved(record: Any) -> Any:
-            return replace(record, **{f.name: getattr(record, f.name).to(device) for f in fields(record)})
-
-        return replace(
-            self,
-            generator=self.generator.to(device),
-            face=moved(self.face),
-            background=moved(self.background),
-            noise=moved(self.noise),
-        )
-
-    @torch.no_grad()
-    def draw(self, render: Tensor, uv: Tensor) -> Portrait:
-        """The pictures for drawn face meshes, as the preprocessing of its training draws them.
-
-        render, uv: (B, 3, S/4, S/4) in [-1, 1], black where there is no face; red and green of `uv` are the place in
-        the face's texture, its blue is above -1 on the face.
-        """
-        cells = to_cells(uv)
-        times = torch.full((len(render), 1), self.time, device=render.device)
-        code = time_code(times, self.config.style.size)
-        portrait: Portrait = self.generator(
-            render,
-            cells[:, :2],
-            face_cells(cells),
-            self.face,
-            self.background_in_window,
-            code,
-            noise=self.noise,
-        )
-        return portrait
-
-    @cached_property
-    def background_in_window(self) -> Texture:
-        """The background's texture, cut by the centred window."""
-        middle = centred(self.config.grid)
-        return Texture(
-            cut_background(self.background.features, middle), cut_background(self.background.bands, middle)
-        )
 
     def save(self, path: Path, *, in_place_of: Path | None = None) -> None:
         """Write the file, atomically, see `write_content`. Raises OutputError when it cannot be written."""

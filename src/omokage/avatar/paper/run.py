@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from omokage.avatar.loop import BudgetConfig, TrainingRun
-from omokage.avatar.paper.bundle import PaperAvatar
 from omokage.avatar.paper.config import DiscriminatorConfig, PortraitConfig
 from omokage.avatar.paper.discriminator import Discriminator
 from omokage.avatar.paper.portrait import NoiseMaps, PortraitGenerator, draw_noise
@@ -18,6 +18,9 @@ from omokage.avatar.paper.textures import Texture, TextureGenerator
 from omokage.avatar.paper.time_code import time_code
 from omokage.errors import InputError
 from omokage.workers import Workers
+
+if TYPE_CHECKING:  # a training needs nothing of what reads avatar files
+    from omokage.avatar.paper.bundle import PaperAvatar
 
 PARTS = ("face", "background")
 PRECISIONS = ("fp32", "tf32", "bf16")
