@@ -146,7 +146,10 @@ class Learner:
     ) -> tuple[dict[int, Textures], dict[int, Textures]]:
         """The textures of a step, with the way back to their generators, and copies that gather gradients."""
         with torch.set_grad_enabled(is_learning), self._autocast():
-            made = {video: self._kept.get(video) or self.run.produced(video) for video in videos}
+            made = {
+                video: self._kept.get(video) or self.run.produced(video, is_learning=is_learning)
+                for video in videos
+            }
         if not is_learning:
             self._kept |= made
         leaves = {
