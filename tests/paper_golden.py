@@ -1,16 +1,20 @@
 """Every golden output of the style networks, computed with ours: the tests' comparisons, and those of a full folder.
 
-    python tests/paper_golden.py FOLDER [NAME...]
+    python tests/paper_golden.py FOLDER [NAME...] [--output benchmarks/results/paper-parity.json]
 
-prints the largest share of a tolerance that each network takes, and each output above a tenth. The full-size networks
-need 5 GB and some minutes on one core; the tests use the small ones.
+prints the largest share of a tolerance that each network takes, and each output above a tenth; the output file keeps
+the share of every single one. The full-size networks need 5 GB and some minutes on one core; the tests use the small
+ones.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -385,17 +389,61 @@ def shares(golden: Golden, outputs: Outputs) -> dict[str, float]:
     }
 
 
-def main(folder: Path, names: list[str]) -> None:
-    for name in names or [name for name in FILES if name not in FULL_SIZE]:
-        golden, started = Golden(folder / f"styleavatar_{name}"), time.monotonic()
-        found = shares(golden, FILES[name](golden))
-        took = time.monotonic() - started
-        print(f"{name}: {len(found)} outputs, largest share {max(found.values()):.3g}, {took:.0f} s")
-        print(f"  not compared: {sorted(set(golden.outputs()) - found.keys())}")
-        for output, share in sorted(found.items(), key=lambda item: -item[1]):
+def compared(name: str, golden: Golden) -> dict[str, Any]:
+    """The shares of one file, largest first, and the outputs that ours does not have."""
+    started = time.monotonic()
+    found = shares(golden, FILES[name](golden))
+    found = {k: float(f"{v:.3g}") for k, v in sorted(found.items(), key=lambda item: -item[1])}
+    return {
+        "outputs": len(found),
+        "largest_share": max(found.values()),
+        "seconds": round(time.monotonic() - started, 1),
+        "not_compared": sorted(set(golden.outputs()) - found.keys()),
+        "shares": found,
+    }
+
+
+def main(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="of the reference files")
+    parser.add_argument("names", nargs="*", help="default all")
+    parser.add_argument("--output", type=Path, help="also write the shares into this JSON file")
+    given = parser.parse_args(arguments)
+    load, rows = os.getloadavg()[0], dict[str, dict[str, Any]]()
+    for name in given.names or [name for name in FILES if name not in FULL_SIZE]:
+        row = rows[name] = compared(name, Golden(given.folder.resolve() / f"styleavatar_{name}"))
+        print(
+            f"{name}: {row['outputs']} outputs, largest share {row['largest_share']:.3g}, {row['seconds']} s"
+        )
+        print(f"  not compared: {row['not_compared']}")
+        for output, share in row["shares"].items():
             if share > 0.1:
                 print(f"  {output}: {share:.3g}")
+    if given.output is not None:
+        write(given.output, load, rows)
+
+
+def write(path: Path, load: float, rows: dict[str, dict[str, Any]]) -> None:
+    """The result file, in the form of the benchmarks' own."""
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+    from reports import circumstances
+
+    result: dict[str, Any] = {
+        "benchmark": "StyleAvatar's networks beside the reference numbers of its released code",
+        "unit": "share of the tolerance that is stored with each reference number; 1 would be a failure",
+    }
+    # Sums in another order, and so the last digits, come with the kernels that PyTorch and its oneDNN choose.
+    kernels = (
+        torch.backends.cpu.get_cpu_capability(),
+        os.environ.get("ONEDNN_MAX_CPU_ISA", "all that there are"),
+    )
+    machine = {
+        "threads": torch.get_num_threads(),
+        "instructions": dict(zip(("torch", "onednn"), kernels, strict=True)),
+    }
+    result |= circumstances(load) | machine | {"networks": rows}
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve(), sys.argv[2:])
+    main(sys.argv[1:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -15,12 +16,16 @@ import onnx
 import pytest
 import torch
 
-from omokage.avatar.paper.bundle import Origin, PaperAvatar
+from omokage.avatar.paper.bundle import Origin, PaperAvatar, Person
+from omokage.avatar.paper.drawing import MeshDrawing, paper_crop
 from omokage.avatar.paper.portrait import PortraitGenerator, draw_noise
 from omokage.avatar.paper.textures import Texture
+from omokage.avatar.samples import avatar_state
 from omokage.errors import MissingDependencyError, OmokageError
 from omokage.render.paper_export import paper_to_onnx
+from omokage.tracking.synthetic import SyntheticSubject
 from paper_parts import NETWORK
+from test_paper_data import with_landmarks
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "build_tensorrt.py"
 
@@ -204,7 +209,7 @@ def test_nvidias_command_builds_the_same(
     assert not (tmp_path / "other.engine").exists()
 
 
-def test_its_pictures_are_checked_on_states_of_the_recording_or_on_noise(
+def test_its_pictures_are_checked_on_noise_where_there_is_no_recording(
     script: ModuleType, avatar: Path, exported: Callable[..., bytes]
 ) -> None:
     loaded = PaperAvatar.load(avatar)
@@ -217,3 +222,24 @@ def test_its_pictures_are_checked_on_states_of_the_recording_or_on_noise(
     render, uv = (torch.from_numpy(part) for part in states[0])
     drawn = script.onnx_picture(exported(torch.float32))(*states[0])
     np.testing.assert_allclose(drawn, loaded.draw(render, uv).image.numpy(), atol=1e-4)
+
+
+def test_its_pictures_are_checked_on_states_of_the_recording(
+    script: ModuleType, avatar: Path, exported: Callable[..., bytes], tmp_path: Path
+) -> None:
+    track = with_landmarks(SyntheticSubject(seed=3).performance(1.0, frame_rate=12.0, size=192, motion=0.7))
+    drawing = MeshDrawing(track.subject, track.camera, paper_crop(track), NETWORK.size)
+    person = Person(drawing, track, np.zeros((478, 3), np.float32))
+    replace(PaperAvatar.load(avatar), person=person).save(tmp_path / "own.avatar")
+    loaded = PaperAvatar.load(tmp_path / "own.avatar")
+    states = script.checked_states(loaded)
+    assert len(states) == script.CHECKED
+    for (render, uv), row in zip(states, (0, 3, 7, 11), strict=True):
+        drawn = drawing.draw(avatar_state(track, row))
+        for given, picture in ((render, drawn.render), (uv, drawn.uv)):
+            assert given.shape == (1, 3, 16, 16) and given.dtype == np.float32
+            np.testing.assert_allclose(given[0].transpose(1, 2, 0), picture / 127.5 - 1, atol=1e-6)
+        assert 0.1 < (uv[0, 2] == 1).mean() < 0.6  # a face before black, in 8 bits, is no noise
+    pair = [torch.from_numpy(part) for part in states[1]]
+    image = script.onnx_picture(exported(torch.float32))(*states[1])
+    np.testing.assert_allclose(image, loaded.draw(*pair).image.numpy(), atol=1e-4)

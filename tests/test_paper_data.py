@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -306,6 +308,60 @@ def test_prepared_folders_with_faults_are_refused_in_a_sentence(folder: Path, tm
     assert "000002.png is 128x128 pixels, and 192x192 are needed for pictures of 128" in refusal()
     kept.replace(folder / "image" / "000002.png")
     prepare_folder(PreparedFolder.open(folder, SIZE), tmp_path / "store")
+
+
+def test_frames_under_other_names_or_from_another_number_are_told(folder: Path, tmp_path: Path) -> None:
+    """None of them is passed over, to be missed hours later or said to be absent."""
+    copy = tmp_path / "person"
+    kinds = ("image", "render", "uv", "back")
+
+    def renamed(name: Callable[[int], str]) -> str:
+        """What is said of the folder with its frames under other names."""
+        shutil.rmtree(copy, ignore_errors=True)
+        for kind in kinds:
+            (copy / kind).mkdir(parents=True)
+            for number in range(1, 31):
+                (copy / kind / name(number)).hardlink_to(folder / kind / f"{number:06d}.png")
+        with pytest.raises(InputError) as caught:
+            PreparedFolder.open(copy, SIZE)
+        said = str(caught.value)
+        assert said.count("\n") == 0 and not said.endswith(".")
+        return said
+
+    said = renamed(lambda number: f"{number - 1:06d}.png")
+    assert (
+        "counts its frames from 000000, and they must be numbered from 000001; give the files of image"
+        in said
+    )
+    assert "has no frame" not in said
+    assert "has no frame 000001, though it goes up to 000034" in renamed(
+        lambda number: f"{number + 4:06d}.png"
+    )
+    said = renamed(lambda number: f"{number:07d}.png")
+    assert (
+        "image holds '0000001.png', whose name is not a frame's number such as 000001, of six digits" in said
+    )
+    for ending in (".PNG", ".jpg", ".jpeg"):
+        said = renamed(lambda number, ending=ending: f"{number:06d}{ending}")  # type: ignore[misc]
+        assert f"image holds '000001{ending}', and frames are read from files such as 000001.png" in said
+    assert "image holds 'frame001.jpg', and frames" in renamed(lambda number: f"frame{number:03d}.jpg")
+    one = renamed(lambda number: f"{number:06d}{'.PNG' if number == 12 else '.png'}")
+    assert "image holds '000012.PNG', and frames are read from" in one
+
+
+def test_pictures_beside_the_frames_are_passed_over(tmp_path: Path) -> None:
+    folder = prepared(tmp_path / "person", count=25)
+    for name in ("contact.jpg", "000003.jpg"):
+        (folder / "image" / name).touch()
+    assert PreparedFolder.open(folder, SIZE).count == 25
+
+
+def test_frames_from_a_million_on_have_seven_digits(tmp_path: Path) -> None:
+    for name in ("image", "render", "uv", "back"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "1000000.png").touch()
+    with pytest.raises(InputError, match=r"has no frame 000001, though it goes up to 1000000; "):
+        PreparedFolder.open(tmp_path, SIZE)
 
 
 def test_folders_with_nothing_or_little_are_refused(tmp_path: Path) -> None:

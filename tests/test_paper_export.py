@@ -65,6 +65,24 @@ def test_the_exported_graph_is_the_training_graph(
     assert error(replace(avatar, generator=released).draw(*drawing).image, expected.image) > 1e-3
 
 
+def test_the_exported_graph_reads_places_of_8_bits(avatar: PaperAvatar) -> None:
+    """As every drawing has them, between the centers of cells: with the last one, which falls on the edge."""
+    random = torch.Generator().manual_seed(4)
+    render, levels = (torch.randint(0, 256, (1, 3, 32, 32), generator=random) for _ in range(2))
+    steps = torch.arange(256).reshape(16, 16)
+    levels[0, 0, ::2, ::2], levels[0, 1, ::2, ::2], levels[0, 2] = steps, steps.flip(0, 1), 255
+    drawing = render / 127.5 - 1, levels / 127.5 - 1
+    session = onnxruntime.InferenceSession(paper_to_onnx(avatar), providers=["CPUExecutionProvider"])
+    feeds = {name: value.numpy() for name, value in zip(("render", "uv"), drawing, strict=True)}
+    image, mask = (torch.from_numpy(value) for value in session.run(["image", "mask"], feeds))
+    expected, graph = avatar.draw(*drawing), PaperGraph(avatar)(*drawing)
+    for mine, of_graph, exact in ((image, graph[0], expected.image), (mask, graph[1], expected.mask)):
+        assert error(mine, exact) < 1e-4 and error(of_graph, exact) < 5e-5
+    # Places that are off by half a cell are told by the same comparison.
+    moved = drawing[1] + torch.tensor([1 / 16, 0, 0])[:, None, None]
+    assert error(avatar.draw(drawing[0], moved).image, expected.image) > 1e-2
+
+
 def test_a_graph_is_written_whole_or_not(avatar: PaperAvatar, tmp_path: Path) -> None:
     export_paper_onnx(avatar, tmp_path / "me.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["me.onnx"]

@@ -244,7 +244,8 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     content = official_content()
     trap = tmp_path / "ran"
     for place in (content | {"extra": Runs(trap)}, content | {"args": argparse.Namespace(path=Runs(trap))}):
-        assert "holds more than tensors and cannot be read safely" in refusal(tmp_path, place)
+        said = refusal(tmp_path, place)
+        assert "holds more than tensors and cannot be read safely" in said and "damaged" not in said
     assert not trap.exists()
 
 
@@ -252,10 +253,32 @@ def test_a_truncated_checkpoint_is_said(source: Path) -> None:
     whole = source.read_bytes()
     for size in (0, 100, len(whole) // 2, len(whole) - 100):
         source.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="is damaged"):
+        with pytest.raises(InputError, match="is damaged") as refused:
             run(source)
+        assert "more than tensors" not in str(refused.value)
     with pytest.raises(InputError, match="there is no checkpoint"):
         run(source.with_name("other.pt"))
+
+
+def test_what_is_wrong_is_told_of_files_that_are_no_archives_too(tmp_path: Path) -> None:
+    """As checkpoints were written before PyTorch 1.6."""
+    path, trap = tmp_path / "old.pt", tmp_path / "ran"
+
+    def said() -> str:
+        with pytest.raises(InputError) as refused:
+            read_official(path)
+        return str(refused.value)
+
+    torch.save({"a": torch.arange(9.0)}, path, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_official(path)["a"], torch.arange(9.0))
+    whole = path.read_bytes()
+    for size in (1, 20, len(whole) // 2, len(whole) - 5):
+        path.write_bytes(whole[:size])
+        assert "is damaged" in said() and "more than tensors" not in said()
+    torch.save({"a": Runs(trap)}, path, _use_new_zipfile_serialization=False)
+    assert "holds more than tensors" in said() and "damaged" not in said() and not trap.exists()
+    path.write_text("<html>log in</html>")
+    assert "is damaged or no whole checkpoint" in said()
 
 
 def test_the_single_network_is_told_from_the_full_one(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ are built, and stand-ins for the few kinds of objects that training programs sav
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ STAND_INS = (
     "numpy.dtype",
     "argparse.Namespace",
 )
+# The first byte of a checkpoint that is no archive, as they were once written.
+PROTOCOL = b"\x80"
+# What reading a file that ends too early, or holds something else, stumbles over; what the restricted reader itself
+# refuses is none of these.
+STUMBLES = (EOFError, LookupError, OSError, RuntimeError, ValueError, struct.error)
 
 
 @dataclass(frozen=True)
@@ -59,10 +65,19 @@ def read_official(path: Path) -> Any:
         with torch.serialization.safe_globals([(_Skipped, name) for name in STAND_INS]):
             return torch.load(path, map_location="cpu", mmap=zipfile.is_zipfile(path), weights_only=True)
     except Exception as error:  # a foreign file may fail in any way
-        raise InputError(
-            f"{path} is damaged or holds more than tensors and cannot be read safely; "
+        raise InputError(_refusal(path, error)) from error
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """The sentence for a file that could not be read."""
+    with path.open("rb") as file:
+        is_checkpoint = zipfile.is_zipfile(path) or file.read(1) == PROTOCOL
+    if is_checkpoint and not isinstance(error, STUMBLES):
+        return (
+            f"{path} holds more than tensors and cannot be read safely; "
             "use an unchanged file of the official release"
-        ) from error
+        )
+    return f"{path} is damaged or no whole checkpoint; fetch the file of the official release again"
 
 
 def require_state_dict(path: Path, content: Any) -> dict[str, Tensor]:

@@ -16,7 +16,9 @@ from omokage.media.image import read_images
 
 FOLDERS = ("image", "render", "uv", "back")
 _AGAIN = "prepare it again with the official preprocessing"
-_NUMBER = re.compile(r"\d{6,}")
+_NUMBER = re.compile(r"[0-9]{6,}")
+# Pictures under which someone may have kept frames; what else lies in a folder is passed over.
+_PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class PreparedFolder:
                 raise InputError(
                     f"{folder / lacking[0]} lacks {number:06d}.png, which other folders beside it have; {_AGAIN}"
                 )
+        if everything[0] == 0:
+            raise InputError(
+                f"{folder} counts its frames from 000000, and they must be numbered from 000001; "
+                f"give the files of {', '.join(FOLDERS)} the next number each, or {_AGAIN}"
+            )
         if everything != list(range(1, len(everything) + 1)):
             gap = next(i for i, number in enumerate(everything, 1) if i != number)
             raise InputError(
@@ -86,12 +93,25 @@ class PreparedFolder:
 
 
 def _numbers(folder: Path) -> set[int]:
-    """Numbers of the PNG files; other files are passed over."""
-    names = [path.stem for path in folder.iterdir() if path.suffix == ".png"]
-    strange = sorted(name for name in names if not _NUMBER.fullmatch(name))
+    """Numbers of the PNG files. Raises InputError for pictures that look like frames and would be passed over."""
+    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in _PICTURES)
+    names = [path.stem for path in pictures if path.suffix == ".png"]
+    others = [path for path in pictures if path.suffix != ".png" and path.stem not in names]
+    strange = [name for name in names if not _is_number(name)]
     if strange:
         raise InputError(
-            f"{folder} holds '{strange[0]}.png', whose name is not a frame's number such as 000001; "
+            f"{folder} holds '{strange[0]}.png', whose name is not a frame's number such as 000001, of six digits; "
             "rename or remove it"
         )
+    foreign = [path.name for path in others if not names or _NUMBER.fullmatch(path.stem)]
+    if foreign:
+        raise InputError(
+            f"{folder} holds '{foreign[0]}', and frames are read from files such as 000001.png; rename it if it is a "
+            f"PNG picture, and if it is of another format, which may lose places of the face, {_AGAIN}"
+        )
     return {int(name) for name in names}
+
+
+def _is_number(name: str) -> bool:
+    """Whether it is how the official preprocessing would write that number: six digits, and more from a million on."""
+    return bool(_NUMBER.fullmatch(name)) and f"{int(name):06d}" == name

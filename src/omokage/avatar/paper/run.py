@@ -136,7 +136,7 @@ class PaperRun(TrainingRun):
             torch.arange(videos, device=self.device)[:, None] * VIDEO_STEP, network.style.size
         )
         with torch.no_grad():
-            made = [self.produced(video).tensors() for video in range(videos)]
+            made = [self.produced(video, is_learning=False).tensors() for video in range(videos)]
         self.textures = [torch.cat(kind) for kind in zip(*made, strict=True)]
         self.optimizer = self._adam(config, self.generator)
         self.texture_optimizer = self._adam(config, self.face, self.background)
@@ -151,10 +151,16 @@ class PaperRun(TrainingRun):
             "discriminator": self.discriminator,
         }
 
-    def produced(self, video: int) -> Textures:
+    def produced(self, video: int, *, is_learning: bool = True) -> Textures:
         """What the texture generators make of one recording's code, alone in its batch: their normalisation is that
-        of the texture itself, whatever else is trained with it (specification 6.4, 6.18)."""
+        of the texture itself, whatever else is trained with it (specification 6.4, 6.18).
+
+        is_learning: whether the running statistics of that normalisation follow. Textures that do not learn any more
+        are made once, and once more after a resumption, which must not be told from the weights.
+        """
         code = self.codes[video : video + 1]
+        for part in (self.face, self.background):
+            part.norm.track_running_stats = is_learning
         made = self.face(code), self.background(code)
         return Textures(*(Texture(part.features.float(), part.bands.float()) for part in made))
 

@@ -146,7 +146,10 @@ class Learner:
     ) -> tuple[dict[int, Textures], dict[int, Textures]]:
         """The textures of a step, with the way back to their generators, and copies that gather gradients."""
         with torch.set_grad_enabled(is_learning), self._autocast():
-            made = {video: self._kept.get(video) or self.run.produced(video) for video in videos}
+            made = {
+                video: self._kept.get(video) or self.run.produced(video, is_learning=is_learning)
+                for video in videos
+            }
         if not is_learning:
             self._kept |= made
         leaves = {
@@ -281,9 +284,13 @@ def _compiling(config: PaperTrainingConfig) -> Iterator[None]:
 
 
 def compile_networks(run: PaperRun, config: PaperTrainingConfig) -> None:
-    """Compile what takes the time; the parts have one shape whatever the window."""
+    """Compile what takes the time; the parts have one shape whatever the window.
+
+    For that shape alone: networks of one class share their code, and the second of them, which has another shape, would
+    be compiled for any, which PyTorch's compiler fails at.
+    """
     if config.compiled:
         generator = run.generator
         for part in (generator.foreground, generator.widen, generator.image, run.face, run.background):
-            part.compile(backend=BACKEND)
-        run.discriminator.compile(backend=BACKEND)
+            part.compile(backend=BACKEND, dynamic=False)
+        run.discriminator.compile(backend=BACKEND, dynamic=False)
