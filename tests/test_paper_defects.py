@@ -143,6 +143,32 @@ def test_the_perceptual_loss_teaches(stores: list[FrameStore], tmp_path: Path) -
     assert float(loss(picture, picture)) == 0
 
 
+def test_the_perceptual_loss_is_that_of_vgg19(tmp_path: Path) -> None:
+    """Beside VGG19 as its paper lists it (Simonyan & Zisserman 2015, configuration E, here an eighth as wide): features
+    behind layers 2, 7, 12, 21 and 30 (specification 3.1) of half the picture in ImageNet's colours."""
+    torch.manual_seed(0)
+    layers: list[torch.nn.Module] = []
+    inputs = 3
+    for width in (8, 8, 0, 16, 16, 0, 32, 32, 32, 32, 0, 64, 64, 64, 64, 0, 64, 64, 64, 64, 0):
+        if width:
+            layers += [torch.nn.Conv2d(inputs, width, 3, padding=1), torch.nn.ReLU()]
+            inputs = width
+        else:
+            layers.append(torch.nn.MaxPool2d(2))
+    network = torch.nn.Sequential(*layers)
+    state = {f"features.{key}": value for key, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "vgg19.pth")
+    drawn, truth = torch.rand(2, 1, 3, 64, 64) * 2 - 1
+    pair = torch.nn.functional.avg_pool2d(torch.cat([drawn, truth]), 2) / 2 + 0.5
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    colors = (pair - mean[:, None, None]) / deviation[:, None, None]
+    expected = torch.zeros(())
+    for depth, share in ((2, 1 / 32), (7, 1 / 16), (12, 1 / 8), (21, 1 / 4), (30, 1.0)):
+        one, other = network[:depth](colors)
+        expected = expected + share * (one - other).abs().mean()
+    torch.testing.assert_close(PerceptualLoss.load(tmp_path / "vgg19.pth")(drawn, truth), expected)
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = vgg(tmp_path)
     weights = load_file(path)
