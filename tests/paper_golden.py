@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -293,6 +294,26 @@ def testtime(golden: Golden) -> Outputs:
         yield name, drawn.image
 
 
+def imported(golden: Golden) -> Outputs:
+    """The picture of the test script's inputs, by the avatar made of an official file of the released sizes."""
+    from official_styleavatar import official_content, save_official
+    from omokage.avatar.paper.bundle import PaperAvatar
+    from omokage.pipelines.import_styleavatar import import_styleavatar
+
+    content = official_content(released_portrait(), released_discriminator())
+    content["g_ema"] |= {key: torch.from_numpy(value) for key, value in golden.weights("g_ema").items()}
+    names = ("feature_face", "skip_face", "feature_back", "skip_back")
+    for name, texture in zip(names, inputs(golden, *names), strict=True):
+        content[name] = torch.cat([texture, torch.zeros_like(texture)])  # a batch; its first row counts
+    render, cells = inputs(golden, "render", "uv")
+    with tempfile.TemporaryDirectory() as folder:
+        official = save_official(Path(folder) / "person_065000.pt", content)
+        made = import_styleavatar(official, output=Path(folder) / "person.avatar")
+        avatar = replace(PaperAvatar.load(made.path), noise=noise_maps(golden))
+    uv = cells.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)  # of which every second cell is taken
+    yield "image_training_graph", avatar.draw(render, uv).image
+
+
 def style_unet(golden: Golden, name: str, config: StyleUNetConfig) -> Outputs:
     network = StyleUNet(config).eval()
     fill(network, golden, name, keys.style_unet_keys(config))
@@ -374,6 +395,8 @@ FILES: dict[str, Callable[[Golden], Outputs]] = {
     "styleunet": style_unets,
     "discriminator": discriminators,
 }
+# An official file of 766 MB is written and read for these, from the reference file behind the name.
+THROUGH_FILES = {"imported": (imported, "testtime")}
 # Networks at the released sizes, of whose outputs the project keeps some slices.
 FULL_SIZE = ("full_features", "full_unet", "full_testtime", "full_styleunet", "full_discriminator")
 FILES |= {name: FILES[name.removeprefix("full_")] for name in FULL_SIZE}
@@ -392,7 +415,8 @@ def shares(golden: Golden, outputs: Outputs) -> dict[str, float]:
 def compared(name: str, golden: Golden) -> dict[str, Any]:
     """The shares of one file, largest first, and the outputs that ours does not have."""
     started = time.monotonic()
-    found = shares(golden, FILES[name](golden))
+    outputs = THROUGH_FILES[name][0] if name in THROUGH_FILES else FILES[name]
+    found = shares(golden, outputs(golden))
     found = {k: float(f"{v:.3g}") for k, v in sorted(found.items(), key=lambda item: -item[1])}
     return {
         "outputs": len(found),
@@ -410,8 +434,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="also write the shares into this JSON file")
     given = parser.parse_args(arguments)
     load, rows = os.getloadavg()[0], dict[str, dict[str, Any]]()
-    for name in given.names or [name for name in FILES if name not in FULL_SIZE]:
-        row = rows[name] = compared(name, Golden(given.folder.resolve() / f"styleavatar_{name}"))
+    for name in given.names or [name for name in (*FILES, *THROUGH_FILES) if name not in FULL_SIZE]:
+        file = THROUGH_FILES[name][1] if name in THROUGH_FILES else name
+        row = rows[name] = compared(name, Golden(given.folder.resolve() / f"styleavatar_{file}"))
         print(
             f"{name}: {row['outputs']} outputs, largest share {row['largest_share']:.3g}, {row['seconds']} s"
         )

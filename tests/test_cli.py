@@ -429,10 +429,11 @@ def test_train_portrait(calls: Calls, capsys: pytest.CaptureFixture[str]) -> Non
         SimpleNamespace(name="a.mp4", skipped="it shows 2 faces"),
         SimpleNamespace(name="b.mp4", skipped=""),
     )
-    calls.result = SimpleNamespace(path=Path("out"), data=SimpleNamespace(records=(clip, good)))
+    data = SimpleNamespace(records=(clip, good))
+    calls.result = SimpleNamespace(path=Path("out"), data=data, notes=("nobody has a face",))
     code, out, err = run("train-portrait clips -o out --stage 2 --preset tiny --lora --quiet", capsys)
     assert (code, out) == (0, "model: out\nuse it with: omokage animate --weights out ...\n")
-    assert err == "note: a.mp4 was left out: it shows 2 faces\n"
+    assert err == "note: a.mp4 was left out: it shows 2 faces\nnote: nobody has a face\n"
     assert calls.arguments == (Path("clips"),) and calls.keywords["output"] == Path("out")
     assert calls.keywords["config"].values == {
         "stage": 2, "preset": "tiny", "weights": None, "lora": 16, "steps": None, "minutes": None, "batch": None,
