@@ -14,10 +14,14 @@ from typing import Any
 
 from omokage.pipelines.bench import machine
 
+ROOT = Path(__file__).resolve().parent.parent
+
 
 def command() -> str:
-    """The command line as it was typed, without folders of this machine."""
-    return "python " + " ".join([sys.argv[0], *(Path(a).name if "/" in a else a for a in sys.argv[1:])])
+    """The command line as it was typed, without folders of this machine: the script's are those of the project."""
+    script = Path(sys.argv[0]).resolve()
+    name = script.relative_to(ROOT).as_posix() if script.is_relative_to(ROOT) else script.name
+    return "python " + " ".join([name, *(Path(a).name if "/" in a else a for a in sys.argv[1:])])
 
 
 def circumstances(load_before: float, **versions: str) -> dict[str, Any]:

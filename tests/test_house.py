@@ -128,6 +128,18 @@ def test_nothing_forbidden_in_the_sources(rule: str) -> None:
     assert found == []
 
 
+def test_results_name_no_folder_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    absolute = re.compile(r"(?<![\w./])/(home|Users|root|tmp|work|mnt|opt)/")
+    assert results and absolute.search('"python /home/me/x.py"')
+    assert [file.name for file in results if absolute.search(file.read_text(encoding="utf-8"))] == []
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from reports import command
+
+    monkeypatch.setattr("sys.argv", [str(ROOT / "benchmarks" / "live.py"), "/home/me/a.mp4", "--size", "256"])
+    assert command() == "python benchmarks/live.py a.mp4 --size 256"
+
+
 @pytest.mark.parametrize(
     ("rule", "line"),
     [
