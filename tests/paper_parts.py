@@ -42,6 +42,16 @@ TINY = PaperTrainingConfig(
     precision="fp32",
     learning_rate=0.2,
 )
+# Sample by sample, by what a picture should look like and no critic.
+PICTURES_ALONE = replace(
+    TINY,
+    batch=1,
+    micro_batch=1,
+    adversarial=0.0,
+    texture_share=1.0,
+    learning_rate=1e-2,
+    ema=0.9,
+)
 
 
 def toy_record(frame: int, seed: int = 0) -> FrameRecord:

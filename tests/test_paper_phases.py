@@ -27,7 +27,7 @@ from omokage.avatar.paper.train import (
 from omokage.config import Progress
 from omokage.pipelines.create_paper import paper_avatar
 from omokage.workers import Workers
-from paper_parts import TINY, first_batches, toy_run, toy_store
+from paper_parts import PICTURES_ALONE, TINY, first_batches, toy_run, toy_store
 
 ALONE = Workers.alone()
 MADE = Provenance("0", "me", "me", "", False, None, 1.0, 4, "0")
@@ -184,16 +184,7 @@ def test_who_starts_from_others_is_further_after_as_many_steps(
 ) -> None:
     """On frames that neither has seen, of a person whom nobody has seen before."""
     person = toy_store(tmp_path / "person", seed=3)
-    config = replace(
-        TINY,
-        steps=10,
-        batch=1,
-        micro_batch=1,
-        adversarial=0.0,
-        texture_share=1.0,
-        learning_rate=1e-2,
-        ema=0.9,
-    )
+    config = replace(PICTURES_ALONE, steps=10)
     before = replace(config, steps=40)
     others = toy_run(before, stores)
     train_paper(others, stores, before)

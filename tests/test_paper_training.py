@@ -19,7 +19,7 @@ from omokage.avatar.paper.train import Learner, PaperResult, drawn_after, held_o
 from omokage.avatar.paper.window import centred
 from omokage.errors import DivergedError, InputError, MissingDependencyError
 from omokage.workers import Workers
-from paper_parts import NETWORK, TINY, first_batches, toy_run
+from paper_parts import NETWORK, PICTURES_ALONE, TINY, first_batches, toy_run
 from processes import Started, places
 
 ALONE = Workers.alone()
@@ -36,16 +36,7 @@ def undisturbed(stores: list[FrameStore]) -> tuple[PaperRun, PaperResult]:
 
 
 def test_a_person_is_learned(stores: list[FrameStore]) -> None:
-    config = replace(
-        TINY,
-        steps=40,
-        batch=1,
-        micro_batch=1,
-        adversarial=0.0,
-        texture_share=1.0,
-        learning_rate=1e-2,
-        ema=0.9,
-    )
+    config = replace(PICTURES_ALONE, steps=40)
     run = toy_run(config, stores[:1])
     done = train_paper(run, stores[:1], config)
     first, last = done.curve[0][2], done.curve[-1][2]
